@@ -45,7 +45,9 @@ def read_beir_qrels(path: str | Path) -> Qrels:
     for line, fields in _lines(path):
         if line == 1:
             if len(fields) != 3 or _is_integer(fields[2]):
-                raise ValueError(f"{path}:1: expected the header {' '.join(BEIR_HEADER)}, got {fields}; add the header line")
+                raise ValueError(
+                    f"{path}:1: expected the header {' '.join(BEIR_HEADER)}, got {fields}; add the header line"
+                )
             continue
         if len(fields) != 3:
             raise ValueError(f"{path}:{line}: expected 3 columns (query id, document id, grade), got {len(fields)}")
@@ -95,7 +97,9 @@ def write_beir(
             file.write("\t".join(BEIR_HEADER) + "\n")
             for query_id, judged in judgements.items():
                 for document_id, grade in judged.items():
-                    file.write("\t".join((_field(query_id, "\t\n\r"), _field(document_id, "\t\n\r"), str(grade))) + "\n")
+                    file.write(
+                        "\t".join((_field(query_id, "\t\n\r"), _field(document_id, "\t\n\r"), str(grade))) + "\n"
+                    )
 
 
 def read_trec_qrels(path: str | Path) -> Qrels:
@@ -125,7 +129,9 @@ def read_run(path: str | Path) -> Run:
     for line, fields in _lines(path, separator=None):
         where = f"{path}:{line}"
         if len(fields) != 6:
-            raise ValueError(f"{where}: expected 6 columns (query id, Q0, document id, rank, score, tag), got {len(fields)}")
+            raise ValueError(
+                f"{where}: expected 6 columns (query id, Q0, document id, rank, score, tag), got {len(fields)}"
+            )
         query_id, _, document_id, _, score, _ = fields
         try:
             value = float(score)

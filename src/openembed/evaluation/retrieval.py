@@ -34,22 +34,28 @@ def exact_search(
     queries_QD: np.ndarray, query_ids: Sequence[str], documents_ND: np.ndarray, document_ids: Sequence[str], top_k: int
 ) -> Run:
     """Returns the ``top_k`` documents of each query by inner product, ties by document id descending, also at the cut."""
-    if not document_ids:
-        return {query_id: {} for query_id in query_ids}
-    order_N = np.argsort(np.array(document_ids, dtype=object), kind="stable")
-    id_rank_N = np.empty(len(document_ids), dtype=np.int64)
-    id_rank_N[order_N] = np.arange(len(document_ids))
-    step = max(1, SCORES_PER_BLOCK // len(document_ids))
+    step = max(1, SCORES_PER_BLOCK // max(1, len(document_ids)))
     run: Run = {}
     for start in range(0, len(query_ids), step):
         scores_QN = queries_QD[start : start + step] @ documents_ND.T
         for query_id, scores_N in zip(query_ids[start : start + step], scores_QN, strict=True):
-            best = _top(scores_N, id_rank_N, top_k)
-            run[query_id] = {document_ids[i]: float(scores_N[i]) for i in best}
+            run[query_id] = top_documents(scores_N, document_ids, top_k)
     return run
 
 
-def score_run(run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS) -> Outcome:
+def top_documents(scores_N: np.ndarray, document_ids: Sequence[str], top_k: int) -> dict[str, float]:
+    """Returns the ``top_k`` best documents with their scores, ordered by (score, id) descending."""
+    candidates = np.arange(len(scores_N))
+    if top_k < len(scores_N):
+        cut = np.partition(scores_N, len(scores_N) - top_k)[len(scores_N) - top_k]
+        candidates = np.flatnonzero(scores_N >= cut)
+    best = sorted(((float(scores_N[i]), document_ids[i]) for i in candidates), reverse=True)[:top_k]
+    return {document_id: score for score, document_id in best}
+
+
+def score_run(
+    run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS
+) -> Outcome:
     """Returns the metrics of ``run`` against ``qrels``: the means, per query, and the interval of ``metric``."""
     metric = canonical(metric)
     scores = per_query(run, qrels, tuple(dict.fromkeys((metric, *extra))))
@@ -143,13 +149,3 @@ def score_reranking(run: Run, items: Sequence[RerankingItem], *, metric: str) ->
 def _with_counts(outcome: Outcome, **counts: int) -> Outcome:
     merged: Mapping[str, int] = {**outcome.counts, **counts}
     return Outcome(**{**vars(outcome), "counts": merged})
-
-
-def _top(scores_N: np.ndarray, id_rank_N: np.ndarray, top_k: int) -> np.ndarray:
-    if top_k < len(scores_N):
-        cut = np.partition(scores_N, len(scores_N) - top_k)[len(scores_N) - top_k]
-        candidates = np.flatnonzero(scores_N >= cut)
-    else:
-        candidates = np.arange(len(scores_N))
-    best = np.lexsort((-id_rank_N[candidates], -scores_N[candidates]))[:top_k]
-    return candidates[best]

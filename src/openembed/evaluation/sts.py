@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from openembed.evaluation.pairs import pair_similarities
+from openembed.evaluation.pair_classification import pair_similarities
 from openembed.evaluation.result import Outcome
 from openembed.evaluation.statistics import bootstrap_statistic, generator
 from openembed.evaluation.vectors import Vectors

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from openembed.evaluation.prompts import Prompts
+from openembed.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class TextEncoder(Protocol):
 class Vectors:
     """Gives the vectors of a task's texts under its prompts.
 
-    ``options`` go to the encoder (``max_length``, ``normalize``, ``token_budget``). ``cache`` is a :class:`VectorCache` or
-    None.
+    ``options`` go to the encoder (``max_length``, ``normalize``, ``token_budget``). With a ``cache`` nothing is encoded
+    twice. ``show_progress`` draws a bar.
     """
 
     def __init__(
@@ -67,12 +68,17 @@ class Vectors:
         prompts: Prompts,
         cache: VectorCache | None = None,
         options: dict[str, Any] | None = None,
+        *,
+        show_progress: bool = False,
     ) -> None:
-        self._encoder, self._prompts, self._cache, self._options = encoder, prompts, cache, dict(options or {})
+        self._encoder, self._prompts, self._cache = encoder, prompts, cache
+        self._options, self._progress = dict(options or {}), show_progress
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Returns query vectors ``(N, D)``."""
-        return self._get("query", self._prompts.query, texts, self._encoder.encode_queries, self._prompts.query_arguments)
+        return self._get(
+            "query", self._prompts.query, texts, self._encoder.encode_queries, self._prompts.query_arguments
+        )
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         """Returns document vectors ``(N, D)``."""
@@ -94,7 +100,11 @@ class Vectors:
     ) -> np.ndarray:
         distinct = list(dict.fromkeys(texts))
         place = {text: row for row, text in enumerate(distinct)}
-        context = (side, prefix, str({k: v for k, v in sorted(self._options.items()) if k in ("max_length", "normalize")}))
+        context = (
+            side,
+            prefix,
+            str({k: v for k, v in sorted(self._options.items()) if k in ("max_length", "normalize")}),
+        )
         cached = [None] * len(distinct) if self._cache is None else self._cache.find(context, distinct)
         missing = [row for row, vector in enumerate(cached) if vector is None]
         # longest first, so that chunks hold texts of like length and a lack of memory shows at once
@@ -103,13 +113,14 @@ class Vectors:
         for row, vector in enumerate(cached):
             if vector is not None:
                 vectors_ND[row] = vector
-        step = len(missing) or 1 if self._cache is None else CHUNK
-        for start in range(0, len(missing), step):
-            rows = missing[start : start + step]
-            chunk = [distinct[row] for row in rows]
-            vectors_ND[rows] = encode(chunk, **arguments, **self._options)
-            if self._cache is not None:
-                self._cache.add(context, chunk, vectors_ND[rows])
+        with progress(f"encode {side}", len(missing), "texts", show=self._progress and bool(missing)) as advance:
+            for start in range(0, len(missing), CHUNK):
+                rows = missing[start : start + CHUNK]
+                chunk = [distinct[row] for row in rows]
+                vectors_ND[rows] = encode(chunk, **arguments, **self._options)
+                if self._cache is not None:
+                    self._cache.add(context, chunk, vectors_ND[rows])
+                advance(len(rows))
         return vectors_ND[[place[text] for text in texts]]
 
 
