@@ -1,8 +1,8 @@
 """Ranking metrics for each query, computed by trec_eval (pytrec_eval).
 
 Rules, everywhere: documents are ordered by (score, document id) descending; a judged query that is absent from the run
-scores 0 and counts in every mean; the gain is linear; a grade of 0 or less is not relevant. Scores are compared in single
-precision, as trec_eval does.
+scores 0 and counts in every mean; the gain is linear; a grade of 0 or less is not relevant. Scores are compared in
+single precision, as trec_eval does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RETRIEVAL_METRICS = (
 
 
 def parse_metric(name: str) -> tuple[str, int]:
-    """Returns (family, k) of a name such as ``ndcg_at_10`` or ``nDCG@10``; raises ``ValueError`` listing the families."""
+    """Returns (family, k) of a name such as ``ndcg_at_10`` or ``nDCG@10``; a ``ValueError`` lists the families."""
     match = re.fullmatch(r"([a-z_]+?)(?:_at_|@)([1-9]\d*)", name.lower())
     if not match or match[1] not in FAMILIES:
         raise ValueError(f"unknown metric {name!r}; write family_at_k with a family of {', '.join(FAMILIES)}")

@@ -59,7 +59,7 @@ def best_f1(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[float, float, f
 def evaluate_pair_classification(
     vectors: Vectors, first: Sequence[str], second: Sequence[str], labels: Sequence[int], *, seed: int = 42
 ) -> Outcome:
-    """Returns the largest average precision over cosine, dot product, Manhattan and Euclidean; accuracy and F1 beside it.
+    """Returns the largest average precision over cosine, dot, Manhattan and Euclidean; accuracy and F1 beside it.
 
     ``labels`` are 0 or 1. The interval resamples pairs and takes the maximum anew.
     """

@@ -1,7 +1,7 @@
 """Which text goes before a task's queries, documents and symmetric texts, decided as mteb decides it.
 
-In order: the instruction the caller gives; the model's own entry for the task; its entry for the kind of task; then, for a
-model that has an instruction table (so it was trained with instructions), the kind's general instruction; else the
+In order: the instruction the caller gives; the model's own entry for the task; its entry for the kind of task; then, for
+a model that has an instruction table (so it was trained with instructions), the kind's general instruction; else the
 model's plain query and document prompts, and nothing before symmetric texts (STS, classification, clustering, pairs).
 """
 
@@ -33,7 +33,7 @@ KIND_INSTRUCTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The literal prefixes of queries, documents and symmetric texts, and the arguments that make the encoder use them."""
+    """The literal prefixes of queries, documents and symmetric texts, and the arguments the encoder makes them from."""
 
     query: str
     document: str
@@ -71,15 +71,14 @@ def choose_prompts(
 
 
 def find_entry(entries: Iterable[str], names: Iterable[str]) -> str | None:
-    """Returns the entry that names a task: exactly, or else the longest that begins one of ``names`` (letters, digits only).
+    """Returns the entry for the first of ``names`` that has one: its own, or the longest that begins it (letters, digits).
 
     ``Banking77`` serves ``Banking77Classification`` and ``banking77``; ``STS`` serves ``STS13``.
     """
-    entries, names = list(entries), list(names)
-    exact = next((name for name in names if name in entries), None)
-    if exact is not None:
-        return exact
+    entries = list(entries)
     for name in names:
+        if name in entries:
+            return name
         begins = [entry for entry in entries if plain(entry) and plain(name).startswith(plain(entry))]
         if begins:
             return max(begins, key=lambda entry: len(plain(entry)))

@@ -33,7 +33,7 @@ class RerankingItem:
 def exact_search(
     queries_QD: np.ndarray, query_ids: Sequence[str], documents_ND: np.ndarray, document_ids: Sequence[str], top_k: int
 ) -> Run:
-    """Returns the ``top_k`` documents of each query by inner product, ties by document id descending, also at the cut."""
+    """Returns the ``top_k`` documents of each query by inner product; ties, also at the cut, by id descending."""
     step = max(1, SCORES_PER_BLOCK // max(1, len(document_ids)))
     run: Run = {}
     for start in range(0, len(query_ids), step):
@@ -88,7 +88,7 @@ def evaluate_retrieval(
     top_k: int = TOP_K,
     ignore_identical_ids: bool = False,
 ) -> Outcome:
-    """Returns nDCG@10 (or ``metric``) of exact search. Only judged queries are searched; documents carry their title."""
+    """Returns nDCG@10 (or ``metric``) of exact search; only judged queries are searched, documents carry their title."""
     judged = [query for query in queries if qrels.get(query.id)]
     documents_ND = vectors.documents([document.full_text for document in corpus])
     queries_QD = vectors.queries([query.text for query in judged])
@@ -108,7 +108,7 @@ def score_retrieval(
 def reranking_qrels(items: Sequence[RerankingItem]) -> tuple[list[RerankingItem], Qrels, dict[str, str]]:
     """Returns the usable items, their judgements and candidate id → text.
 
-    As in MTEB, a query without a positive or without a negative is left out: every order of its candidates scores alike.
+    As in MTEB, a query without a positive or a negative is left out: every order of its candidates scores alike.
     """
     usable = [item for item in items if item.positives and item.negatives]
     qrels: Qrels = {}

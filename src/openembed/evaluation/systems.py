@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from openembed.data.readers import read_beir, read_run
 from openembed.evaluation import retrieval
@@ -19,7 +19,7 @@ from openembed.evaluation.prompts import Prompts, choose_prompts
 from openembed.evaluation.result import Outcome
 from openembed.evaluation.rows import read_labelled, read_pairs, read_reranking, read_sets
 from openembed.evaluation.sts import evaluate_sts
-from openembed.evaluation.tasks import Task
+from openembed.evaluation.tasks import METRICS, Task
 from openembed.evaluation.vectors import TextEncoder, VectorCache, Vectors
 from openembed.records import Run
 
@@ -28,6 +28,7 @@ class System(Protocol):
     """Something that can be evaluated."""
 
     name: str
+    kinds: ClassVar[tuple[str, ...]]
 
     @property
     def fingerprint(self) -> str:
@@ -47,10 +48,11 @@ class System(Protocol):
 class EncoderSystem:
     """A dense encoder, searched exactly.
 
-    ``options`` go to ``encode``: with ``normalize`` (the default) similarity is the cosine, without it the inner product.
+    ``options`` go to ``encode``: with ``normalize`` (the default) similarity is the cosine, else the inner product.
     ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = tuple(METRICS)
     encoder: TextEncoder
     name: str
     cache: VectorCache | None = None
@@ -83,6 +85,7 @@ class EncoderSystem:
 class Bm25System:
     """BM25 over titles and texts; the stemmer is that of the task's language."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("retrieval", "reranking")
     name: str = "bm25"
 
     @property
@@ -125,6 +128,7 @@ class Bm25System:
 class RunSystem:
     """A finished TREC run file, scored against a retrieval task's judgements."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("retrieval",)
     path: Path
     name: str
 
@@ -138,7 +142,7 @@ class RunSystem:
         return {}
 
     def evaluate(self, task: Task) -> Outcome:
-        """Returns the outcome of the run; raises ``ValueError`` for a task that is no retrieval or names it does not know."""
+        """Returns the outcome of the run; ``ValueError`` for a task that is no retrieval or a run of other queries."""
         if task.kind != "retrieval":
             raise ValueError(f"{task.name}: a TREC run can only be scored on retrieval tasks, this is {task.kind}")
         run = read_run(self.path)

@@ -36,17 +36,17 @@ METRICS: dict[str, str] = {
 FIXED_METRIC = frozenset({"sts", "pair_classification", "clustering"})
 SPLIT_ORDER = ("test", "dev", "validation", "val")
 LAYOUTS = (
-    "corpus.jsonl + queries.jsonl + qrels/<split>.tsv (retrieval), or <split>.jsonl with sentence1, sentence2, score (STS); "
-    "sentence1, sentence2, label (pair classification); query, positive, negative (reranking); text, label with a train "
-    "split (classification) or without (clustering); each may be .jsonl.gz"
+    "corpus.jsonl + queries.jsonl + qrels/<split>.tsv (retrieval), or <split>.jsonl with sentence1, sentence2, score "
+    "(STS); sentence1, sentence2, label (pair classification); query, positive, negative (reranking); text, label with "
+    "a train split (classification) or without (clustering); each may be .jsonl.gz"
 )
 
 
 class TaskFile(Config):
     """What ``task.toml`` may set; everything left out is found from the files.
 
-    ``prompt_task``: the name the model's instruction table has for this task. ``fraction`` and ``max_documents``: how much
-    of a clustering set is embedded (mteb's default 4 %). ``protocol`` chooses mteb's clustering protocol.
+    ``prompt_task``: the name the model's instruction table has for this task. ``fraction`` and ``max_documents``: how
+    much of a clustering set is embedded (mteb's default 4 %). ``protocol`` chooses mteb's clustering protocol.
     """
 
     name: str | None = None
@@ -102,8 +102,8 @@ class Task(TaskFile):
 def find_tasks(root: str | Path, overrides: dict[str, Any] | None = None) -> list[Task]:
     """Returns the task of folder ``root``, or all tasks of the folders in it, in the order of their names.
 
-    ``overrides`` (fields of :class:`TaskFile`) win over ``task.toml``. Folders in no known layout are passed over with a
-    warning. Raises ``ValueError`` when nothing is found, and ``FileNotFoundError`` when ``root`` is no folder.
+    ``overrides`` (fields of :class:`TaskFile`) win over ``task.toml``. Folders in no known layout are passed over with
+    a warning. Raises ``ValueError`` when nothing is found, and ``FileNotFoundError`` when ``root`` is no folder.
     """
     root = Path(root)
     if not root.is_dir():
