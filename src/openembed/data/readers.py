@@ -15,7 +15,7 @@ BEIR_HEADER = ("query-id", "corpus-id", "score")
 
 
 def jsonl_path(folder: str | Path, stem: str) -> Path:
-    """Returns ``stem.jsonl`` or ``stem.jsonl.gz`` of a folder; ``FileNotFoundError`` names both when neither is there."""
+    """Returns ``stem.jsonl`` or ``stem.jsonl.gz`` of a folder; ``FileNotFoundError`` when neither is there."""
     for suffix in (".jsonl", ".jsonl.gz"):
         path = Path(folder) / f"{stem}{suffix}"
         if path.exists():
@@ -40,7 +40,7 @@ def read_queries(folder: str | Path) -> list[Query]:
 
 
 def read_beir_qrels(path: str | Path) -> Qrels:
-    """Returns the judgements of a BEIR ``qrels/<split>.tsv``: a header line, then query id, document id, whole grade."""
+    """Returns the judgements of a BEIR ``qrels/<split>.tsv``: a header, then query id, document id, whole grade."""
     qrels: Qrels = {}
     for line, fields in _lines(path):
         if line == 1:
@@ -124,7 +124,7 @@ def write_trec_qrels(path: str | Path, qrels: Qrels) -> None:
 
 
 def read_run(path: str | Path) -> Run:
-    """Returns a six-column TREC run (query id, Q0, document id, rank, score, tag); the score orders it, not the rank."""
+    """Returns a six-column TREC run (query id, Q0, document id, rank, score, tag), ordered by score, not by rank."""
     run: Run = {}
     for line, fields in _lines(path, separator=None):
         where = f"{path}:{line}"

@@ -42,7 +42,7 @@ STOP_WORDS = frozenset({"da", "de", "en", "es", "fr", "it", "nl", "no", "pt", "r
 
 
 class Bm25:
-    """Scores documents for queries. ``language``: a two-letter code, or ``none`` for neither stemming nor stop words."""
+    """Scores documents for queries. ``language``: a two-letter code, or ``none`` for no stemming and stop words."""
 
     def __init__(self, texts: Sequence[str], *, language: str = "en", k1: float = K1, b: float = B) -> None:
         import bm25s

@@ -1,7 +1,7 @@
 """mteb's own task classes on our encoders, offline: an adapter, a loader of local folders, results in mteb's format.
 
 Needs the extra ``openembed[eval]``. The data come from folders in the layouts of :mod:`openembed.evaluation.tasks`;
-mteb never asks the hub for them. Results lie as mteb's leaderboard keeps them: ``results/<model>/<revision>/<Task>.json``.
+mteb never asks the hub for them. Results lie as mteb keeps them: ``results/<model>/<revision>/<Task>.json``.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def require_mteb() -> Any:
 class MtebEncoder:
     """An encoder as mteb's ``EncoderProtocol`` wants it.
 
-    Prompts: ``instruction`` where one is given; else the model's own entry for the task or its type, found as mteb finds
-    a prompt name; else, for a model with an instruction table, the task's prompt in mteb; else its query and document
+    Prompts: ``instruction`` where one is given; else the model's own entry for the task or its type, as mteb finds a
+    prompt name; else, for a model with an instruction table, the task's prompt in mteb; else its query and document
     prompts. Retrieval documents carry an instruction only where mteb's task states one for documents.
     """
 
@@ -60,9 +60,11 @@ class MtebEncoder:
         instruction: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        mteb = require_mteb()
+        require_mteb()
+        from mteb.models import ModelMeta
+
         self.encoder, self._instruction, self._options = encoder, instruction, dict(options or {})
-        self._meta = mteb.ModelMeta.create_empty(
+        self._meta = ModelMeta.create_empty(
             overwrites={
                 "name": name if name.count("/") == 1 else f"openembed/{plain_name(name)}",
                 "revision": revision or encoder.fingerprint[:40],
@@ -96,7 +98,7 @@ class MtebEncoder:
         return self.encoder.encode(texts, instruction=prefix, **self._options)
 
     def prefix(self, task_metadata: Any, side: str | None) -> str:
-        """Returns the literal text before the texts of a task's ``side`` (``query``, ``document`` or None: symmetric)."""
+        """Returns what goes before the texts of a task's ``side`` (``query``, ``document`` or None: symmetric)."""
         table = self.encoder.config.prompts
         if self._instruction is not None:
             return "" if side == "document" else self.encoder.query_prompt(instruction=self._instruction)
@@ -178,7 +180,8 @@ def run_mteb(
 def load_task(name: str, data: str | Path, split: str | None = None) -> Any:
     """Returns mteb's task ``name`` with its data read from a folder under ``data``, so that nothing is downloaded.
 
-    The folder is the one whose name begins the task's (``scifact`` for ``SciFact``, ``stsb/en`` for ``STSBenchmark``), or
+    The folder is the one whose name begins the task's (``scifact`` for ``SciFact``, ``stsb/en`` for ``STSBenchmark``)
+    or
     ``data`` itself when it is a task folder. Raises ``ValueError`` for a name mteb does not have, a kind that
     cannot be read locally, or when no folder fits.
     """
@@ -211,7 +214,7 @@ def plain_name(name: str) -> str:
 
 
 def _subsets(task: Any, kind: str, found: list[Task], data: str) -> dict[str, Task]:
-    """mteb's subset → the local task that holds its data: the folders of this kind that share most of the task's name."""
+    """mteb's subset → the local task that holds its data: the folders of its kind that share most of its name."""
     shared = {local: _shared_name(task.metadata.name, local) for local in found if local.kind == kind}
     longest = max(shared.values(), default=0)
     fitting = [local for local, length in shared.items() if length == longest]

@@ -1,7 +1,7 @@
 """Which text goes before a task's queries, documents and symmetric texts, decided as mteb decides it.
 
-In order: the instruction the caller gives; the model's own entry for the task; its entry for the kind of task; then, for
-a model that has an instruction table (so it was trained with instructions), the kind's general instruction; else the
+In order: the instruction the caller gives; the model's own entry for the task; its entry for its kind; then, for a
+model that has an instruction table (so it was trained with instructions), the kind's general instruction; else the
 model's plain query and document prompts, and nothing before symmetric texts (STS, classification, clustering, pairs).
 """
 
@@ -71,7 +71,7 @@ def choose_prompts(
 
 
 def find_entry(entries: Iterable[str], names: Iterable[str]) -> str | None:
-    """Returns the entry for the first of ``names`` that has one: its own, or the longest that begins it (letters, digits).
+    """Returns the entry for the first of ``names`` that has one: its own or the longest that begins it.
 
     ``Banking77`` serves ``Banking77Classification`` and ``banking77``; ``STS`` serves ``STS13``.
     """

@@ -88,7 +88,7 @@ def evaluate_retrieval(
     top_k: int = TOP_K,
     ignore_identical_ids: bool = False,
 ) -> Outcome:
-    """Returns nDCG@10 (or ``metric``) of exact search; only judged queries are searched, documents carry their title."""
+    """Returns nDCG@10 (or ``metric``) of exact search; judged queries only, documents with their title."""
     judged = [query for query in queries if qrels.get(query.id)]
     documents_ND = vectors.documents([document.full_text for document in corpus])
     queries_QD = vectors.queries([query.text for query in judged])

@@ -37,7 +37,7 @@ def read_labelled(folder: Path, split: str) -> tuple[list[str], list[Hashable]]:
 
 
 def read_sets(folder: Path, split: str) -> list[tuple[list[str], list[Hashable]]]:
-    """Returns clustering sets: one a row of ``sentences`` and ``labels``, or the whole split of ``text`` and ``label``."""
+    """Returns clustering sets: a row of ``sentences`` and ``labels`` each, or the whole split of texts and labels."""
     sets = []
     for where, row in _rows(folder, split):
         if "sentences" not in row:

@@ -185,8 +185,8 @@ def _shared_keys(a: Mapping[str, float], b: Mapping[str, float]) -> list[str]:
     only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
     if only_a or only_b:
         raise ValueError(
-            f"the two runs score different items: {len(only_a)} only in the first ({_some(only_a)}), {len(only_b)} only "
-            f"in the second ({_some(only_b)}); compare runs of the same task and split"
+            f"the two runs score different items: {len(only_a)} only in the first ({_some(only_a)}), {len(only_b)} "
+            f"only in the second ({_some(only_b)}); compare runs of the same task and split"
         )
     return sorted(a)
 
