@@ -91,7 +91,7 @@ class TextBackbone(nn.Module):
         pieces = []
         for run in packed.layout.runs:
             ids = packed.ids_T[run.start : run.stop].view(run.count, run.length)
-            mask = self._open_mask(run.count, run.length) if self.bidirectional and is_decoder(self.model) else None
+            mask = self._open_mask(run.count, run.length) if self.bidirectional and has_causal_layers(self.model) else None
             options = {"use_cache": False} if self._takes_cache else {}
             hidden = self.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state
             pieces.append(hidden.reshape(run.count * run.length, -1))
@@ -149,8 +149,11 @@ def open_sliding_window(model: nn.Module) -> None:
 
 def is_decoder(model: nn.Module) -> bool:
     """True when the checkpoint's own attention is causal: its layers say so and its configuration does not object."""
-    if getattr(model.config, "is_causal", None) is False:
-        return False
+    return getattr(model.config, "is_causal", None) is not False and has_causal_layers(model)
+
+
+def has_causal_layers(model: nn.Module) -> bool:
+    """True for a decoder's code, whatever its configuration says."""
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
