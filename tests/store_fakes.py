@@ -1,4 +1,4 @@
-"""A model-free encoder for tests of the index and of bulk encoding: hashed bags of words, with the encoder's methods."""
+"""A model-free encoder for tests of the index and of bulk encoding: hashed bags of words."""
 
 import hashlib
 import re

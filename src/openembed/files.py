@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.unlink(temporary)
         raise
     fsync_directory(path.parent)
+
+
+def remove_temporary(directory: Path) -> None:
+    """Removes what a killed process left unfinished in ``directory``; only while no one else writes there."""
+    for path in directory.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fsync_directory(path: Path) -> None:

@@ -1,13 +1,13 @@
-"""Changes a store until it is killed, reporting each change on standard output: before it begins and once it returned."""
+"""Changes a store until it is killed; writes a line before each change begins and one once it returned."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from store_fakes import BagOfWords  # noqa: E402
+from store_fakes import BagOfWords
 
-from openembed.index.store import Store  # noqa: E402
-from openembed.records import Document  # noqa: E402
+from openembed.index.store import Store
+from openembed.records import Document
 
 store, encoder = Store(sys.argv[1]), BagOfWords(8)
 for number in range(int(sys.argv[2]), 1_000_000):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openembed.index.lexical import B, K1, STEMMERS, analyzer
+from openembed.index.lexical import K1, STEMMERS, B, analyzer
 from openembed.index.store import Store
 from openembed.records import Document
 

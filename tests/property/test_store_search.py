@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ def brute_force(queries_QD, values_ND, live_N, ids, k):
 def cut(values_ND, live_N, bounds):
     edges = [0, *sorted(bounds), len(values_ND)]
     segments = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         part = values_ND[low:high]
         norm = float(np.linalg.norm(part, axis=1).max()) if len(part) else 0.0
         segments.append(Vectors(part, live_N[low:high], norm))
@@ -43,7 +45,11 @@ def cut(values_ND, live_N, bounds):
 def test_dense_search_equals_brute_force(seed, count, width, k, levels, dead, block, real):
     """Small whole numbers make many exact ties; real values test that no candidate is lost to rounding."""
     random = np.random.default_rng(seed)
-    draw = (lambda n: random.standard_normal((n, width))) if real else (lambda n: random.integers(-levels, levels + 1, (n, width)))
+    draw = (
+        (lambda n: random.standard_normal((n, width)))
+        if real
+        else (lambda n: random.integers(-levels, levels + 1, (n, width)))
+    )
     values_ND, queries_QD = draw(count).astype(np.float32), draw(5).astype(np.float32)
     live_N = random.random(count) >= dead
     ids = [str(number) for number in random.permutation(count)]
@@ -72,7 +78,9 @@ def test_near_ties_are_settled_exactly_and_do_not_depend_on_batch_or_segments():
     live_N = np.ones(5000, dtype=bool)
     whole = search(queries_QD, cut(values_ND, live_N, []), 10, ids.__getitem__)
     parts = search(queries_QD, cut(values_ND, live_N, [17, 2500]), 10, ids.__getitem__)
-    alone = [search(queries_QD[row : row + 1], cut(values_ND, live_N, [99]), 10, ids.__getitem__)[0] for row in range(9)]
+    alone = [
+        search(queries_QD[row : row + 1], cut(values_ND, live_N, [99]), 10, ids.__getitem__)[0] for row in range(9)
+    ]
     assert whole == parts == alone
     exact_QN = (queries_QD.astype(np.float64) @ values_ND.astype(np.float64).T).astype(np.float32)
     for ranking, exact_N in zip(whole, exact_QN, strict=True):

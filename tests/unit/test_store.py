@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
+from crash import dies_at
 from store_fakes import BagOfWords
 
 from openembed.index import store as store_module
@@ -43,8 +45,8 @@ def test_reopening_gives_back_documents_vectors_and_rankings_without_encoding(st
     assert list(again.documents()) == documents()
     assert [d.metadata for d in again.documents()] == [{"n": n} for n in range(len(TEXTS))]
     assert again.dense(query_QD, 3) == store.dense(query_QD, 3)
-    assert list(again.dense(query_QD, 3)[0])[0] == "d0"
-    assert list(again.bm25(["hay barn"], 3)[0])[0] == "d3"
+    assert next(iter(again.dense(query_QD, 3)[0])) == "d0"
+    assert next(iter(again.bm25(["hay barn"], 3)[0])) == "d3"
     assert again.document("d5").text == "nul \0 byte and\nnew line"
     assert encoder.encoded == encoded
 
@@ -56,7 +58,8 @@ def test_bm25_returns_only_documents_that_share_a_term(store):
 
 def test_delete_then_add_again(store, encoder):
     assert store.delete(["d3", "d0"]) == 2
-    assert "d3" not in store and len(store) == 4
+    assert "d3" not in store
+    assert len(store) == 4
     assert store.bm25(["hay"], 5) == [{}]
     assert "d0" not in store.dense(encoder.encode(["cats chase mice"]), 10)[0]
     store.add([Document("d3", "hay again")], encoder)
@@ -73,14 +76,17 @@ def test_ids_given_twice_or_already_there_are_refused_and_change_nothing(store, 
         store.add([Document("x", "a"), Document("x", "b")], encoder)
     with pytest.raises(ValueError, match="'d1' is already in the index"):
         store.add([Document("new", "a"), Document("d1", "b")], encoder)
-    assert len(store) == len(TEXTS) and "new" not in store
+    assert len(store) == len(TEXTS)
+    assert "new" not in store
     assert sorted(path.name for path in store.directory.rglob("*")) == before
 
 
 def test_replace_puts_the_new_document_in_the_place_of_the_old(store, encoder):
     store.add([Document("d1", "llamas hum"), Document("d9", "new")], encoder, replace=True)
-    assert store.document("d1").text == "llamas hum" and len(store) == len(TEXTS) + 1
-    assert list(store.bm25(["llamas"], 5)[0]) == ["d1"] and "d1" not in store.bm25(["dogs"], 5)[0]
+    assert store.document("d1").text == "llamas hum"
+    assert len(store) == len(TEXTS) + 1
+    assert list(store.bm25(["llamas"], 5)[0]) == ["d1"]
+    assert "d1" not in store.bm25(["dogs"], 5)[0]
 
 
 @pytest.mark.parametrize("text", [pytest.param("ok \ud800 not", id="surrogate")])
@@ -117,7 +123,8 @@ def test_another_model_another_width_and_bad_vectors_are_refused(store):
 
 
 @pytest.mark.parametrize(
-    "name", ["vectors.f32", "documents.bin", "ids.bin", "terms.bin", "postings.counts.npy", "ids.starts.npy", "lengths.npy"]
+    "name",
+    ["vectors.f32", "documents.bin", "ids.bin", "terms.bin", "postings.counts.npy", "ids.starts.npy", "lengths.npy"],
 )
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_file_is_named_on_opening(store, name, damage):
@@ -154,7 +161,8 @@ def test_a_second_writer_is_refused_and_readers_are_not(store, encoder):
         assert len(Store(store.directory)) == len(TEXTS)
     other.add([Document("x", "a")], encoder)
     store.add([Document("y", "b")], encoder)
-    assert "x" in store and "y" in store
+    assert "x" in store
+    assert "y" in store
 
 
 def test_creating_over_an_index_is_refused(store):
@@ -184,7 +192,9 @@ def test_compacting_keeps_rankings_and_frees_the_deleted(store, encoder):
     assert encoder.encoded == encoded
     store.delete(list(store.ids()))
     store.compact()
-    assert len(store) == 0 and store.bm25(queries, 5) == [{}, {}, {}] and store.dense(vectors_QD, 5) == [{}, {}, {}]
+    assert len(store) == 0
+    assert store.bm25(queries, 5) == [{}, {}, {}]
+    assert store.dense(vectors_QD, 5) == [{}, {}, {}]
     assert len(Store(store.directory)) == 0
 
 
@@ -198,7 +208,8 @@ def test_many_small_additions_are_merged(tmp_path, encoder):
 
 
 def test_adding_nothing_changes_nothing(store, encoder):
-    assert store.add([], encoder) == 0 and store.delete([]) == 0
+    assert store.add([], encoder) == 0
+    assert store.delete([]) == 0
     assert json.loads((store.directory / "manifest.json").read_text())["change"] == 1
 
 
@@ -213,3 +224,33 @@ def test_no_space_leaves_the_last_state(store, encoder, monkeypatch):
     assert [path.name for path in (store.directory / "segments").iterdir()] == ["000001"]
     assert len(Store(store.directory)) == len(TEXTS)
     assert store.add([Document("x", "a")], encoder) == 1
+
+
+def test_killed_at_every_step_to_the_disk_it_is_as_before_or_as_after(store, encoder, tmp_path):
+    store.add(documents(10, 14), encoder)
+    store.delete(["d2"])
+    changes = {
+        "add": lambda s: s.add([Document("d1", "llamas"), Document("new", "hay")], encoder, replace=True),
+        "delete": lambda s: s.delete(["d0", "d11"]),
+        "compact": Store.compact,
+    }
+    for name, change in changes.items():
+        shutil.copytree(store.directory, tmp_path / name)
+        change(Store(tmp_path / name))
+        states = [{d.id: d.text for d in Store(path).documents()} for path in (store.directory, tmp_path / name)]
+        seen, step = set(), 0
+        while True:
+            copy = tmp_path / f"{name}{step}"
+            shutil.copytree(store.directory, copy)
+            if not dies_at(step, lambda change=change, copy=copy: change(Store(copy))):
+                break
+            found = Store(copy)
+            assert {d.id: d.text for d in found.documents()} in states
+            seen.add(len(found))
+            found.add([Document("later", "after the crash")], encoder)
+            assert len(Store(copy)) == len(found)
+            named = {info.name for info in found._manifest.segments}
+            assert {path.name for path in (copy / "segments").iterdir()} == named
+            step += 1
+        assert step > 4, name
+        assert seen == {len(state) for state in states}, name

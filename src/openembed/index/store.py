@@ -22,7 +22,7 @@ import numpy as np
 
 from openembed.config import Config, parse
 from openembed.documents import check_document
-from openembed.files import atomic_write, fsync_directory, read_json, write_json
+from openembed.files import atomic_write, fsync_directory, read_json, remove_temporary, write_json
 from openembed.index.dense import Hits, Vectors, best_first
 from openembed.index.dense import search as search_vectors
 from openembed.index.lexical import Analyzer, Bm25, analyzer
@@ -299,6 +299,7 @@ class Store:
         self._open()
 
     def _remove_unnamed(self) -> None:
+        remove_temporary(self.directory)
         named = {info.name for info in self._manifest.segments} | {info.deleted for info in self._manifest.segments}
         for folder in ("segments", "deleted"):
             for path in (self.directory / folder).glob("*"):
