@@ -33,7 +33,7 @@ class BagOfWords:
         return values_ND
 
     def encode_documents(self, texts, *, instruction=None, **options):
-        return self.encode([self.document_prompt(instruction) + text for text in texts], **options)
+        return self.encode([self.document_prompt(instruction=instruction) + text for text in texts], **options)
 
     def encode_queries(self, texts, *, task=None, instruction=None, **options):
         return self.encode([self.query_prompt(task, instruction) + text for text in texts], **options)
@@ -42,5 +42,5 @@ class BagOfWords:
         given = instruction or task
         return f"Instruct: {given}\nQuery: " if given else ""
 
-    def document_prompt(self, instruction=None):
+    def document_prompt(self, task=None, instruction=None):
         return f"{instruction} " if instruction else ""

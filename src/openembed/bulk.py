@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +33,7 @@ from openembed.config import Config
 from openembed.documents import corpus_file, read_documents
 from openembed.files import atomic_write, fsync_directory, read_json, remove_temporary, write_json
 from openembed.locks import exclusive
+from openembed.progress import progress
 from openembed.records import Document
 
 VECTORS, PARTIAL, IDS, META, JOURNAL = "vectors.npy", "vectors.npy.partial", "ids.jsonl", "meta.json", "journal.jsonl"
@@ -68,8 +69,8 @@ class BulkConfig(Config):
     def prompt(self, encoder: Any) -> str:
         """Returns the literal text put before every text."""
         if self.kind == "query":
-            return encoder.query_prompt(self.task, self.instruction)
-        return encoder.document_prompt(self.instruction)
+            return encoder.query_prompt(task=self.task, instruction=self.instruction)
+        return encoder.document_prompt(instruction=self.instruction)
 
     def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> np.ndarray:
         """Returns float32 (N, width): queries from their text, documents from title and text."""
@@ -104,7 +105,7 @@ def encode_file(
     config: BulkConfig | None = None,
     *,
     restart: bool = False,
-    advance: Callable[[int], None] = lambda _n: None,
+    show_progress: bool = False,
 ) -> Encoded:
     """Encodes every document of ``source`` (see ``read_documents``; ``-``: standard input) into the directory ``out``.
 
@@ -129,8 +130,12 @@ def encode_file(
             _remove(out, JOURNAL)
             return Encoded(out, len(ids), encoder.width, len(ids))
         done = resumed = _resume(out, plan)
-        advance(done)
-        with (out / PARTIAL).open("r+b", buffering=0) as vectors, (out / JOURNAL).open("ab", buffering=0) as journal:
+        with (
+            (out / PARTIAL).open("r+b", buffering=0) as vectors,
+            (out / JOURNAL).open("ab", buffering=0) as journal,
+            progress("encode", len(ids), "texts", show=show_progress) as advance,
+        ):
+            advance(done)
             for chunk in _chunks(path, config.chunk, done):
                 values_ND = _checked(config.encode(encoder, chunk), chunk, encoder.width)
                 vectors.seek(_offset(len(ids), encoder.width) + 4 * encoder.width * done)

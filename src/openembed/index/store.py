@@ -48,7 +48,7 @@ class EncodesDocuments(Protocol):
         """Returns float32 (N, width)."""
         ...
 
-    def document_prompt(self, instruction: str | None = None) -> str:
+    def document_prompt(self, *, instruction: str | None = None) -> str:
         """Returns the text put before every document."""
         ...
 
@@ -97,18 +97,30 @@ class Store:
         self._open()
 
     @classmethod
-    def create(cls, directory: str | Path, *, language: str = "en", model: ModelInfo | None = None) -> Store:
-        """Returns a new, empty store; raises ``FileExistsError`` when ``directory`` already holds one."""
-        directory = Path(directory)
-        analyzer(language)
-        directory.mkdir(parents=True, exist_ok=True)
-        with exclusive(directory):
-            if (directory / "manifest.json").exists():
-                raise FileExistsError(
-                    f"{directory}: already an index; add documents with `openembed add`, or use another directory"
-                )
-            _write_manifest(directory, Manifest(language=language, model=model))
-        return cls(directory)
+    def create(
+        cls,
+        directory: str | Path,
+        documents: Iterable[Document] = (),
+        vectors: np.ndarray | None = None,
+        *,
+        language: str = "en",
+        model: ModelInfo | None = None,
+    ) -> Store:
+        """Returns a new store of ``documents`` (with their ``vectors`` when there is a model), all or nothing.
+
+        Raises ``FileExistsError`` when ``directory`` already holds a store, and what ``add`` raises.
+        """
+        store = cls.__new__(cls)
+        store.directory = Path(directory)
+        manifest = Manifest(language=language, model=model)
+        store._use(manifest, [])
+        store.directory.mkdir(parents=True, exist_ok=True)
+        with exclusive(store.directory):
+            check_absent(store.directory)
+            with store._cleaned():
+                if store._append(manifest, documents, vectors=vectors) == 0:
+                    _write_manifest(store.directory, manifest)
+        return store
 
     # ---- reading
 
@@ -209,28 +221,11 @@ class Store:
                 raise ValueError(f"{self.directory}: give the encoder ({self.model.name}) or the documents' vectors")
             self.check_encoder(encoder)
         with self._change() as manifest:
-            name = f"{manifest.change + 1:06d}"
-            writer = SegmentWriter(self.directory / "segments" / name, self.model.width if self.model else 0)
-            superseded: dict[int, list[int]] = {}
-            seen: set[str] = set()
-            stream = iter(documents)
-            while chunk := list(islice(stream, CHUNK)):
-                for document in chunk:
-                    self._admit(document, seen, superseded, replace)
-                start = len(writer.ids)
-                writer.add(chunk, self._vectors_for(chunk, encoder, vectors, start), self._analyzer)
-                advance(len(chunk))
-            if vectors is not None and len(vectors) != len(writer.ids):
-                raise ValueError(f"got {len(vectors)} vectors for {len(writer.ids)} documents; nothing was added")
-            if writer.ids:
-                writer.close()
-                kept = self._with_deleted(manifest, superseded)
-                added = SegmentInfo(name=name, count=len(writer.ids), largest_norm=writer.largest_norm)
-                self._commit(manifest, (*kept, added))
+            count = self._append(manifest, documents, encoder, vectors, replace=replace, advance=advance)
             if len(self._segments) > SEGMENTS:
                 smallest = sorted(range(len(self._segments)), key=lambda number: self._segments[number].count)
                 self._merge(self._manifest, smallest[:SEGMENTS])
-        return len(writer.ids)
+        return count
 
     def delete(self, identifiers: Iterable[str]) -> int:
         """Deletes documents; returns how many. All or nothing: raises ``ValueError`` naming an id that is not there."""
@@ -263,6 +258,9 @@ class Store:
             except ValueError:  # a compaction may have removed what was just named; then the manifest has moved on
                 if attempt == 2 or _read_manifest(self.directory).change == manifest.change:
                     raise
+        self._use(manifest, segments)
+
+    def _use(self, manifest: Manifest, segments: list[Segment]) -> None:
         self._manifest = manifest
         self._segments = segments
         self._starts = np.cumsum([0, *(segment.count for segment in segments)])
@@ -282,14 +280,20 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[Manifest]:
-        """Yields the newest manifest with the writer's lock held; whatever is left unnamed on disk is removed."""
+        """Yields the newest manifest with the writer's lock held."""
         with exclusive(self.directory):
             self._open()
-            self._remove_unnamed()
-            try:
+            with self._cleaned():
                 yield self._manifest
-            finally:
-                self._remove_unnamed()
+
+    @contextmanager
+    def _cleaned(self) -> Iterator[None]:
+        """Removes what the manifest does not name, before (what a killed writer left) and after the block."""
+        self._remove_unnamed()
+        try:
+            yield
+        finally:
+            self._remove_unnamed()
 
     def _commit(self, manifest: Manifest, segments: tuple[SegmentInfo, ...]) -> None:
         fsync_directory(self.directory / "segments")
@@ -305,6 +309,37 @@ class Store:
             for path in (self.directory / folder).glob("*"):
                 if path.name not in named:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _append(
+        self,
+        manifest: Manifest,
+        documents: Iterable[Document],
+        encoder: EncodesDocuments | None = None,
+        vectors: np.ndarray | None = None,
+        *,
+        replace: bool = False,
+        advance: Callable[[int], None] = lambda _n: None,
+    ) -> int:
+        """Commits a manifest with one more segment; returns its number of documents (of none, nothing is committed)."""
+        name = f"{manifest.change + 1:06d}"
+        writer = SegmentWriter(self.directory / "segments" / name, self.model.width if self.model else 0)
+        superseded: dict[int, list[int]] = {}
+        seen: set[str] = set()
+        stream = iter(documents)
+        while chunk := list(islice(stream, CHUNK)):
+            for document in chunk:
+                self._admit(document, seen, superseded, replace)
+            start = len(writer.ids)
+            writer.add(chunk, self._vectors_for(chunk, encoder, vectors, start), self._analyzer)
+            advance(len(chunk))
+        if vectors is not None and len(vectors) != len(writer.ids):
+            raise ValueError(f"got {len(vectors)} vectors for {len(writer.ids)} documents; nothing was added")
+        if writer.ids:
+            writer.close()
+            kept = self._with_deleted(manifest, superseded)
+            added = SegmentInfo(name=name, count=len(writer.ids), largest_norm=writer.largest_norm)
+            self._commit(manifest, (*kept, added))
+        return len(writer.ids)
 
     def _merge(self, manifest: Manifest, numbers: Iterable[int]) -> None:
         """Commits a manifest where one new segment holds the live documents of the segments ``numbers``."""
@@ -400,10 +435,18 @@ def describe_model(
         fingerprint=encoder.fingerprint,
         width=encoder.width,
         document_instruction=instruction,
-        document_prompt=encoder.document_prompt(instruction),
+        document_prompt=encoder.document_prompt(instruction=instruction),
         normalize=normalize,
         max_length=max_length,
     )
+
+
+def check_absent(directory: Path) -> None:
+    """Raises ``FileExistsError`` when ``directory`` holds a store."""
+    if (directory / "manifest.json").exists():
+        raise FileExistsError(
+            f"{directory}: already an index; add documents with `openembed add`, or use another directory"
+        )
 
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:
