@@ -110,8 +110,8 @@ def encode_file(
     """Encodes every document of ``source`` (see ``read_documents``; ``-``: standard input) into the directory ``out``.
 
     The whole input is checked before anything is encoded. Run again after an interruption, it goes on after the last
-    saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while encoding but cannot be
-    resumed. Raises ``ValueError`` for bad input (naming the line), too little disk space, another process at work in
+    saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while
+    encoding; to resume, it must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another process at work in
     ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which begins anew.
     """
     config, out = config or BulkConfig(), Path(out)
@@ -172,11 +172,12 @@ def _as_file(source: str | Path, out: Path) -> Iterator[Path]:
     if str(source) != "-":
         yield corpus_file(source)
         return
-    logger.warning("standard input cannot be resumed: give a file to be able to")
-    first = sys.stdin.buffer.peek(1)[:1]
+    logger.warning("reading standard input; to resume after an interruption, pipe in the same text again")
+    first = sys.stdin.buffer.readline()
     with tempfile.TemporaryDirectory(dir=out, prefix=".stdin.", suffix=".tmp") as folder:
-        path = Path(folder) / ("input.jsonl" if first == b"{" else "input.txt")
+        path = Path(folder) / ("input.jsonl" if first.startswith(b"{") else "input.txt")
         with path.open("wb") as file:
+            file.write(first)
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield path
 

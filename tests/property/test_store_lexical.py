@@ -23,7 +23,7 @@ def from_scratch(texts, queries, analyze):
     return rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), language=st.sampled_from(["en", "pl", "de", "none"]))
 def test_scores_equal_bm25s_built_on_the_live_documents(tmp_path_factory, data, language):
     """Bit for bit, after any mixture of additions, deletions and a compaction."""
