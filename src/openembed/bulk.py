@@ -110,9 +110,10 @@ def encode_file(
     """Encodes every document of ``source`` (see ``read_documents``; ``-``: standard input) into the directory ``out``.
 
     The whole input is checked before anything is encoded. Run again after an interruption, it goes on after the last
-    saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while
-    encoding; to resume, it must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another process at work in
-    ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which begins anew.
+    saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while encoding; to resume, it
+    must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another
+    process at work in ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which
+    begins anew.
     """
     config, out = config or BulkConfig(), Path(out)
     if config.chunk < 1:
