@@ -258,7 +258,7 @@ def _highlighted(text: str, query: str, store: Store, *, width: int | None, styl
     for low, high, _ in spans:
         if start <= low and high <= end:
             shown.stylize("bold yellow", low + offset, high + offset)
-    return shown
+    return shown.append(" …") if end < len(text) else shown
 
 
 def _printable(text: str) -> str:
