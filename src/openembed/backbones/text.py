@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -174,7 +177,8 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
     options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype, "trust_remote_code": False}
     if config.revision is not None:
         options["revision"] = config.revision
-    model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
+    with quiet_unless_terminal():
+        model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
     absent = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if absent or report.get("mismatched_keys"):
         raise ValueError(
@@ -182,6 +186,21 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
             f"misshapen {list(report.get('mismatched_keys') or [])[:5] or 'none'}. Download the model again."
         )
     return model
+
+
+@contextmanager
+def quiet_unless_terminal() -> Iterator[None]:
+    """Keeps transformers' progress bars away from standard error where that is no terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    silence = not sys.stderr.isatty() and transformers_logging.is_progress_bar_enabled()
+    if silence:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silence:
+            transformers_logging.enable_progress_bar()
 
 
 def _position_offset(model: nn.Module) -> int:
