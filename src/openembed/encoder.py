@@ -24,7 +24,9 @@ from openembed.packing import Packed, TokenRows, micro_batches, pack
 from openembed.progress import progress as progress_bar
 from openembed.tokenization import TextTokenizer, TokenizerConfig
 
-CPU_TOKEN_BUDGET = 2048
+CPU_TOKEN_BUDGET = 1024
+"""Tokens a micro-batch on a CPU: large enough for full-speed matrix products, small enough to stay in its caches."""
+
 GPU_TOKEN_BUDGET = 65536
 
 
@@ -55,9 +57,7 @@ class PromptConfig(Config):
         if not instruction:
             return ""
         before, _, after = self.template.partition("{task}")
-        rendered = re.fullmatch(
-            re.escape(before.rstrip()) + r"\s.*" + re.escape(after.rstrip()) + r"\s*", instruction, re.S
-        )
+        rendered = re.fullmatch(re.escape(before.rstrip()) + r"\s.*" + re.escape(after.rstrip()) + r"\s*", instruction, re.S)
         return instruction if before.strip() and rendered else before + instruction + after
 
 
@@ -84,9 +84,7 @@ class Encoder(nn.Module):
     truncation, the pooled span, batching and normalisation are the model's business, not the caller's.
     """
 
-    def __init__(
-        self, config: EncoderConfig, tokenizer: TextTokenizer, backbone: TextBackbone, head: nn.Module
-    ) -> None:
+    def __init__(self, config: EncoderConfig, tokenizer: TextTokenizer, backbone: TextBackbone, head: nn.Module) -> None:
         super().__init__()
         self.config, self.tokenizer, self.backbone, self.head = config, tokenizer, backbone, head
         widths = [head.width, *(p.width for p in config.projections)]
@@ -197,14 +195,17 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights: equal exactly when vectors are. Computed once a state of the weights."""
+        """SHA-256 over configuration and weights, computed once a state of the weights.
+
+        Weights count in bfloat16, so a model has one fingerprint whether it is loaded in float32 or bfloat16.
+        """
         state = self.state_dict()
         versions = tuple((name, t.data_ptr(), t._version) for name, t in state.items())
         if self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.sha256(self.config.model_dump_json(exclude={"backbone": {"path", "revision"}}).encode())
             for name, tensor in sorted(state.items()):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().to(torch.bfloat16).cpu().contiguous().flatten().view(torch.uint8).numpy())
             self._fingerprint = (versions, digest.hexdigest())
         return self._fingerprint[1]
 
