@@ -61,14 +61,12 @@ def per_query(run: Run, qrels: Qrels, metrics: Sequence[str] = RETRIEVAL_METRICS
     for family, k in wanted.values():
         cuts.setdefault(FAMILIES[family], set()).add(k)
     measures = {
-        measure if measure == "recip_rank" else f"{measure}.{','.join(map(str, sorted(ks)))}"
-        for measure, ks in cuts.items()
+        measure if measure == "recip_rank" else f"{measure}.{','.join(map(str, sorted(ks)))}" for measure, ks in cuts.items()
     }
     judged_run = {query_id: dict(run[query_id]) for query_id in qrels if run.get(query_id)}
     scored = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(judged_run)
     return {
-        name: {query_id: _value(scored.get(query_id), family, k) for query_id in qrels}
-        for name, (family, k) in wanted.items()
+        name: {query_id: _value(scored.get(query_id), family, k) for query_id in qrels} for name, (family, k) in wanted.items()
     }
 
 

@@ -92,9 +92,7 @@ class MtebEncoder:
         texts = [text for batch in inputs for text in batch["text"]]
         if not texts:
             return np.zeros((0, self.encoder.width), dtype=np.float32)
-        prefix = self.prefix(
-            task_metadata, None if prompt_type is None else str(getattr(prompt_type, "value", prompt_type))
-        )
+        prefix = self.prefix(task_metadata, None if prompt_type is None else str(getattr(prompt_type, "value", prompt_type)))
         return self.encoder.encode(texts, instruction=prefix, **self._options)
 
     def prefix(self, task_metadata: Any, side: str | None) -> str:
@@ -195,9 +193,7 @@ def load_task(name: str, data: str | Path, split: str | None = None) -> Any:
         raise ValueError(f"{name} is of type {task.metadata.type}; local data are read for {', '.join(KINDS)}")
     subsets = _subsets(task, kind, find_tasks(data, {} if split is None else {"split": split}), str(data))
     eval_split = split if split in task.metadata.eval_splits else task.metadata.eval_splits[-1]
-    task = mteb.get_task(
-        name, eval_splits=[eval_split], hf_subsets=list(subsets) if task.metadata.is_multilingual else None
-    )
+    task = mteb.get_task(name, eval_splits=[eval_split], hf_subsets=list(subsets) if task.metadata.is_multilingual else None)
     digest = "-".join(sorted({local.digest()[:12] for local in subsets.values()}))
     source = {**task.metadata.dataset, "revision": f"local-{digest}"[:120]}
     task.metadata = task.metadata.model_copy(update={"dataset": source})
@@ -287,10 +283,7 @@ def _pair_classification(local: Task, task: Any, split: str) -> Any:
 def _classification(local: Task, task: Any, split: str) -> Any:
     read = {task.train_split: read_labelled(local.folder, "train"), split: read_labelled(local.folder, local.split)}
     return _columns(
-        {
-            name: {task.input_column_name: texts, task.label_column_name: labels}
-            for name, (texts, labels) in read.items()
-        }
+        {name: {task.input_column_name: texts, task.label_column_name: labels} for name, (texts, labels) in read.items()}
     )
 
 

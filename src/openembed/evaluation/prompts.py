@@ -71,17 +71,22 @@ def choose_prompts(
 
 
 def find_entry(entries: Iterable[str], names: Iterable[str]) -> str | None:
-    """Returns the entry for the first of ``names`` that has one: its own or the longest that begins it.
+    """Returns the entry for the first of ``names`` that has one; only letters and digits count, not their case.
 
-    ``Banking77`` serves ``Banking77Classification`` and ``banking77``; ``STS`` serves ``STS13``.
+    An equal name wins, then the longest entry that begins the name (``STS`` for ``STS13``), then the only entry that the
+    name begins (``Banking77Classification`` for ``banking77``, ``STSBenchmark`` for ``stsb/en``).
     """
-    entries = list(entries)
+    spelled = {entry: plain(entry) for entry in entries if plain(entry)}
     for name in names:
-        if name in entries:
+        if name in spelled:
             return name
-        begins = [entry for entry in entries if plain(entry) and plain(name).startswith(plain(entry))]
+        begins = [entry for entry, letters in spelled.items() if plain(name).startswith(letters)]
         if begins:
-            return max(begins, key=lambda entry: len(plain(entry)))
+            return max(begins, key=lambda entry: len(spelled[entry]))
+        first = plain(name.split("/")[0])
+        begun = [entry for entry, letters in spelled.items() if first and letters.startswith(first)]
+        if len(begun) == 1:
+            return begun[0]
     return None
 
 

@@ -53,9 +53,7 @@ def top_documents(scores_N: np.ndarray, document_ids: Sequence[str], top_k: int)
     return {document_id: score for score, document_id in best}
 
 
-def score_run(
-    run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS
-) -> Outcome:
+def score_run(run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS) -> Outcome:
     """Returns the metrics of ``run`` against ``qrels``: the means, per query, and the interval of ``metric``."""
     metric = canonical(metric)
     scores = per_query(run, qrels, tuple(dict.fromkeys((metric, *extra))))
@@ -96,9 +94,7 @@ def evaluate_retrieval(
     return score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
 
 
-def score_retrieval(
-    run: Run, corpus: Sequence[Document], qrels: Qrels, *, metric: str, ignore_identical_ids: bool
-) -> Outcome:
+def score_retrieval(run: Run, corpus: Sequence[Document], qrels: Qrels, *, metric: str, ignore_identical_ids: bool) -> Outcome:
     """Returns the outcome of a finished run over ``corpus`` by MTEB's rules."""
     run = without_identical_ids(run) if ignore_identical_ids else run
     outcome = score_run(run, {query_id: judged for query_id, judged in qrels.items() if judged}, metric)

@@ -53,9 +53,7 @@ def read_reranking(folder: Path, split: str) -> list[RerankingItem]:
     """Returns queries with positive and negative candidates; rows without an id get their number."""
     items = []
     for number, (where, row) in enumerate(_rows(folder, split)):
-        positive, negative = (
-            [row[key]] if isinstance(row.get(key), str) else row.get(key) for key in ("positive", "negative")
-        )
+        positive, negative = ([row[key]] if isinstance(row.get(key), str) else row.get(key) for key in ("positive", "negative"))
         if not isinstance(positive, list) or not isinstance(negative, list):
             raise ValueError(f"{where}: 'positive' and 'negative' must be lists of texts")
         identity = str(row.get("id", number))

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from openembed.data.readers import read_beir, read_run
 from openembed.evaluation import retrieval
-from openembed.evaluation.bm25 import K1, Bm25
-from openembed.evaluation.bm25 import B as BM25_B
+from openembed.evaluation.bm25 import Bm25
 from openembed.evaluation.classification import evaluate_classification
 from openembed.evaluation.clustering import evaluate_clustering, evaluate_clustering_sets
 from openembed.evaluation.pair_classification import evaluate_pair_classification
@@ -21,6 +20,7 @@ from openembed.evaluation.rows import read_labelled, read_pairs, read_reranking,
 from openembed.evaluation.sts import evaluate_sts
 from openembed.evaluation.tasks import METRICS, Task
 from openembed.evaluation.vectors import TextEncoder, VectorCache, Vectors
+from openembed.index import lexical
 from openembed.records import Run
 
 
@@ -91,7 +91,7 @@ class Bm25System:
     @property
     def fingerprint(self) -> str:
         """Method and settings."""
-        return f"bm25 lucene k1={K1} b={BM25_B}"
+        return f"bm25 lucene k1={lexical.K1} b={lexical.B}"
 
     def prompts(self, task: Task) -> dict[str, str]:
         """Returns nothing: BM25 reads the bare texts."""
@@ -107,9 +107,7 @@ class Bm25System:
             return _score_retrieval(run, task, corpus, qrels)
         if task.kind == "reranking":
             return self._rerank(task)
-        raise ValueError(
-            f"{task.name}: BM25 ranks documents and cannot do {task.kind}; choose retrieval or reranking tasks"
-        )
+        raise ValueError(f"{task.name}: BM25 ranks documents and cannot do {task.kind}; choose retrieval or reranking tasks")
 
     def _rerank(self, task: Task) -> Outcome:
         items = read_reranking(task.folder, task.split)
@@ -153,9 +151,7 @@ class RunSystem:
 
 
 def _score_retrieval(run: Run, task: Task, corpus: list[Any], qrels: Any) -> Outcome:
-    return retrieval.score_retrieval(
-        run, corpus, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids
-    )
+    return retrieval.score_retrieval(run, corpus, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids)
 
 
 def _retrieval(vectors: Vectors, task: Task) -> Outcome:

@@ -19,8 +19,8 @@ from pydantic import Field
 
 from openembed.config import Config, parse
 from openembed.data.readers import beir_splits
-from openembed.evaluation.bm25 import STEMMERS
 from openembed.files import read_jsonl
+from openembed.index.lexical import STEMMERS
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     "clustering": "v_measure",
 }
 FIXED_METRIC = frozenset({"sts", "pair_classification", "clustering"})
+LANGUAGES = frozenset(STEMMERS) | {"ja", "ko", "th", "vi", "zh"}
 SPLIT_ORDER = ("test", "dev", "validation", "val")
 LAYOUTS = (
     "corpus.jsonl + queries.jsonl + qrels/<split>.tsv (retrieval), or <split>.jsonl with sentence1, sentence2, score "
@@ -82,9 +83,7 @@ class Task(TaskFile):
 
     def files(self) -> list[Path]:
         """Returns the files the score depends on, sorted."""
-        stems = {"retrieval": ("corpus", "queries"), "classification": ("train", self.split)}.get(
-            self.kind, (self.split,)
-        )
+        stems = {"retrieval": ("corpus", "queries"), "classification": ("train", self.split)}.get(self.kind, (self.split,))
         found = [path for stem in stems if (path := _split_file(self.folder, stem))]
         qrels = self.folder / "qrels" / f"{self.split}.tsv"
         return sorted([*found, qrels] if self.kind == "retrieval" else found)
@@ -206,14 +205,14 @@ def _metric(kind: str, wanted: str | None, folder: Path) -> str:
 def _language(name: str) -> str:
     """A two-letter code that is a part of the name (``stsb/pl``, ``poquad-pl``), or English."""
     last = name.replace("-", "/").replace("_", "/").split("/")[-1]
-    return last if last in STEMMERS else "en"
+    return last if last in LANGUAGES else "en"
 
 
 def _name(folder: Path, root: Path) -> str:
     if folder != root:
         return folder.relative_to(root).as_posix()
     resolved = folder.resolve()
-    return f"{resolved.parent.name}/{resolved.name}" if resolved.name in STEMMERS else resolved.name
+    return f"{resolved.parent.name}/{resolved.name}" if resolved.name in LANGUAGES else resolved.name
 
 
 def _split_file(folder: Path, stem: str) -> Path | None:

@@ -76,9 +76,7 @@ class Vectors:
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Returns query vectors ``(N, D)``."""
-        return self._get(
-            "query", self._prompts.query, texts, self._encoder.encode_queries, self._prompts.query_arguments
-        )
+        return self._get("query", self._prompts.query, texts, self._encoder.encode_queries, self._prompts.query_arguments)
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         """Returns document vectors ``(N, D)``."""
