@@ -25,14 +25,10 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model (folder or hub id), 'bm25', or a TREC run file.")],
     data: Annotated[Path, typer.Option("--data", help="A task folder, or a folder of task folders.")],
-    tasks: Annotated[
-        list[str] | None, typer.Option("--tasks", help="mteb task class to run on the local data.")
-    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", help="mteb task class to run on the local data.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate (default: test, else dev).")] = None,
     metric: Annotated[str | None, typer.Option(help="Main metric, such as ndcg_at_10 or recall_at_100.")] = None,
-    instruction: Annotated[
-        str | None, typer.Option(help="Instruction of the queries, or of both sides of pairs.")
-    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instruction of the queries, or of both sides of pairs.")] = None,
     language: Annotated[str | None, typer.Option(help="Language of BM25's stemmer: en, pl, …, or none.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; a rerun resumes there.")] = None,
     cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps vectors from run to run.")] = None,
@@ -56,9 +52,7 @@ def evaluate(
     else:
         chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
         overrides = {key: value for key, value in chosen.items() if value is not None}
-        results = _run_local(
-            _system(model, cache, options, device, dtype, quiet=as_json), data, overrides, out, run_file
-        )
+        results = _run_local(_system(model, cache, options, device, dtype, quiet=as_json), data, overrides, out, run_file)
     if as_json:
         print_json({"model": model, "results": [result.as_dict() for result in results]})
     else:
@@ -119,9 +113,7 @@ def _run_local(
     if not usable:
         raise ValueError(f"{system.name} does {', '.join(system.kinds)}; {data} holds {_kinds(tasks)}")
     if run_file is not None and (len(usable) != 1 or usable[0].kind not in ("retrieval", "reranking")):
-        raise ValueError(
-            f"--run-file writes the ranking of one retrieval or reranking task; {data} holds {_kinds(usable)}"
-        )
+        raise ValueError(f"--run-file writes the ranking of one retrieval or reranking task; {data} holds {_kinds(usable)}")
     return run_tasks(system, usable, out, run_file=run_file)
 
 
@@ -161,8 +153,8 @@ def _print_results(model: str, results: list[TaskResult]) -> None:
     from rich.table import Table
 
     table = Table(title=model)
-    for name in ("task", "kind", "split", "metric"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", overflow="fold")
     for name in ("score", "95 % interval", "items", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in results:
@@ -186,9 +178,9 @@ def _print_comparisons(a: Path, b: Path, comparisons: list[Comparison]) -> None:
     from rich.table import Table
 
     table = Table(title=f"A = {a}, B = {b}")
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric", no_wrap=True)
-    for name in ("A", "B", "A - B", "95 % interval", "p (randomisation)", "p (bootstrap)", "items"):
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", overflow="fold")
+    for name in ("A", "B", "A - B", "95 % interval", "p random.", "p bootstrap", "items"):
         table.add_column(name, justify="right", no_wrap=True)
     for comparison in comparisons:
         t = comparison.test

@@ -148,7 +148,7 @@ class VectorCache:
         rows = [self._index.get(_key(context, text)) for text in texts]
         if all(row is None for row in rows):
             return [None] * len(texts)
-        stored = np.memmap(self._rows, dtype=np.float32, mode="r").reshape(-1, self._width)
+        stored = np.memmap(self._rows, dtype="<f4", mode="r", shape=(max(self._index.values()) + 1, self._width))
         return [None if row is None else stored[row] for row in rows]
 
     def add(self, context: tuple[str, ...], texts: Sequence[str], vectors_ND: np.ndarray) -> None:
