@@ -14,24 +14,8 @@ from tests.evaluation_fakes import WordEncoder, write_rows
 
 mteb = pytest.importorskip("mteb")
 
-WORDS = [
-    "mars",
-    "venus",
-    "orbit",
-    "moon",
-    "rice",
-    "soup",
-    "oven",
-    "salt",
-    "goal",
-    "match",
-    "team",
-    "ball",
-    "code",
-    "loop",
-    "file",
-    "disk",
-]
+TOPICS = ("mars venus orbit moon", "rice soup oven salt", "goal match team ball", "code loop file disk")
+WORDS = [word for topic in TOPICS for word in topic.split()]
 
 
 def sentence(rng, topic=None):

@@ -39,6 +39,7 @@ def test_folders_of_folders(tmp_path):
         ("stsb/de", "sts", "dev", "de"),
     ]
     assert find_tasks(tmp_path / "many" / "stsb" / "de")[0].name == "stsb/de"
+    assert find_tasks(tmp_path / "many" / "stsb")[0].name == "stsb/de"
 
 
 def test_task_toml_settles_what_the_files_leave_open(tmp_path):

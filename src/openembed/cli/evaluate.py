@@ -67,7 +67,10 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 42,
     as_json: JsonFlag = False,
 ) -> None:
-    """Test whether two systems differ: randomisation test and paired bootstrap over the same queries."""
+    """Test whether two systems differ on the same queries: randomisation test (STS and pairs: bootstrap).
+
+    --json holds both tests.
+    """
     from openembed.evaluation.compare import compare_results, compare_runs
 
     if a.is_file() and b.is_file():
@@ -150,49 +153,31 @@ def _refuse(options: dict[str, Any], what: str) -> None:
 
 
 def _print_results(model: str, results: list[TaskResult]) -> None:
-    from rich.table import Table
-
-    table = Table(title=model)
-    table.add_column("task", overflow="fold")
-    table.add_column("metric", overflow="fold")
-    for name in ("score", "95 % interval", "items", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(model, ("score", "95 % interval", "items", "seconds"))
     for r in results:
         interval = "" if r.interval is None else f"{r.interval.low * 100:.2f} to {r.interval.high * 100:.2f}"
-        items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), None)
-        row = (
-            r.task,
-            r.kind,
-            r.split,
-            r.metric,
-            f"{r.value * 100:.2f}",
-            interval,
-            str(items or ""),
-            f"{r.seconds:.1f}",
-        )
-        table.add_row(*row)
+        items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), "")
+        table.add_row(r.task, r.metric, f"{r.value * 100:.2f}", interval, str(items), f"{r.seconds:.1f}")
     console().print(table)
 
 
 def _print_comparisons(a: Path, b: Path, comparisons: list[Comparison]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"A = {a}, B = {b}")
-    table.add_column("task", overflow="fold")
-    table.add_column("metric", overflow="fold")
-    for name in ("A", "B", "A - B", "95 % interval", "p random.", "p bootstrap", "items"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(f"A = {a}, B = {b}", ("A", "B", "A - B", "95 % interval", "p"))
     for comparison in comparisons:
         t = comparison.test
-        table.add_row(
-            comparison.task,
-            t.metric,
-            f"{t.a * 100:.2f}",
-            f"{t.b * 100:.2f}",
-            f"{t.difference * 100:+.2f}",
-            f"{t.interval.low * 100:+.2f} to {t.interval.high * 100:+.2f}",
-            "" if t.p_randomization is None else f"{t.p_randomization:.4f}",
-            f"{t.p_bootstrap:.4f}",
-            str(t.items),
-        )
+        p = t.p_bootstrap if t.p_randomization is None else t.p_randomization
+        interval = f"{t.interval.low * 100:+.2f} to {t.interval.high * 100:+.2f}"
+        scores = (f"{t.a * 100:.2f}", f"{t.b * 100:.2f}", f"{t.difference * 100:+.2f}")
+        table.add_row(comparison.task, t.metric, *scores, interval, "< 0.0001" if p < 1e-4 else f"{p:.4f}")
     console().print(table)
+
+
+def _table(title: str, numbers: tuple[str, ...]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in ("task", "metric"):
+        table.add_column(name, overflow="fold", min_width=8)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

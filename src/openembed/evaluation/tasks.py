@@ -209,10 +209,12 @@ def _language(name: str) -> str:
 
 
 def _name(folder: Path, root: Path) -> str:
-    if folder != root:
-        return folder.relative_to(root).as_posix()
-    resolved = folder.resolve()
-    return f"{resolved.parent.name}/{resolved.name}" if resolved.name in LANGUAGES else resolved.name
+    """The path below ``root``; a language's folder is named after what it is a language of (``stsb/pl``)."""
+    below = folder.relative_to(root).parts
+    above = root.resolve()
+    if not below:
+        return f"{above.parent.name}/{above.name}" if above.name in LANGUAGES else above.name
+    return "/".join((above.name, *below) if below[0] in LANGUAGES else below)
 
 
 def _split_file(folder: Path, stem: str) -> Path | None:
