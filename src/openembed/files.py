@@ -81,9 +81,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, _parse_object(path, number, line)
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{path}:{number + 1}: cannot be read ({error}); the file is damaged or not UTF-8"
-            ) from None
+            raise ValueError(f"{path}:{number + 1}: cannot be read ({error}); the file is damaged or not UTF-8") from None
 
 
 def _parse_object(path: str | Path, number: int, line: str) -> dict[str, Any]:
