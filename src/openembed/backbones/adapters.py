@@ -83,7 +83,5 @@ def _pattern(model: nn.Module, targets: tuple[str, ...] | str) -> str:
         missing = sorted(set(targets) - {name.rpartition(".")[2] for name in chosen})
         if missing:
             known = sorted({name.rpartition(".")[2] for name in linear})
-            raise ValueError(
-                f"lora targets {', '.join(missing)} name no linear layer; there are {', '.join(known)}"
-            )
+            raise ValueError(f"lora targets {', '.join(missing)} name no linear layer; there are {', '.join(known)}")
     return "|".join(re.escape(name) for name in chosen)

@@ -128,9 +128,7 @@ def _hub_rows(config: SourceConfig) -> Iterator[Mapping[str, Any]]:
         ) from None
 
 
-def _construct(
-    config: SourceConfig, rows: Iterator[tuple[str, dict[str, Any]]], random: np.random.Generator
-) -> list[Example]:
+def _construct(config: SourceConfig, rows: Iterator[tuple[str, dict[str, Any]]], random: np.random.Generator) -> list[Example]:
     if config.construction == "pairs":
         return [parse_example(row, config.name, where) for where, row in rows]
     if config.construction == "scored_pairs":
@@ -150,9 +148,7 @@ def _scored_pairs(config: SourceConfig, rows: Iterator[tuple[str, dict[str, Any]
     return examples
 
 
-def _label_text(
-    config: SourceConfig, rows: Iterator[tuple[str, dict[str, Any]]], random: np.random.Generator
-) -> list[Example]:
+def _label_text(config: SourceConfig, rows: Iterator[tuple[str, dict[str, Any]]], random: np.random.Generator) -> list[Example]:
     """Query = text, positive = its label's text, negatives = other labels at random (a binary set has one)."""
     texts = [(_text(row, "text", where), _text(row, "label_text", where)) for where, row in rows]
     labels = {label: Document(f"label:{label}", label) for label in sorted({label for _, label in texts})}

@@ -51,8 +51,7 @@ class OptimizerConfig(Config):
         if not groups:
             raise ValueError("the encoder has no trainable parameter; add lora or unfreeze the backbone")
         settings: list[dict[str, Any]] = [
-            {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
-            for (lr, decay), parameters in groups.items()
+            {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()
         ]
         return torch.optim.AdamW(settings, betas=self.betas, eps=self.epsilon)
 
