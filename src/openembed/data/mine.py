@@ -59,7 +59,8 @@ def mine(examples: Sequence[Example], corpus: Sequence[Document], config: MineCo
     """Returns ``examples`` with their negatives replaced by mined ones; a query may end with none.
 
     Never mined: a known positive (by id or text), the query's own text, a second copy of a text. ``corpus`` and
-    ``examples`` share document ids. Raises ``ValueError`` when the encoder teacher is missing.
+    ``examples`` share document ids; positives that ``corpus`` lacks are added to it, so an empty one mines among all
+    positives. Raises ``ValueError`` when the encoder teacher is missing.
     """
     documents = _with_positives(corpus, examples)
     place = {_identity(document): number for number, document in enumerate(documents)}
