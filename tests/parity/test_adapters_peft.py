@@ -13,7 +13,11 @@ def model():
     torch.manual_seed(0)
     return LlamaModel(
         LlamaConfig(
-            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
             num_key_value_heads=2,
         )
     ).eval()
@@ -68,7 +72,7 @@ def test_equals_plain_peft_and_merges(model):
 
 
 def test_refuses_unknown_targets_and_doubled_adapters(model):
-    with pytest.raises(ValueError, match="query name no linear layer; there are .*q_proj"):
+    with pytest.raises(ValueError, match=r"query name no linear layer; there are .*q_proj"):
         add_lora(model, LoraConfig(targets=("query", "q_proj")))
     add_lora(model, LoraConfig())
     with pytest.raises(ValueError, match="carries adapters already"):

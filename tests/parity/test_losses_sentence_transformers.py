@@ -30,9 +30,7 @@ class Vectors(torch.nn.Module):
 
 def case(negatives):
     rows = [
-        Example(
-            Query("", f"q{n}"), (Document("", f"p{n}"),), tuple(Document("", f"n{n} {k}") for k in range(negatives)), "s"
-        )
+        Example(Query("", f"q{n}"), (Document("", f"p{n}"),), tuple(Document("", f"n{n} {k}") for k in range(negatives)), "s")
         for n in range(ROWS)
     ]
     batch = collate(rows, {"s": RowSource("s")}, BatchConfig(), np.random.default_rng(0))

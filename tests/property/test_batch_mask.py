@@ -34,9 +34,7 @@ def example(draw):
 def loop_mask(batch, rows, in_batch, margin):
     """Row by row, column by column, document by document, from the examples alone."""
     texts = [(batch.prompts[u], batch.texts[u]) for u in batch.document_N]
-    positive_columns = {
-        texts.index((SOURCES[r.source].document_prompt, d.full_text)) for r in rows for d in r.positives
-    }
+    positive_columns = {texts.index((SOURCES[r.source].document_prompt, d.full_text)) for r in rows for d in r.positives}
     column_ids = [
         {
             (r.source, d.id)

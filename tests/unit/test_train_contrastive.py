@@ -76,9 +76,7 @@ def test_matryoshka_sums_losses_of_renormalised_prefixes():
     batch = batch_of(row(0), row(1))
     values = vectors(batch)
     both = ContrastiveConfig(matryoshka=(4, 16), matryoshka_weights=(0.5, 2.0)).build().loss(Dense(values), batch)
-    single = [
-        ContrastiveConfig().build().loss(Dense(values[:, :width].contiguous()), batch).total for width in (4, 16)
-    ]
+    single = [ContrastiveConfig().build().loss(Dense(values[:, :width].contiguous()), batch).total for width in (4, 16)]
     assert both.total.item() == pytest.approx(0.5 * single[0].item() + 2.0 * single[1].item(), rel=1e-6)
     assert set(both.parts) == {"info_nce_4", "info_nce_16"}
     with pytest.raises(ValueError, match="cannot truncate vectors of width 16 to 32"):

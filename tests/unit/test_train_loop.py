@@ -93,7 +93,7 @@ def test_not_finite_loss_stops_with_the_weights_kept(tmp_path):
     encoder = tiny_encoder(tmp_path / "tokenizer")
     with torch.no_grad():
         next(encoder.head.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="step 1: loss nan .* weights were not changed"):
+    with pytest.raises(ValueError, match=r"step 1: loss nan .* weights were not changed"):
         train(train_config(), encoder, tmp_path / "out", examples=two_sources())
     assert not (tmp_path / "out" / "checkpoint").exists()
 

@@ -77,7 +77,7 @@ train(config, tiny_encoder(folder / "tokenizer"), folder / "out", examples=two_s
 
 def launch(folder):
     source = Path(checkpoint.__file__).parents[2]
-    path = os.pathsep.join([str(Path(__file__).parent), str(source)])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(source)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], env=environment, stderr=subprocess.PIPE)
 
@@ -129,7 +129,7 @@ def test_only_damaged_checkpoints_are_refused(tmp_path):
     with pytest.raises(Stopped):
         run(tmp_path, stop_after=4)
     (tmp_path / "out" / "checkpoint" / "step-00000003" / "state.json").write_text("{")
-    with pytest.raises(ValueError, match="every checkpoint is damaged .step-00000003.; delete them"):
+    with pytest.raises(ValueError, match=r"every checkpoint is damaged \(step-00000003\); delete them"):
         run(tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_other_settings_data_or_model_are_refused(tmp_path):
         run(tmp_path, optimizer={"lr": 2e-3, "warmup": 2})
     config, encoder = train_config(), tiny_encoder(tmp_path / "tokenizer")
     data = two_sources()
-    with pytest.raises(ValueError, match="data.first was"):
+    with pytest.raises(ValueError, match=r"data\.first was"):
         train(config, encoder, tmp_path / "out", examples={**data, "first": data["first"][1:]})
     encoder = tiny_encoder(tmp_path / "tokenizer")
     next(encoder.head.parameters()).data += 1

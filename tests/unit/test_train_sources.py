@@ -53,12 +53,12 @@ def test_bad_rows_are_named(tmp_path, row, message):
 
 
 def test_missing_sources_are_named(tmp_path):
-    with pytest.raises(ValueError, match="source 's': .*nothing.jsonl: no such file"):
+    with pytest.raises(ValueError, match=r"source 's': .*nothing.jsonl: no such file"):
         load_source(source(name="s", path="nothing.jsonl"), tmp_path)
     with pytest.raises(ValueError, match="source 's': no examples"):
         load_source(source(name="s", path=write(tmp_path / "x.jsonl", [])), tmp_path)
+    path = write(tmp_path / "y.jsonl", [{"query": "a"}])
     with pytest.raises(ValueError, match="no column 'premise'"):
-        path = write(tmp_path / "y.jsonl", [{"query": "a"}])
         load_source(source(name="s", path=path, columns={"query": "premise"}), tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_unreachable_hub_is_named(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ValueError, match="source 's': hub data set 'a/b' cannot be loaded .ConnectionError: no route"):
+    with pytest.raises(ValueError, match=r"source 's': hub data set 'a/b' cannot be loaded \(ConnectionError: no route"):
         load_source(source(name="s", hub={"id": "a/b"}))
 
 
