@@ -26,13 +26,10 @@ def info_nce_rows(scores_QN: Tensor, positives_QN: Tensor, allowed_QN: Tensor, t
         raise ValueError(f"temperature must be positive, got {temperature}")
     scaled_QN = scores_QN.float() / temperature
     negatives_QN = allowed_QN & ~positives_QN
-    counts_Q = positives_QN.sum(1)
-    live_Q = negatives_QN.any(1) & (counts_Q > 0)
-    # A dead row keeps all its scores here so that its log-sum-exp (discarded below) has no infinite gradient.
-    kept_QN = negatives_QN | ~live_Q[:, None]
-    against_Q = scaled_QN.masked_fill(~kept_QN, -torch.inf).logsumexp(1)
-    terms_QN = softplus(against_Q[:, None] - scaled_QN).masked_fill(~(positives_QN & live_Q[:, None]), 0.0)
-    return terms_QN.sum(1) / counts_Q.clamp(min=1)
+    # Without negatives the log-sum-exp is -inf; softplus and both backward passes take that to exactly 0.
+    against_Q1 = scaled_QN.masked_fill(~negatives_QN, -torch.inf).logsumexp(1, keepdim=True)
+    terms_QN = softplus(against_Q1 - scaled_QN).masked_fill(~positives_QN, 0.0)
+    return terms_QN.sum(1) / positives_QN.sum(1).clamp(min=1)
 
 
 def weighted_mean(values_Q: Tensor, weights_Q: Tensor | None = None) -> Tensor:
