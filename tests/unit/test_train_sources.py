@@ -79,14 +79,15 @@ def test_beir_folder(tmp_path):
             file.write(json.dumps({"_id": f"d{number}", "title": "t" * number, "text": f"text {number}"}) + "\n")
     write(tmp_path / "queries.jsonl", [{"_id": f"q{number}", "text": f"query {number}"} for number in range(3)])
     (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "train.tsv").write_text(
-        "query-id\tcorpus-id\tscore\nq0\td0\t1\nq0\td1\t2\nq1\td2\t0\nq2\td3\t1\nq2\tgone\t1\n"
-    )
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq0\td1\t2\nq1\td2\t0\nq2\td3\t1\n")
     first, second = load_source(source(name="s", path=tmp_path.name), tmp_path.parent)
     assert [document.id for document in first.positives] == ["d0", "d1"]
     assert (second.query.id, [document.full_text for document in second.positives]) == ("q2", ["ttt text 3"])
-    with pytest.raises(ValueError, match=r"source 's': .*qrels/dev.tsv: no such file"):
+    with pytest.raises(ValueError, match=r"source 's': .*qrels/dev.tsv: no such split"):
         load_source(source(name="s", path=tmp_path.name, split="dev"), tmp_path.parent)
+    (tmp_path / "qrels" / "bad.tsv").write_text("query-id\tcorpus-id\tscore\nq2\tgone\t1\n")
+    with pytest.raises(ValueError, match=r"source 's': .*document 'gone' is judged"):
+        load_source(source(name="s", path=tmp_path.name, split="bad"), tmp_path.parent)
 
 
 def labelled(tmp_path, labels):

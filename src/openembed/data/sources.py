@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 
 from openembed.config import Config
 from openembed.data.examples import parse_example
-from openembed.files import open_text, read_jsonl
+from openembed.data.readers import read_beir
+from openembed.files import read_jsonl
 from openembed.records import Document, Example, Query
 from openembed.seeds import generator
 
@@ -206,47 +207,17 @@ def _sample_outside(
 
 def _beir(folder: Path, config: SourceConfig) -> list[Example]:
     """Each judged query with all its relevant documents as positives (their full text: title and text)."""
-    qrels = _positive_judgements(folder, config)
-    wanted = {document for documents in qrels.values() for document in documents}
-    documents = {
-        row["_id"]: Document(row["_id"], _text(row, "text", where), row.get("title") or "")
-        for where, row in _beir_rows(folder, "corpus", config)
-        if row["_id"] in wanted
-    }
+    try:
+        corpus, queries, qrels = read_beir(folder, config.split)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"source {config.name!r}: {error}") from None
+    documents = {document.id: document for document in corpus}
     examples = []
-    for where, row in _beir_rows(folder, "queries", config):
-        relevant = tuple(documents[i] for i in qrels.get(row["_id"], ()) if i in documents)
+    for query in queries:
+        relevant = tuple(documents[i] for i, grade in qrels.get(query.id, {}).items() if grade > 0)
         if relevant:
-            examples.append(Example(Query(row["_id"], _text(row, "text", where)), relevant, source=config.name))
+            examples.append(Example(query, relevant, source=config.name))
     return examples
-
-
-def _beir_rows(folder: Path, part: str, config: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    path = _first_existing(folder, f"{part}.jsonl", config)
-    for number, row in read_jsonl(path):
-        yield f"{path}:{number}", {**row, "_id": _text(row, "_id", f"{path}:{number}")}
-
-
-def _positive_judgements(folder: Path, config: SourceConfig) -> dict[str, list[str]]:
-    path = _first_existing(folder, f"qrels/{config.split}.tsv", config)
-    judged: dict[str, list[str]] = defaultdict(list)
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            fields = line.rstrip("\r\n").split("\t")
-            if number == 1 and not fields[-1].lstrip("-").isdigit():
-                continue
-            if len(fields) != 3 or not fields[2].lstrip("-").isdigit():
-                raise ValueError(f"{path}:{number}: expected query-id, corpus-id, score split by tabs; got {line!r:.80}")
-            if int(fields[2]) > 0:
-                judged[fields[0]].append(fields[1])
-    return judged
-
-
-def _first_existing(folder: Path, name: str, config: SourceConfig) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.exists():
-            return path
-    raise ValueError(f"source {config.name!r}: {folder / name}: no such file (nor .gz)")
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
