@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples import TEXTS
 
 import openembed
 from openembed.config import parse
@@ -23,16 +24,6 @@ ARCHITECTURE = {
     "sliding_window": None,
     "initializer_range": 0.2,
 }
-TEXTS = [
-    "Which planet is known as the red planet?",
-    "are judo throws allowed in wrestling",
-    "Mars is the fourth planet from the Sun, covered with iron oxide which gives it its colour. " * 3,
-    "7",
-    "",
-    "naïve café — “quotes”, emoji 🙂 and 中文",
-    " leading space",
-    "A short note.",
-]
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from samples import TEXTS
 
 import openembed
-from tests.conftest import TEXTS
 
 st = pytest.importorskip("sentence_transformers")
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from openembed.cli import models, search
+from openembed.cli import evaluate, models, search
 
 app = typer.Typer(
     name="openembed",
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (models, search):
+for module in (models, search, evaluate):
     module.register(app)
 
 

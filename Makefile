@@ -1,0 +1,36 @@
+# Two commands: `make demo` and `make test`. Both install what they need into .venv first.
+# PYTHON may name another interpreter (3.11 or newer); torch is pinned so that every machine runs the same build.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+TEST_WORKERS ?= 2
+
+.PHONY: demo test lint install install-test clean
+
+demo: install
+	$(BIN)/openembed demo --out demo-output
+
+test: install-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(VENV)/installed
+install-test: $(VENV)/installed-test
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('openembed needs Python 3.11 or newer') if sys.version_info < (3, 11) else None"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output runs
