@@ -25,6 +25,9 @@ SCIFACT_CORPUS_SIZE = 1000
 QUERIES = 300
 BANKING_PER_LABEL = 20
 MAX_WORDS = {"textbooks": 100, "medquad": 80, "scifact": 120}
+TEXT_FIELDS = ("query", "positive", "negative", "text", "sentence1", "sentence2")
+PROMPT_WORDS = ("Instruct:", "Query:")
+"""Given to the tokenizer often enough to become single pieces: they begin every query."""
 CAPTION_SOURCES = ("images", "track5.en-en")
 """STS rows whose texts may be redistributed: image captions and SNLI hypotheses, both CC BY-SA."""
 
@@ -70,7 +73,11 @@ class Evaluation:
 
     def holds(self, row: Row) -> bool:
         """Whether any text of a training row is an evaluation text."""
-        return any(normalised(str(value)) in self.texts for key, value in row.items() if key not in ("label", "label_text", "score"))
+        return any(
+            normalised(str(value)) in self.texts
+            for key, value in row.items()
+            if key not in ("label", "label_text", "score")
+        )
 
     def retrieval(self, name: str, queries: list[Row], documents: list[Row], judgements: list[tuple[str, str]]) -> None:
         """Writes a BEIR folder."""
@@ -132,7 +139,9 @@ def medquad(folder: Path, evaluation: Evaluation) -> list[Row]:
     chance = random.Random("medquad")
     same_text = Counter(normalised(cut[key]) for key in cut)
     usable = [
-        query for query, documents in qrels["test"].items() if all(same_text[normalised(cut[key])] == 1 for key in documents)
+        query
+        for query, documents in qrels["test"].items()
+        if all(same_text[normalised(cut[key])] == 1 for key in documents)
     ]
     chosen = sorted(chance.sample(sorted(usable), QUERIES))
     needed = sorted({key for query in chosen for key in qrels["test"][query]})
@@ -154,7 +163,8 @@ def scifact(folder: Path, evaluation: Evaluation) -> list[Row]:
     titles = {key: str(row["title"]) for key, row in corpus.items()}
     needed = sorted({key for documents in qrels["test"].values() for key in documents})
     trained = {key for documents in qrels["train"].values() for key in documents}
-    kept = pick_corpus(needed, sorted(set(cut) - trained - set(needed)), cut, SCIFACT_CORPUS_SIZE, random.Random("scifact"))
+    spare = sorted(set(cut) - trained - set(needed))
+    kept = pick_corpus(needed, spare, cut, SCIFACT_CORPUS_SIZE, random.Random("scifact"))
     rows = [{"_id": query, "text": queries[query]["text"]} for query in sorted(qrels["test"], key=int)]
     judgements = [(row["_id"], key) for row in rows for key in sorted(qrels["test"][row["_id"]])]
     write_retrieval(evaluation, "scifact", rows, kept, cut, judgements, titles)
@@ -241,11 +251,13 @@ def build_tokenizer(texts: Iterable[str], folder: Path, size: int = 8192) -> Non
 
 
 def texts_of(train: dict[str, list[Row]]) -> list[str]:
-    fields = ("query", "positive", "negative", "text", "sentence1", "sentence2")
-    return [str(row[field]) for name in sorted(train) for row in train[name] for field in fields if field in row]
+    texts = [str(row[field]) for name in sorted(train) for row in train[name] for field in TEXT_FIELDS if field in row]
+    return texts + [word for word in PROMPT_WORDS for _ in range(1000)]
 
 
-def pick_corpus(needed: list[str], spare: list[str], texts: dict[str, str], size: int, chance: random.Random) -> list[str]:
+def pick_corpus(
+    needed: list[str], spare: list[str], texts: dict[str, str], size: int, chance: random.Random
+) -> list[str]:
     """Returns ``needed`` and random ``spare`` ids up to ``size``, no two with the same text, in order of id."""
     seen: set[str] = set()
     kept: list[str] = []
@@ -305,7 +317,9 @@ def read_jsonl(path: Path) -> Iterable[Row]:
             yield json.loads(line)
 
 
-def read_beir(folder: Path, splits: tuple[str, ...]) -> tuple[dict[str, Row], dict[str, Row], dict[str, dict[str, set[str]]]]:
+def read_beir(
+    folder: Path, splits: tuple[str, ...]
+) -> tuple[dict[str, Row], dict[str, Row], dict[str, dict[str, set[str]]]]:
     corpus = {str(row["_id"]): row for row in read_jsonl(folder / "corpus.jsonl.gz")}
     queries = {str(row["_id"]): row for row in read_jsonl(folder / "queries.jsonl.gz")}
     qrels: dict[str, dict[str, set[str]]] = {}
