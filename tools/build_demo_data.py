@@ -219,12 +219,18 @@ def nli(folder: Path) -> list[Row]:
 
 
 def build_tokenizer(texts: Iterable[str], folder: Path, size: int = 8192) -> None:
-    """Trains a lower-casing byte-level BPE with ``<s>`` first; ``</s>`` ends texts and pads."""
+    """Trains a lower-casing byte-level BPE; ``<s>`` begins texts, ``</s>`` ends and pads them.
+
+    White space is dropped and every word begins alike, so a word is the same piece at the start of a text, after a
+    line break and after a space.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
