@@ -1,6 +1,6 @@
 """Charts as SVG text: themed by the page's CSS variables, sized to be read on a phone, with title and description.
 
-Every chart is 360 units wide and meant to fill a grid cell of 300 to 480 pixels, so that its text keeps a readable size.
+Every chart is 360 units wide and meant to fill a grid cell of 300 to 480 pixels, so that its text stays readable.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def line_chart(
 
 
 def density_chart(title: str, description: str, curves: Sequence[tuple[str, Sequence[float], int]]) -> str:
-    """Returns overlaid histograms over similarities -1..1, each scaled to the same area; a curve is (name, bins, colour)."""
+    """Returns overlaid histograms over similarities -1..1, scaled to the same area; a curve is (name, bins, colour)."""
     shares = [(name, _shares(counts), color) for name, counts, color in curves if sum(counts) > 0]
     top = max((max(values) for _, values, _ in shares), default=1.0)
     frame = _Frame(-1.0, 1.0, 0.0, top * 1.05)
@@ -80,7 +80,7 @@ def density_chart(title: str, description: str, curves: Sequence[tuple[str, Sequ
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> tuple[tuple[float, float], ...]:
-    """Returns at most ``limit`` points, each the mean of a run of neighbours; points that are not finite are left out."""
+    """Returns at most ``limit`` points, each the mean of a run of neighbours, those not finite left out."""
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(y)]
     if len(finite) <= limit:
         return tuple(finite)

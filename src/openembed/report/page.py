@@ -13,7 +13,7 @@ from openembed.files import atomic_write
 from openembed.report.sections import Figure, evaluation_figures, training_figures
 
 COMMON = frozenset(
-    "the are and for who why how what does from with that this which when where can was were has have".split()
+    {"the", "are", "and", "for", "who", "why", "how", "what", "does", "which", "when", "where", "can", "was"}
 )
 """Words of a question that would be highlighted everywhere."""
 
@@ -99,7 +99,9 @@ def verdicts(report: Report) -> list[str]:
     lines = []
     better = [task for task in compared if task.scores[states[-1]].value > task.scores[states[0]].value]
     if compared:
-        lines.append(f"{states[-1]} is better than {states[0]} on {len(better)} of {len(compared)} tasks.")
+        lines.append(
+            f"After {states[-1]} the model is better than {states[0]} on {len(better)} of {len(compared)} tasks."
+        )
         worse = [task.task for task in compared if task not in better]
         lines += [f"It is not better on: {', '.join(worse)}."] if worse else []
     for task in report.tasks:
@@ -144,7 +146,7 @@ def write_report(report: Report, path: str | Path) -> Path:
 
 
 def highlight(text: str, query: str) -> str:
-    """Returns ``text`` as HTML with the words of ``query`` in ``<mark>``; short words and the commonest are left out."""
+    """Returns ``text`` as HTML with the words of ``query`` in ``<mark>``, short and common ones left out."""
     words = {re.escape(word) for word in re.findall(r"\w{3,}", query) if word.casefold() not in COMMON}
     if not words:
         return html.escape(text)
