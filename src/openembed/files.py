@@ -77,11 +77,13 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     with open_text(path) as file:
         try:
-            for number, line in enumerate(file, 1):  # noqa: B007 - the error below names the last line read
+            for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, _parse_object(path, number, line)
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}:{number + 1}: cannot be read ({error}); the file is damaged or not UTF-8") from None
+            raise ValueError(
+                f"{path}:{number + 1}: cannot be read ({error}); the file is damaged or not UTF-8"
+            ) from None
 
 
 def _parse_object(path: str | Path, number: int, line: str) -> dict[str, Any]:

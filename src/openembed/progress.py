@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str = "", *, show: bool = True) -> Iterator[Callable[[int], None]]:
+def progress(
+    description: str, total: int | None, unit: str = "", *, show: bool = True
+) -> Iterator[Callable[[int], None]]:
     """Yields ``advance(n)``; while the block runs a bar shows done/total, rate a second and time left.
 
     ``total`` of None shows a counter. Nothing is drawn when ``show`` is false or standard error is no terminal.
@@ -17,7 +19,14 @@ def progress(description: str, total: int | None, unit: str = "", *, show: bool 
         yield lambda _n: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -1,0 +1,1 @@
+"""Pretrained networks that turn packed token ids into hidden states."""

@@ -1,0 +1,194 @@
+"""Attention over packed texts, for any model of transformers, through its own attention-function registry.
+
+A flat stream of ``T`` tokens holds many texts; every token sees only its own text, and within it every token
+(bidirectional) or the tokens up to itself (causal). Because this function decides what is visible, a decoder becomes
+bidirectional by construction, whatever mask its own code would have built (NV-Embed, arXiv 2405.17428, section 3.1).
+
+Shapes: ``T`` tokens, ``H`` query heads, ``K`` key/value heads, ``d`` head width, ``B`` texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openembed.packing import Layout, Run
+
+ATTENTION_NAME = "openembed_packed"
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which tokens a token may see inside its own text, and how scores are shaped.
+
+    ``window``: at most this far back (causal: fewer than ``window``; bidirectional: at most ``window`` either way, as
+    transformers defines its sliding windows). ``softcap``: scores become ``softcap · tanh(scores / softcap)`` (Gemma 2).
+    ``sinks_H``: one extra logit a head that takes part in the softmax and has no value (gpt-oss).
+    """
+
+    causal: bool
+    window: int | None = None
+    softcap: float | None = None
+    sinks_H: Tensor | None = None
+
+
+def packed_attention(
+    query_HTd: Tensor,
+    key_KTd: Tensor,
+    value_KTd: Tensor,
+    layout: Layout,
+    visibility: Visibility,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Returns ``(T, H, d)``: softmax(q kᵀ · scale) v inside each text of ``layout``; texts never see one another.
+
+    Neighbouring texts of equal length are computed in one call. On a GPU in half precision one variable-length flash
+    kernel serves the whole stream when nothing but causality restricts the view.
+    """
+    if _flash_serves(query_HTd, visibility, dropout):
+        return _flash_varlen(query_HTd, key_KTd, value_KTd, layout, visibility.causal, scale)
+    pieces = [_run_attention(run, query_HTd, key_KTd, value_KTd, visibility, scale, dropout) for run in layout.runs]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _run_attention(
+    run: Run,
+    query_HTd: Tensor,
+    key_KTd: Tensor,
+    value_KTd: Tensor,
+    view: Visibility,
+    scale: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attention of ``count`` texts of ``length`` tokens as one batch; returns ``(count · length, H, d)``."""
+    query, key, value = (
+        x[:, run.start : run.stop].unflatten(1, (run.count, run.length)).transpose(0, 1)
+        for x in (query_HTd, key_KTd, value_KTd)
+    )
+    window = view.window if view.window is not None and view.window < run.length else None
+    if view.softcap is None and view.sinks_H is None:
+        bias = None if window is None else _window_mask(run.length, window, view.causal, query.device)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=bias,
+            dropout_p=dropout,
+            is_causal=view.causal and bias is None and run.length > 1,
+            scale=scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+    else:
+        out = _explicit_attention(query, key, value, view, window, scale, dropout)
+    return out.transpose(1, 2).reshape(run.count * run.length, out.shape[1], out.shape[3])
+
+
+def _explicit_attention(
+    query: Tensor, key: Tensor, value: Tensor, view: Visibility, window: int | None, scale: float | None, dropout: float
+) -> Tensor:
+    """Attention written out, for soft-capped scores and attention sinks; inputs ``(n, heads, L, d)``."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * (scale if scale is not None else query.shape[-1] ** -0.5)
+    if view.softcap is not None:
+        scores = view.softcap * torch.tanh(scores / view.softcap)
+    length = query.shape[2]
+    if view.causal or window is not None:
+        visible = _window_mask(length, window if window is not None else length, view.causal, query.device)
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    scores = scores.float()
+    if view.sinks_H is None:
+        weights = scores.softmax(-1)
+    else:
+        sinks = view.sinks_H.float().reshape(1, -1, 1, 1).expand(scores.shape[0], -1, length, 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+    return F.dropout(weights.to(value.dtype), dropout) @ value
+
+
+def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
+    """True where position ``i`` may see ``j``, ``(L, L)``; window conventions are those of transformers' masks."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window) if causal else distance.abs() <= window
+
+
+def _flash_serves(query_HTd: Tensor, view: Visibility, dropout: float) -> bool:
+    plain = view.window is None and view.softcap is None and view.sinks_H is None and dropout == 0.0
+    return (
+        plain
+        and query_HTd.is_cuda
+        and query_HTd.dtype in (torch.float16, torch.bfloat16)
+        and query_HTd.shape[-1] <= 256
+    )
+
+
+def _flash_varlen(
+    query_HTd: Tensor, key_KTd: Tensor, value_KTd: Tensor, layout: Layout, causal: bool, scale: float | None
+) -> Tensor:
+    """PyTorch's variable-length flash kernel: one call for all texts, no mask, no padding."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (x.transpose(0, 1).contiguous() for x in (query_HTd, key_KTd, value_KTd))
+    if key.shape[1] != query.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    offsets, longest = layout.offsets_B1, layout.max_length
+    window = (-1, 0) if causal else (-1, -1)
+    return varlen_attn(query, key, value, offsets, offsets, longest, longest, scale=scale, window_size=window)
+
+
+def transformers_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls in every layer: ``(n, heads, T, d)`` in, ``(n, T, H, d)`` out.
+
+    ``layout`` and ``bidirectional`` reach it as keyword arguments of the model's forward. Without them (a batch of texts
+    of equal length, or a family whose code does not hand them on) it is plain attention under the mask it is given;
+    the load-time probe then finds that texts cannot be packed.
+    """
+    layout, bidirectional = kwargs.get("layout"), kwargs.get("bidirectional")
+    if layout is None or bidirectional is None:
+        return _masked_attention(module, query, key, value, attention_mask, scaling), None
+    view = Visibility(
+        causal=not bidirectional,
+        window=kwargs.get("sliding_window") if kwargs.get("sliding_window") is not None else None,
+        softcap=kwargs.get("softcap"),
+        sinks_H=kwargs.get("s_aux"),
+    )
+    out_THd = packed_attention(
+        query[0], key[0], value[0], layout, view, scale=scaling, dropout=dropout if module.training else 0.0
+    )
+    return out_THd.unsqueeze(0), None
+
+
+def _masked_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    opened = getattr(getattr(module, "config", None), "is_causal", None) is False
+    causal = mask is None and query.shape[2] > 1 and getattr(module, "is_causal", False) and not opened
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+    )
+    return out.transpose(1, 2).contiguous()
+
+
+def install_attention() -> str:
+    """Makes :func:`transformers_attention` known to transformers and returns the name to load models with."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, transformers_attention)
+    return ATTENTION_NAME

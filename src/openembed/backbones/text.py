@@ -1,0 +1,184 @@
+"""A transformers model as a backbone: packed token ids in, one hidden state a token out.
+
+Shapes: ``T`` tokens of all texts of a micro-batch, ``D`` hidden width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from openembed.backbones.attention import install_attention
+from openembed.config import Config
+from openembed.packing import Packed
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class BackboneConfig(Config):
+    """Which network, and what its tokens may see.
+
+    ``path``: a folder or hub id with pretrained weights; or ``architecture``: a transformers configuration (with
+    ``model_type``) to start from random weights. ``attention``: ``bidirectional`` removes the causal mask (NV-Embed,
+    section 3.1), ``causal`` keeps it, ``model`` follows the checkpoint. ``sliding_window``: ``off`` lets every token see
+    the whole text even where the checkpoint restricts it (as NV-Embed's released code does).
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    architecture: dict[str, Any] | None = None
+    attention: Literal["bidirectional", "causal", "model"] = "bidirectional"
+    sliding_window: Literal["model", "off"] = "model"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> BackboneConfig:
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("give either path (pretrained weights) or architecture (random weights)")
+        return self
+
+
+class TextBackbone(nn.Module):
+    """Runs a transformers base model over packed texts; texts never see one another.
+
+    A family whose code does not go through transformers' attention registry (MPNet, DeBERTa, ALiBi models) is run in
+    groups of texts of equal length instead: also without padding and exact, only slower (``packable`` is False then).
+    """
+
+    def __init__(self, model: nn.Module, *, bidirectional: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.bidirectional = bidirectional
+        self.packable = True
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_cache = "use_cache" in parameters
+        self._takes_positions = "position_ids" in parameters
+        self._position_offset = _position_offset(model)
+
+    @property
+    def width(self) -> int:
+        """Hidden width D."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.model.config.vocab_size)
+
+    def forward(self, packed: Packed) -> Tensor:
+        """Returns the last hidden state of every token, ``(T, D)``."""
+        return self._forward_packed(packed) if self.packable else self._forward_equal_lengths(packed)
+
+    def _forward_packed(self, packed: Packed) -> Tensor:
+        if not self._takes_positions:
+            raise RuntimeError(f"{type(self.model).__name__} takes no position_ids")
+        output = self.model(
+            input_ids=packed.ids_T.unsqueeze(0),
+            position_ids=packed.positions_T.unsqueeze(0) + self._position_offset,
+            layout=packed.layout,
+            bidirectional=self.bidirectional,
+            **({"use_cache": False} if self._takes_cache else {}),
+        )
+        return output.last_hidden_state[0]
+
+    def _forward_equal_lengths(self, packed: Packed) -> Tensor:
+        pieces = []
+        for run in packed.layout.runs:
+            ids = packed.ids_T[run.start : run.stop].view(run.count, run.length)
+            mask = self._open_mask(run.count, run.length) if self.bidirectional and is_decoder(self.model) else None
+            options = {"use_cache": False} if self._takes_cache else {}
+            hidden = self.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state
+            pieces.append(hidden.reshape(run.count * run.length, -1))
+        return torch.cat(pieces)
+
+    def _open_mask(self, count: int, length: int) -> Tensor:
+        """An additive mask that hides nothing; decoders take it as given instead of building a causal one."""
+        parameter = next(self.model.parameters())
+        return torch.zeros(count, 1, length, length, dtype=parameter.dtype, device=parameter.device)
+
+
+def load_text_backbone(config: BackboneConfig, *, dtype: torch.dtype | None = None, seed: int = 0) -> TextBackbone:
+    """Returns the backbone of ``config``: pretrained weights from a folder or the hub, or random ones from ``seed``.
+
+    Raises ``ValueError`` for an unknown architecture, ``OSError``-derived errors of the hub are rewritten to say what was
+    looked for. ``dtype`` None keeps float32.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    name = install_attention()
+    dtype = dtype or torch.float32
+    if config.architecture is not None:
+        fields = dict(config.architecture)
+        kind = fields.pop("model_type", None)
+        if kind is None:
+            raise ValueError("backbone.architecture needs model_type, for example model_type = 'mistral'")
+        try:
+            settings = AutoConfig.for_model(kind, **fields)
+        except ValueError:
+            raise ValueError(f"backbone.architecture: transformers knows no model_type {kind!r}") from None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _with_registry(
+                lambda impl: AutoModel.from_config(settings, attn_implementation=impl, dtype=dtype), name
+            )
+    else:
+        model = _with_registry(lambda impl: _pretrained(config, impl, dtype), name)
+    return wrap(model, config)
+
+
+def wrap(model: nn.Module, config: BackboneConfig) -> TextBackbone:
+    """Returns ``model`` as a backbone with the mask that ``config`` asks for, recorded in the model's own config too."""
+    causal = {"bidirectional": False, "causal": True, "model": is_decoder(model)}[config.attention]
+    if config.attention != "model" and not causal and is_decoder(model):
+        model.config.is_causal = False
+    if config.sliding_window == "off":
+        open_sliding_window(model)
+    return TextBackbone(model, bidirectional=not causal)
+
+
+def open_sliding_window(model: nn.Module) -> None:
+    """Removes a sliding window from the model's configuration and layers."""
+    for owner in (model.config, *model.modules()):
+        if getattr(owner, "sliding_window", None) is not None:
+            owner.sliding_window = None
+
+
+def is_decoder(model: nn.Module) -> bool:
+    """True when the checkpoint's own attention is causal: its layers say so and its configuration does not object."""
+    if getattr(model.config, "is_causal", None) is False:
+        return False
+    return any(getattr(module, "is_causal", False) is True for module in model.modules())
+
+
+def _with_registry(load: Any, name: str) -> nn.Module:
+    """Loads with our attention; a family that accepts no registered attention is loaded with its own."""
+    try:
+        return load(name)
+    except (ValueError, KeyError) as error:
+        if name not in str(error):
+            raise
+        logger.warning("%s; its own attention is used, in groups of texts of equal length", error)
+        return load(None)
+
+
+def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModel
+
+    options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype, "trust_remote_code": False}
+    if config.revision is not None:
+        options["revision"] = config.revision
+    return AutoModel.from_pretrained(config.path, **options)
+
+
+def _position_offset(model: nn.Module) -> int:
+    """The position number of the first token: RoBERTa's family counts from ``padding_idx + 1``."""
+    embeddings = getattr(model, "embeddings", None)
+    if embeddings is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1
+    return 0

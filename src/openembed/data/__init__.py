@@ -1,0 +1,1 @@
+"""Training data: sources, mixing, batches and hard negatives."""

@@ -1,0 +1,57 @@
+"""Losses: pure functions of tensors, computed in fp32, finite for every mask.
+
+Shapes: Q queries, N documents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def info_nce_rows(scores_QN: Tensor, positives_QN: Tensor, allowed_QN: Tensor, temperature: float) -> Tensor:
+    """Returns the InfoNCE loss of each query (Q,), in fp32.
+
+    With s = score / temperature, P the positives and A the allowed negatives of a query::
+
+        loss = mean over p in P of  -log( exp(s_p) / (exp(s_p) + sum over n in A of exp(s_n)) )
+             = mean over p in P of  softplus( logsumexp over n in A of s_n  -  s_p )
+
+    So each positive has its own term and never stands in another positive's denominator. ``allowed_QN`` marks the
+    negatives; a document that is both positive and allowed counts as positive only. A query without a positive or
+    without an allowed negative has loss 0 and gradient 0. Both masks are boolean (Q, N).
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    scaled_QN = scores_QN.float() / temperature
+    negatives_QN = allowed_QN & ~positives_QN
+    counts_Q = positives_QN.sum(1)
+    live_Q = negatives_QN.any(1) & (counts_Q > 0)
+    # A dead row keeps all its scores here so that its log-sum-exp (discarded below) has no infinite gradient.
+    kept_QN = negatives_QN | ~live_Q[:, None]
+    against_Q = scaled_QN.masked_fill(~kept_QN, -torch.inf).logsumexp(1)
+    terms_QN = softplus(against_Q[:, None] - scaled_QN).masked_fill(~(positives_QN & live_Q[:, None]), 0.0)
+    return terms_QN.sum(1) / counts_Q.clamp(min=1)
+
+
+def weighted_mean(values_Q: Tensor, weights_Q: Tensor | None = None) -> Tensor:
+    """Returns the mean of ``values_Q`` under ``weights_Q`` (all 1 by default); 0 when the weights sum to 0."""
+    if weights_Q is None:
+        weights_Q = torch.ones_like(values_Q)
+    total = weights_Q.sum()
+    return (values_Q * weights_Q).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def info_nce(
+    scores_QN: Tensor,
+    positives_QN: Tensor,
+    allowed_QN: Tensor,
+    temperature: float,
+    weights_Q: Tensor | None = None,
+) -> Tensor:
+    """Returns the weighted mean over queries of :func:`info_nce_rows`, a scalar.
+
+    Queries without positive or negative count in the mean with loss 0, so the scale does not depend on the masks.
+    """
+    return weighted_mean(info_nce_rows(scores_QN, positives_QN, allowed_QN, temperature), weights_Q)

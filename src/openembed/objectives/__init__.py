@@ -1,0 +1,40 @@
+"""Objectives say what to encode and how the representations become a loss; they never run a model themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from openembed.data.batch import Batch
+from openembed.representations import Dense
+
+
+@dataclass(frozen=True)
+class Views:
+    """The texts to encode, each with the literal prompt put before it."""
+
+    texts: Sequence[str]
+    prompts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``total`` is what is minimised (a scalar with gradient); ``parts`` are its terms by name; ``diagnostics`` are
+    plain JSON values for the metrics file."""
+
+    total: Tensor
+    parts: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What the trainer needs of an objective."""
+
+    def views(self, batch: Batch) -> Views:
+        """Returns what to encode for ``batch``."""
+
+    def loss(self, representations: Dense, batch: Batch) -> Loss:
+        """Returns the loss of ``batch``, given one representation a view, in the order of :meth:`views`."""

@@ -1,0 +1,162 @@
+"""Text to token ids with the model's own conventions: what goes before and after, what is cut, what is pooled.
+
+The caller gives texts and an instruction; beginning and end tokens, truncation and the pooled span belong to the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from openembed.config import Config
+from openembed.packing import TokenRows
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class TokenizerConfig(Config):
+    """How texts become token rows.
+
+    ``eos_token``: appended to every text unless the tokenizer adds it itself; None appends nothing.
+    ``truncation``: what a text longer than the limit loses: ``keep_eos`` cuts the text and keeps what follows it,
+    ``cut_end`` cuts the whole row, end token included (as NV-Embed's released code does).
+    ``pool_instruction``: ``exclude`` starts pooling at the first token that holds a character of the text (exact, from
+    offsets); ``exclude_by_count`` leaves out as many positions as the instruction alone has tokens, not counting the
+    beginning token (NV-Embed's released code); ``exclude_by_count_and_prefix`` counts the beginning token too
+    (sentence-transformers with ``include_prompt`` false); ``include`` pools every token. Beginning tokens go with the
+    instruction: they are pooled when there is none.
+    """
+
+    eos_token: str | None = None
+    truncation: Literal["keep_eos", "cut_end"] = "keep_eos"
+    pool_instruction: Literal["exclude", "exclude_by_count", "exclude_by_count_and_prefix", "include"] = "exclude"
+    lowercase: bool = False
+
+
+class TextTokenizer:
+    """Turns texts into :class:`TokenRows`. Special tokens written out in a text are plain characters to it."""
+
+    def __init__(self, tokenizer: Tokenizer, config: TokenizerConfig) -> None:
+        self.backend = Tokenizer.from_str(tokenizer.to_str())
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = True
+        self.config = config
+        self.prefix, self.suffix = self._surroundings()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, config: TokenizerConfig) -> TextTokenizer:
+        """Reads ``tokenizer.json`` of a folder; raises ``ValueError`` when it is missing or damaged."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; a fast tokenizer (tokenizer.json) is needed")
+        try:
+            return cls(Tokenizer.from_file(str(path)), config)
+        except Exception as error:  # the backend raises bare Exception
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from None
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def __call__(
+        self, texts: Sequence[str], instructions: str | Sequence[str] = "", max_length: int | None = None
+    ) -> TokenRows:
+        """Returns one token row a text, at most ``max_length`` tokens each, instruction and special tokens included.
+
+        ``instructions``: the literal prefix of all texts, or one a text. Lone surrogates become U+FFFD.
+        Raises ``TypeError`` for a bare string and ``ValueError`` when an instruction leaves no room for its text.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of strings; got one string. Write [text] for a single text.")
+        prefixes = [instructions] * len(texts) if isinstance(instructions, str) else list(instructions)
+        if len(prefixes) != len(texts):
+            raise ValueError(f"{len(texts)} texts but {len(prefixes)} instructions; give one, or one a text")
+        prefixes = [self._clean(prefix) for prefix in prefixes]
+        joined = [prefix + self._clean(text) for prefix, text in zip(prefixes, texts, strict=True)]
+        encodings = self.backend.encode_batch(joined, add_special_tokens=False)
+        counts = self._prefix_counts(prefixes)
+        ids, starts = [], np.zeros(len(texts), dtype=np.int32)
+        for i, (encoding, prefix) in enumerate(zip(encodings, prefixes, strict=True)):
+            row = self._row(encoding.ids, max_length)
+            if prefix and self.config.pool_instruction != "include":
+                starts[i] = counts[prefix] if counts else self._start(encoding, len(prefix), len(joined[i]))
+                self._require_room(int(starts[i]), len(row) - self._kept(encoding.ids, row), max_length)
+            ids.append(row)
+        return TokenRows(ids, starts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids, special tokens left out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``tokenizer.json``."""
+        self.backend.save(str(Path(folder) / "tokenizer.json"))
+
+    def _surroundings(self) -> tuple[list[int], list[int]]:
+        """The ids the tokenizer's own template puts before and after a text, our end token added where it lacks one."""
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        framed = self.backend.encode("a", add_special_tokens=True).ids
+        first = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+        prefix, suffix = framed[:first], framed[first + len(bare) :]
+        if self.config.eos_token is not None:
+            eos = self.backend.token_to_id(self.config.eos_token)
+            if eos is None:
+                raise ValueError(f"eos_token {self.config.eos_token!r} is not in the tokenizer's vocabulary")
+            suffix = suffix if suffix[-1:] == [eos] else [*suffix, eos]
+        return prefix, suffix
+
+    def _row(self, body: list[int], max_length: int | None) -> np.ndarray:
+        if max_length is not None and max_length < len(self.prefix) + len(self.suffix) + 1:
+            raise ValueError(
+                f"max_length {max_length} leaves no token for the text; at least "
+                f"{len(self.prefix) + len(self.suffix) + 1} is needed"
+            )
+        if max_length is not None and self.config.truncation == "keep_eos":
+            body = body[: max_length - len(self.prefix) - len(self.suffix)]
+        row = np.array([*self.prefix, *body, *self.suffix], dtype=np.int32)
+        if len(row) == 0:
+            row = np.zeros(1, dtype=np.int32)
+        return row if max_length is None else row[:max_length]
+
+    def _prefix_counts(self, prefixes: Sequence[str]) -> dict[str, int]:
+        """Positions left out a distinct instruction, for the rules that count; empty for the others."""
+        if not self.config.pool_instruction.startswith("exclude_by_count"):
+            return {}
+        extra = len(self.prefix) if self.config.pool_instruction == "exclude_by_count_and_prefix" else 0
+        return {p: extra + len(self.backend.encode(p, add_special_tokens=False).ids) for p in set(prefixes) if p}
+
+    def _start(self, encoding: object, boundary: int, end: int) -> int:
+        """Index in the row of the first token with a character at or after ``boundary``."""
+        for position in range(boundary, end):
+            token = encoding.char_to_token(position)  # type: ignore[attr-defined]
+            if token is not None:
+                return len(self.prefix) + int(token)
+        return len(self.prefix) + len(encoding.ids)  # type: ignore[attr-defined]
+
+    def _kept(self, body: list[int], row: np.ndarray) -> int:
+        """End tokens that survive although the text before them was cut: pooling these alone would be no vector of it."""
+        cut = len(row) < len(self.prefix) + len(body) + len(self.suffix)
+        return len(self.suffix) if cut and self.config.truncation == "keep_eos" else 0
+
+    @staticmethod
+    def _require_room(start: int, length: int, max_length: int | None) -> None:
+        if start >= length:
+            raise ValueError(
+                f"the instruction takes {start} of {max_length} tokens and leaves none of the text to pool; "
+                "shorten the instruction or raise max_length"
+            )
+
+    def _clean(self, text: str) -> str:
+        if not isinstance(text, str):
+            raise TypeError(f"texts and instructions must be strings, got {type(text).__name__}")
+        text = LONE_SURROGATE.sub("\ufffd", text)
+        return text.lower() if self.config.lowercase else text
