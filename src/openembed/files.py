@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +36,12 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.unlink(temporary)
         raise
     fsync_directory(path.parent)
+
+
+def remove_temporary(directory: Path) -> None:
+    """Removes what a killed process left unfinished in ``directory``; only while no one else writes there."""
+    for path in directory.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fsync_directory(path: Path) -> None:
@@ -69,21 +77,34 @@ def open_text(path: str | Path) -> IO[str]:
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yields ``(line number, line without its end)`` of a (gzipped) UTF-8 file; a leading byte-order mark is dropped.
+
+    Raises ``ValueError`` naming file and line for broken UTF-8 or a damaged gzip stream. Lines are decoded one by one:
+    a text reader decodes blocks and would name a line before the broken one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    number = 0
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}:{number + 1}: cannot be read ({error}); the file is damaged") from None
+
+
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields ``(line number, object)`` for each non-empty line of a (gzipped) JSON-lines file.
 
     Raises ``ValueError`` naming file and line for malformed JSON, a line that is no object, or broken UTF-8 or gzip.
     """
-    number = 0
-    with open_text(path) as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _parse_object(path, number, line)
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{path}:{number + 1}: cannot be read ({error}); the file is damaged or not UTF-8"
-            ) from None
+    for number, line in read_lines(path):
+        if line.strip():
+            yield number, _parse_object(path, number, line)
 
 
 def _parse_object(path: str | Path, number: int, line: str) -> dict[str, Any]:

@@ -1,0 +1,296 @@
+"""Encoding a file of any size to memory-mapped vectors; killed at any point it resumes and ends with the same bytes.
+
+    OUT/vectors.npy   float32 (N, D), opens with ``numpy.load(..., mmap_mode="r")``
+    OUT/ids.jsonl     one id a line, as JSON strings, in the order of the vectors
+    OUT/meta.json     how they were made; written last: where it is, the other two are whole
+
+While it runs: ``vectors.npy.partial`` and ``journal.jsonl``, whose first line says what is being encoded and whose
+others count the rows that are safely on disk. Texts are encoded in chunks at fixed row numbers, since the last bits of
+a vector may depend on what is encoded beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from openembed.config import Config
+from openembed.documents import corpus_file, read_documents
+from openembed.files import atomic_write, fsync_directory, read_json, remove_temporary, write_json
+from openembed.locks import exclusive
+from openembed.progress import progress
+from openembed.records import Document
+
+VECTORS, PARTIAL, IDS, META, JOURNAL = "vectors.npy", "vectors.npy.partial", "ids.jsonl", "meta.json", "journal.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+class EncodesTexts(Protocol):
+    """What bulk encoding needs of an encoder."""
+
+    fingerprint: str
+    width: int
+
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Returns float32 (N, width)."""
+        ...
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Returns float32 (N, width)."""
+        ...
+
+
+class BulkConfig(Config):
+    """What to encode texts as. ``task`` is for queries only; ``chunk`` is how many texts lie between two savings."""
+
+    kind: Literal["query", "document"] = "document"
+    task: str | None = None
+    instruction: str | None = None
+    normalize: bool = True
+    max_length: int | None = None
+    chunk: int = 1024
+
+    def prompt(self, encoder: Any) -> str:
+        """Returns the literal text put before every text."""
+        if self.kind == "query":
+            return encoder.query_prompt(task=self.task, instruction=self.instruction)
+        return encoder.document_prompt(instruction=self.instruction)
+
+    def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> np.ndarray:
+        """Returns float32 (N, width): queries from their text, documents from title and text."""
+        options = {"instruction": self.instruction, "normalize": self.normalize, "max_length": self.max_length}
+        if self.kind == "query":
+            return encoder.encode_queries([document.text for document in documents], task=self.task, **options)
+        return encoder.encode_documents([document.full_text for document in documents], **options)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The finished output of ``encode_file``; ``resumed`` rows were there from an earlier, interrupted run."""
+
+    directory: Path
+    count: int
+    width: int
+    resumed: int
+
+    def vectors(self) -> np.ndarray:
+        """Returns the memory-mapped float32 vectors (N, D)."""
+        return np.load(self.directory / VECTORS, mmap_mode="r")
+
+    def ids(self) -> list[str]:
+        """Returns the ids, in the order of the vectors."""
+        return [json.loads(line) for line in (self.directory / IDS).read_text(encoding="utf-8").splitlines()]
+
+
+def encode_file(
+    encoder: EncodesTexts,
+    source: str | Path,
+    out: str | Path,
+    config: BulkConfig | None = None,
+    *,
+    restart: bool = False,
+    show_progress: bool = False,
+) -> Encoded:
+    """Encodes every document of ``source`` (see ``read_documents``; ``-``: standard input) into the directory ``out``.
+
+    The whole input is checked before anything is encoded. Run again after an interruption, it goes on after the last
+    saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while
+    encoding; to resume, it must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another process at work in
+    ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which begins anew.
+    """
+    config, out = config or BulkConfig(), Path(out)
+    if config.chunk < 1:
+        raise ValueError(f"chunk must be 1 or more, got {config.chunk}")
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out), _as_file(source, out) as path:
+        digest, ids = _survey(path)
+        if not ids:
+            raise ValueError(f"{source}: holds no texts")
+        plan = _plan(encoder, config, digest, len(ids))
+        if restart:
+            _remove(out, META, PARTIAL, VECTORS, IDS, JOURNAL)
+        if (out / META).exists():
+            _check_same(plan, read_json(out / META), out)
+            _remove(out, JOURNAL)
+            return Encoded(out, len(ids), encoder.width, len(ids))
+        done = resumed = _resume(out, plan)
+        with (
+            (out / PARTIAL).open("r+b", buffering=0) as vectors,
+            (out / JOURNAL).open("ab", buffering=0) as journal,
+            progress("encode", len(ids), "texts", show=show_progress) as advance,
+        ):
+            advance(done)
+            for chunk in _chunks(path, config.chunk, done):
+                values_ND = _checked(config.encode(encoder, chunk), chunk, encoder.width)
+                vectors.seek(_offset(len(ids), encoder.width) + 4 * encoder.width * done)
+                _append(vectors, values_ND.tobytes(), out / PARTIAL)
+                done += len(chunk)
+                _append(journal, json.dumps({"rows": done}).encode() + b"\n", out / JOURNAL)
+                advance(len(chunk))
+        if done != len(ids):
+            raise ValueError(
+                f"{path}: changed while it was being encoded ({len(ids)} texts before, {done} now); restart"
+            )
+        _finish(out, plan, ids)
+    return Encoded(out, len(ids), encoder.width, resumed)
+
+
+def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str, Any]:
+    """Returns everything the bytes of the output depend on."""
+    return {
+        "input_sha256": digest,
+        "count": count,
+        "width": encoder.width,
+        "dtype": "float32",
+        "model_fingerprint": encoder.fingerprint,
+        "prompt": config.prompt(encoder),
+        "computed_in": f"{encoder.dtype} on {str(encoder.device).split(':')[0]}",
+        **config.model_dump(),
+    }
+
+
+@contextmanager
+def _as_file(source: str | Path, out: Path) -> Iterator[Path]:
+    """Yields the file to read; standard input is copied into ``out`` first, because it must be read twice."""
+    remove_temporary(out)
+    if str(source) != "-":
+        yield corpus_file(source)
+        return
+    logger.warning("reading standard input; to resume after an interruption, pipe in the same text again")
+    first = sys.stdin.buffer.readline()
+    with tempfile.TemporaryDirectory(dir=out, prefix=".stdin.", suffix=".tmp") as folder:
+        path = Path(folder) / ("input.jsonl" if first.startswith(b"{") else "input.txt")
+        with path.open("wb") as file:
+            file.write(first)
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
+
+
+def _survey(path: Path) -> tuple[str, list[str]]:
+    """Returns the sha256 of the file and the ids in it, having checked every line."""
+    ids = [document.id for document in read_documents(path)]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), ids
+
+
+def _resume(out: Path, plan: dict[str, Any]) -> int:
+    """Returns how many rows are safely on disk, leaving a partial file and a journal that say so and no more."""
+    size = _offset(plan["count"], plan["width"])
+    journal, partial = out / JOURNAL, out / PARTIAL
+    if not journal.exists():
+        _check_space(out, plan["count"] * plan["width"] * 4)
+        if (out / VECTORS).exists():
+            raise ValueError(
+                f"{out / VECTORS}: not made by a finished run; pass --restart to replace it, or another output"
+            )
+        with partial.open("wb") as file:
+            _write_header(file, plan["count"], plan["width"])
+            os.fsync(file.fileno())
+        with atomic_write(journal) as file:
+            file.write(json.dumps(plan) + "\n")
+        return 0
+    begun, rows, length = _read_journal(journal)
+    _check_same(plan, begun, out)
+    if not partial.exists() and (out / VECTORS).exists():
+        os.replace(out / VECTORS, partial)  # killed between renaming the vectors and writing meta.json
+    needed = size + 4 * plan["width"] * rows
+    if not partial.exists() or partial.stat().st_size < needed:
+        raise ValueError(f"{partial}: shorter than its journal says ({rows:,} rows); pass --restart to encode anew")
+    _check_space(out, 4 * plan["width"] * (plan["count"] - rows))
+    os.truncate(journal, length)
+    os.truncate(partial, needed)
+    return rows
+
+
+def _read_journal(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Returns the plan, the rows saved, and the length of the journal up to its last whole line."""
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        values = [json.loads(line) for line in lines]
+        return values[0], values[-1]["rows"] if len(values) > 1 else 0, sum(map(len, lines))
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise ValueError(f"{path}: damaged; pass --restart to encode anew") from None
+
+
+def _check_same(plan: dict[str, Any], begun: dict[str, Any], out: Path) -> None:
+    changed = [key for key in plan if begun.get(key) != plan[key]]
+    if changed:
+        now = ", ".join(f"{key} is {plan[key]!r}, was {begun.get(key)!r}" for key in changed)
+        raise ValueError(f"{out}: begun with something else ({now}); pass --restart to encode anew, or another output")
+
+
+def _check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise ValueError(
+            f"{out}: {needed / 1e9:,.2f} GB of vectors to write, {free / 1e9:,.2f} GB free; make room first"
+        )
+
+
+def _chunks(path: Path, size: int, skip: int) -> Iterator[list[Document]]:
+    documents = islice(read_documents(path), skip, None)
+    while chunk := list(islice(documents, size)):
+        yield chunk
+
+
+def _checked(values_ND: np.ndarray, chunk: list[Document], width: int) -> np.ndarray:
+    if values_ND.shape != (len(chunk), width):
+        raise ValueError(f"the encoder gave {values_ND.shape} for {len(chunk)} texts; ({len(chunk)}, {width}) expected")
+    bad = np.flatnonzero(~np.isfinite(values_ND).all(axis=1))
+    if len(bad):
+        raise ValueError(f"the vector of {chunk[bad[0]].id!r} holds NaN or infinity; encode with --dtype float32")
+    return np.ascontiguousarray(values_ND, dtype="<f4")
+
+
+def _write_header(file: Any, count: int, width: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _offset(count: int, width: int) -> int:
+    """Returns the length of the ``.npy`` header."""
+    buffer = io.BytesIO()
+    _write_header(buffer, count, width)
+    return buffer.tell()
+
+
+def _append(file: Any, data: bytes, path: Path) -> None:
+    """Writes all of ``data`` and waits until it is on the disk; an error names ``path``."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror, str(path)) from error
+
+
+def _finish(out: Path, plan: dict[str, Any], ids: list[str]) -> None:
+    with atomic_write(out / IDS) as file:
+        for identifier in ids:
+            file.write(json.dumps(identifier) + "\n")
+    os.replace(out / PARTIAL, out / VECTORS)
+    fsync_directory(out)
+    write_json(out / META, plan)
+    _remove(out, JOURNAL)
+
+
+def _remove(out: Path, *names: str) -> None:
+    for name in names:
+        (out / name).unlink(missing_ok=True)

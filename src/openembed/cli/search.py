@@ -1,0 +1,268 @@
+"""``encode``, ``index``, ``search``, ``add``, ``delete`` and ``compact``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openembed.cli.output import JsonFlag, console, print_json
+
+if TYPE_CHECKING:
+    from openembed.encoder import Encoder
+    from openembed.index.store import Store
+
+Restart = Annotated[bool, typer.Option("--restart", help="Forget an interrupted run and begin anew.")]
+Instruction = Annotated[str | None, typer.Option(help="Task description, put in the model's template.")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest text, in tokens (default: the model's).")]
+Normalize = Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ... (default: the best for the device).")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory made by `openembed index`.")]
+OtherModel = Annotated[str | None, typer.Option("--model", help="Where the model is now, if it moved.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module to ``app``."""
+    for command in (encode, index, search, add, delete, compact):
+        app.command()(command)
+
+
+def encode(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    file: Annotated[str, typer.Argument(help="JSONL(.gz), text (one text a line), a BEIR folder, or - for stdin.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for vectors.npy, ids.jsonl and meta.json.")],
+    kind: Annotated[str, typer.Option(help="query or document.")] = "document",
+    task: Annotated[str | None, typer.Option(help="A task of the model's table, for queries.")] = None,
+    instruction: Instruction = None,
+    normalize: Normalize = True,
+    max_length: MaxLength = None,
+    chunk: Annotated[int, typer.Option(help="Texts between two savings.")] = 1024,
+    device: Device = None,
+    dtype: Dtype = None,
+    restart: Restart = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Encode a file to memory-mapped vectors; run again after an interruption, it resumes."""
+    from openembed.bulk import BulkConfig
+    from openembed.config import parse
+
+    values = {"kind": kind, "task": task, "instruction": instruction, "normalize": normalize}
+    config = parse(BulkConfig, {**values, "max_length": max_length, "chunk": chunk}, "options")
+    encoded, report = _encode(_load(model, device, dtype), file, out, config, restart)
+    report["directory"] = str(out)
+    _say(as_json, report, f"{encoded.count:,} vectors of width {encoded.width} in {out}{_pace(report)}")
+
+
+def index(
+    corpus: Annotated[Path, typer.Argument(help="BEIR folder, JSONL(.gz), or text file (one text a line).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new index.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id; without: BM25 only.")] = None,
+    language: Annotated[str, typer.Option(help="Stemmer and stop words: en, pl, de, ..., or none.")] = "en",
+    instruction: Instruction = None,
+    normalize: Normalize = True,
+    max_length: MaxLength = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    restart: Restart = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Index documents for dense and BM25 search; run again after an interruption, encoding resumes."""
+    import shutil
+
+    from openembed.bulk import BulkConfig
+    from openembed.documents import read_documents
+    from openembed.index.lexical import analyzer
+    from openembed.index.store import Store, check_absent, describe_model
+
+    analyzer(language)
+    check_absent(out)
+    encoding, info, vectors, report = out / "encoding", None, None, {}
+    if model is not None:
+        encoder = _load(model, device, dtype)
+        config = BulkConfig(instruction=instruction, normalize=normalize, max_length=max_length)
+        encoded, report = _encode(encoder, str(corpus), encoding, config, restart)
+        vectors = encoded.vectors()
+        info = describe_model(model, encoder, instruction=instruction, normalize=normalize, max_length=max_length)
+    store = Store.create(out, read_documents(corpus), vectors, language=language, model=info)
+    shutil.rmtree(encoding, ignore_errors=True)
+    report |= {"directory": str(out), "count": len(store), "language": language, "model": info and info.name}
+    _say(as_json, report, f"{len(store):,} documents in {out}{_pace(report)}")
+
+
+def search(
+    directory: Directory,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    mode: Annotated[
+        str | None, typer.Option(help="dense, bm25 or hybrid (default: hybrid if there is a model).")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
+    model: OtherModel = None,
+    task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
+    instruction: Instruction = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Search an index: exact dense, BM25, or both fused by reciprocal rank."""
+    from openembed.index.store import Store
+    from openembed.records import Query
+    from openembed.steps import Search
+
+    store = Store(directory)
+    mode = mode or ("hybrid" if store.model else "bm25")
+    config = _step_config(mode, k, task, instruction)
+    encoder = None if mode == "bm25" else _load_for(store, model, device, dtype)
+    hits = config.build(store, encoder)(Search((Query("query", query),))).run["query"]
+    rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
+    if not as_json:
+        console().print(_table(rows, query, store) if rows else "nothing found")
+        return
+    found = [
+        {"rank": rank, "id": i, "score": score, "title": d.title, "text": d.text, "metadata": d.metadata}
+        for rank, (i, score, d) in enumerate(rows, 1)
+    ]
+    print_json({"query": query, "mode": mode, "hits": found})
+
+
+def add(
+    directory: Directory,
+    corpus: Annotated[Path, typer.Argument(help="BEIR folder, JSONL(.gz), or text file (one text a line).")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace documents whose id is already there.")] = False,
+    model: OtherModel = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Add documents to an index without rebuilding it; all or nothing."""
+    from openembed.documents import read_documents
+    from openembed.index.store import Store
+    from openembed.progress import progress
+
+    store = Store(directory)
+    encoder = _load_for(store, model, device, dtype) if store.model else None
+    with progress("add", None, "documents") as advance:
+        count = store.add(read_documents(corpus), encoder, replace=replace, advance=advance)
+    _say(as_json, {"added": count, "count": len(store)}, f"{count:,} added, {len(store):,} documents in {directory}")
+
+
+def delete(
+    directory: Directory,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents to delete.")] = None,
+    file: Annotated[Path | None, typer.Option("--ids", help="A file of ids, one a line.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Delete documents by id; all or nothing. `openembed compact` frees their space."""
+    from openembed.files import read_lines
+    from openembed.index.store import Store
+
+    wanted = list(ids or [])
+    if file is not None:
+        wanted += [line.strip() for _, line in read_lines(file) if line.strip()]
+    if not wanted:
+        raise ValueError("no ids given; name them, or give a file of them with --ids FILE")
+    store = Store(directory)
+    count = store.delete(wanted)
+    _say(as_json, {"deleted": count, "count": len(store)}, f"{count:,} deleted, {len(store):,} documents left")
+
+
+def compact(directory: Directory, as_json: JsonFlag = False) -> None:
+    """Free the space of deleted documents; nothing is encoded again."""
+    from openembed.index.store import Store
+
+    store = Store(directory)
+    store.compact()
+    _say(as_json, {"count": len(store)}, f"{len(store):,} documents in {directory}")
+
+
+def _step_config(mode: str, k: int, task: str | None, instruction: str | None) -> Any:
+    from openembed.config import parse
+    from openembed.steps import Bm25Config, DenseConfig, FuseConfig
+
+    prompts = {"task": task, "instruction": instruction}
+    if mode == "dense":
+        return parse(DenseConfig, {"k": k, **prompts}, "options")
+    if mode == "bm25":
+        return parse(Bm25Config, {"k": k}, "options")
+    if mode == "hybrid":
+        parts = [{"kind": "dense", "k": max(k, 100), **prompts}, {"kind": "bm25", "k": max(k, 100)}]
+        return parse(FuseConfig, {"k": k, "parts": parts}, "options")
+    raise ValueError(f"--mode {mode!r} is not known; allowed: dense, bm25, hybrid")
+
+
+def _load(model: str, device: str | None, dtype: str | None) -> Encoder:
+    import openembed
+
+    return openembed.load(model, device=device, dtype=dtype)
+
+
+def _load_for(store: Store, model: str | None, device: str | None, dtype: str | None) -> Encoder:
+    """Returns the encoder of a store's vectors: ``model`` where it is given, else the one the store names."""
+    if store.model is None:
+        raise ValueError(f"{store.directory}: was built without a model, so it serves BM25 only; use --mode bm25")
+    encoder = _load(model or store.model.name, device, dtype)
+    store.check_encoder(encoder)
+    return encoder
+
+
+def _encode(encoder: Encoder, file: str, out: Path, config: Any, restart: bool) -> tuple[Any, dict[str, Any]]:
+    from openembed.bulk import encode_file
+
+    start = time.perf_counter()
+    encoded = encode_file(encoder, file, out, config, restart=restart, show_progress=True)
+    seconds = round(time.perf_counter() - start, 3)
+    return encoded, {"count": encoded.count, "width": encoded.width, "resumed": encoded.resumed, "seconds": seconds}
+
+
+def _pace(report: dict[str, Any]) -> str:
+    if "seconds" not in report:
+        return ""
+    new = report["count"] - report["resumed"]
+    kept = f", {report['resumed']:,} kept from before" if report["resumed"] else ""
+    return f" ({new:,} encoded in {report['seconds']:.1f} s{kept})"
+
+
+def _say(as_json: bool, report: dict[str, Any], line: str) -> None:
+    if as_json:
+        print_json(report)
+    else:
+        sys.stdout.write(line + "\n")
+
+
+def _table(rows: list[tuple[str, float, Any]], query: str, store: Store) -> Any:
+    """Returns a table of rank, score, id, title and the best part of the text, the query's words highlighted."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("rank", "right"), ("score", "right"), ("id", "left"), ("document", "left")):
+        table.add_column(name, justify=justify, overflow="fold")
+    for rank, (identifier, score, document) in enumerate(rows, 1):
+        title = _highlighted(document.title, query, store, width=None, style="bold")
+        body = _highlighted(document.text, query, store, width=200, style="")
+        both = title.append("\n").append_text(body) if document.title else body
+        table.add_row(str(rank), f"{score:.4f}", _printable(identifier), both)
+    return table
+
+
+def _highlighted(text: str, query: str, store: Store, *, width: int | None, style: str) -> Any:
+    from rich.text import Text
+
+    from openembed.index.highlight import matches, snippet
+
+    spans = matches(text, query, store.analyzer)
+    start, end = (0, len(text)) if width is None else snippet(text, spans, width)
+    shown = Text("… " if start else "", style=style)
+    offset = len(shown) - start
+    shown.append(_printable(text[start:end]))
+    for low, high, _ in spans:
+        if start <= low and high <= end:
+            shown.stylize("bold yellow", low + offset, high + offset)
+    return shown
+
+
+def _printable(text: str) -> str:
+    """Returns ``text`` with control characters as spaces, so that no document can drive the terminal."""
+    return "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in text)

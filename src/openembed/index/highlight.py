@@ -1,0 +1,41 @@
+"""Where a query's terms stand in a text, and the part of a text that holds most of them."""
+
+from __future__ import annotations
+
+from openembed.index.lexical import Analyzer
+
+Span = tuple[int, int, str]
+
+
+def matches(text: str, query: str, analyzer: Analyzer) -> list[Span]:
+    """Returns (start, end, term) of each word of ``text`` whose stem is a term of ``query``."""
+    wanted = set(analyzer.terms(query))
+    return [span for span in analyzer.spans(text) if span[2] in wanted]
+
+
+def snippet(text: str, spans: list[Span], width: int = 200) -> tuple[int, int]:
+    """Returns (start, end) of at most ``width`` characters of ``text``, cut at words where it can be.
+
+    It holds the most distinct terms, then the most matches, then the earliest.
+    """
+    best, start, last = (0, 0), 0, 0
+    for first, (low, _, _) in enumerate(spans):
+        while last < len(spans) and spans[last][1] <= low + width:
+            last += 1
+        inside = spans[first:last]
+        score = (len({term for _, _, term in inside}), len(inside))
+        if score > best:
+            end = inside[-1][1]
+            best, start = score, max(0, low - (width - (end - low)) // 2)
+    start = max(0, min(start, len(text) - width))
+    return _at_word(text, start, spans), min(len(text), start + width)
+
+
+def _at_word(text: str, start: int, spans: list[Span]) -> int:
+    """Moves ``start`` after the next space, unless that would skip a match."""
+    if start == 0 or text[start - 1].isspace():
+        return start
+    space = text.find(" ", start, start + 20)
+    if space < 0 or any(start <= low < space for low, _, _ in spans):
+        return start
+    return space + 1

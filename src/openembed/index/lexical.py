@@ -1,0 +1,221 @@
+"""BM25 over inverted lists on disk.
+
+The scores are those of bm25s (method "lucene", k1 1.5, b 0.75) built from scratch on the live documents, bit for bit.
+bm25s stores finished scores, so it can add and delete nothing; here each segment keeps its term counts, and the
+statistics (document count, average length, document frequency) come from the live documents when a query is scored.
+Nothing is tokenised again on opening, and a query reads only its own terms' lists.
+
+N documents of a segment, P postings of a term.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openembed.index.strings import Strings, load_array, write_strings
+
+K1 = 1.5
+B = 0.75
+WORD = re.compile(r"(?u)\b\w\w+\b")
+
+STEMMERS = {
+    "ar": "arabic",
+    "cs": "czech",
+    "da": "danish",
+    "de": "german",
+    "el": "greek",
+    "en": "english",
+    "es": "spanish",
+    "fi": "finnish",
+    "fr": "french",
+    "hi": "hindi",
+    "hu": "hungarian",
+    "it": "italian",
+    "nl": "dutch",
+    "no": "norwegian",
+    "pl": "polish",
+    "pt": "portuguese",
+    "ro": "romanian",
+    "ru": "russian",
+    "sv": "swedish",
+    "tr": "turkish",
+}
+STOP_WORDS = frozenset({"da", "de", "en", "es", "fr", "it", "nl", "no", "pt", "ru", "sv", "tr"})
+
+
+@dataclass(frozen=True)
+class Analyzer:
+    """How texts of one language become terms: lower case, words of two letters or more, stop words out, stems."""
+
+    language: str
+    stopwords: str | None
+    stemmer: Any | None
+
+    def tokenize(self, texts: Sequence[str]) -> Any:
+        """Returns bm25s' ``Tokenized(ids, vocab)`` of the texts."""
+        import bm25s
+
+        return bm25s.tokenize(
+            list(texts), token_pattern=WORD.pattern, stopwords=self.stopwords, stemmer=self.stemmer, show_progress=False
+        )
+
+    def terms(self, text: str) -> list[str]:
+        """Returns the terms of one text, in order."""
+        tokenized = self.tokenize([text])
+        names = {number: term for term, number in tokenized.vocab.items()}
+        return [names[number] for number in tokenized.ids[0]]
+
+    def spans(self, text: str) -> list[tuple[int, int, str]]:
+        """Returns (start, end, term) of every word of ``text``, stop words among them."""
+        found = [(match.start(), match.end(), match.group().lower()) for match in WORD.finditer(text)]
+        if self.stemmer is None:
+            return found
+        words = list({word for _, _, word in found})
+        stems = dict(zip(words, self.stemmer.stemWords(words), strict=True))
+        return [(start, end, stems[word]) for start, end, word in found]
+
+
+def analyzer(language: str) -> Analyzer:
+    """Returns the analyzer of a language code: its Snowball stemmer, and its stop words where bm25s has a list.
+
+    ``none`` splits words only. Raises ``ValueError`` for another code or when PyStemmer lacks the stemmer.
+    """
+    if language == "none":
+        return Analyzer(language, None, None)
+    if language not in STEMMERS:
+        raise ValueError(f"language {language!r} is not known; allowed: none, {', '.join(STEMMERS)}")
+    import Stemmer
+
+    name = STEMMERS[language]
+    if name not in Stemmer.algorithms():
+        raise ValueError(f"the installed PyStemmer has no {name} stemmer; install PyStemmer>=3.1")
+    return Analyzer(language, language if language in STOP_WORDS else None, Stemmer.Stemmer(name))
+
+
+class PostingsWriter:
+    """Collects term counts of documents and writes a segment's inverted lists."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._terms: list[np.ndarray] = []
+        self._documents: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._total = 0
+
+    def add(self, texts: Sequence[str], analyze: Analyzer) -> None:
+        """Tokenises and counts ``texts`` as the next documents."""
+        tokenized = analyze.tokenize(texts)
+        names = sorted(tokenized.vocab, key=tokenized.vocab.__getitem__)
+        lengths_N = np.array([len(row) for row in tokenized.ids], dtype=np.int64)
+        documents = np.repeat(np.arange(len(texts), dtype=np.int64), lengths_N)
+        terms = np.fromiter((term for row in tokenized.ids for term in row), dtype=np.int64, count=len(documents))
+        keys, counts = np.unique(documents * max(len(names), 1) + terms, return_counts=True)
+        documents, terms = np.divmod(keys, max(len(names), 1))
+        self.add_counts(names, terms, documents, counts, lengths_N)
+
+    def add_counts(
+        self, names: Sequence[str], terms: np.ndarray, documents: np.ndarray, counts: np.ndarray, lengths_N: np.ndarray
+    ) -> None:
+        """Adds documents already counted: parallel arrays of term (an index into ``names``), document and count."""
+        numbers = np.array([self._numbers.setdefault(name, len(self._numbers)) for name in names], dtype=np.int64)
+        self._terms.append(numbers[terms].astype(np.int32) if len(terms) else np.empty(0, dtype=np.int32))
+        self._documents.append((documents + self._total).astype(np.int32))
+        self._counts.append(counts.astype(np.int32))
+        self._lengths.append(lengths_N.astype(np.int32))
+        self._total += len(lengths_N)
+
+    def write(self, directory: Path) -> None:
+        """Writes terms (sorted), starts of their lists, documents and counts of each list, and document lengths."""
+        names = sorted(self._numbers)
+        rank = np.empty(len(names), dtype=np.int64)
+        rank[[self._numbers[name] for name in names]] = np.arange(len(names))
+        terms = _concatenated(self._terms)
+        terms = rank[terms] if len(terms) else terms
+        documents, counts = _concatenated(self._documents), _concatenated(self._counts)
+        order = np.lexsort((documents, terms))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(terms, minlength=len(names)))]).astype(np.int64)
+        write_strings(directory, "terms", names)
+        np.save(directory / "postings.starts.npy", starts)
+        np.save(directory / "postings.documents.npy", documents[order])
+        np.save(directory / "postings.counts.npy", counts[order])
+        np.save(directory / "lengths.npy", _concatenated(self._lengths))
+
+
+class Postings:
+    """The memory-mapped inverted lists of one segment."""
+
+    def __init__(self, directory: Path) -> None:
+        self.terms = Strings(directory, "terms")
+        self.starts = load_array(directory / "postings.starts.npy")
+        self.documents = load_array(directory / "postings.documents.npy")
+        self.counts = load_array(directory / "postings.counts.npy")
+        self.lengths_N = load_array(directory / "lengths.npy")
+
+    def find(self, term: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (documents, counts) of ``term``, both empty when no document of the segment has it."""
+        number = self.terms.find(term)
+        low, high = (0, 0) if number is None else (int(self.starts[number]), int(self.starts[number + 1]))
+        return self.documents[low:high], self.counts[low:high]
+
+    def copy_live(self, live_N: np.ndarray, writer: PostingsWriter) -> None:
+        """Adds the counts of the live documents to ``writer``, renumbered without gaps."""
+        terms = np.repeat(np.arange(len(self.terms), dtype=np.int64), np.diff(self.starts))
+        kept = live_N[self.documents]
+        names, numbers = np.unique(terms[kept], return_inverse=True)
+        renumbered_N = np.cumsum(live_N) - 1
+        writer.add_counts(
+            [self.terms[int(number)] for number in names],
+            numbers,
+            renumbered_N[self.documents[kept]],
+            self.counts[kept],
+            self.lengths_N[live_N],
+        )
+
+
+class Bm25:
+    """BM25 over segments; made anew, cheaply, whenever the set of live documents changes."""
+
+    def __init__(self, segments: Sequence[Postings], live: Sequence[np.ndarray]) -> None:
+        self._segments = list(segments)
+        self._live = list(live)
+        lengths = _concatenated([s.lengths_N[live_N] for s, live_N in zip(segments, live, strict=True)])
+        self._count = len(lengths)
+        average = lengths.mean() if self._count else 0.0
+        self._penalties = [K1 * ((1 - B) + B * s.lengths_N / (average or 1.0)) for s in segments]
+
+    def scores(self, terms: Sequence[str]) -> np.ndarray:
+        """Returns float32 scores of all documents, positions counting through the segments; deleted ones score 0."""
+        parts = [np.zeros(len(live_N), dtype=np.float32) for live_N in self._live]
+        contributions: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for term in terms:
+            if term not in contributions:
+                contributions[term] = self._contributions(term)
+            for part, (documents_P, values_P) in zip(parts, contributions[term], strict=True):
+                part[documents_P] += values_P
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+    def _contributions(self, term: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns for each segment (documents, idf · tf / (penalty + tf)) of the live documents with ``term``."""
+        lists = []
+        for segment, live_N in zip(self._segments, self._live, strict=True):
+            documents_P, counts_P = segment.find(term)
+            kept_P = live_N[documents_P]
+            lists.append((documents_P[kept_P], counts_P[kept_P].astype(np.float32)))
+        frequency = sum(len(documents_P) for documents_P, _ in lists)
+        idf = np.float32(math.log(1 + (self._count - frequency + 0.5) / (frequency + 0.5)))
+        return [
+            (documents_P, (idf * (counts_P / (penalty_N[documents_P] + counts_P))).astype(np.float32))
+            for (documents_P, counts_P), penalty_N in zip(lists, self._penalties, strict=True)
+        ]
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)

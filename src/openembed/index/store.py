@@ -1,0 +1,469 @@
+"""A directory of documents that can be searched: exact dense and BM25, with add, delete, and reopening at no cost.
+
+    DIR/manifest.json            what is whole: model, segments, deletions; replaced atomically, the only mutable file
+    DIR/segments/000001/         immutable segments, written and synced before the manifest names them
+    DIR/deleted/000001-000004.npy  positions deleted from segment 1 as of change 4
+
+A crash at any time leaves the manifest of the last acknowledged change; what it does not name is removed by the next
+change. Readers take no lock; one writer at a time does.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from openembed.config import Config, parse
+from openembed.documents import check_document
+from openembed.files import atomic_write, fsync_directory, read_json, remove_temporary, write_json
+from openembed.index.dense import Hits, Vectors, best_first
+from openembed.index.dense import search as search_vectors
+from openembed.index.lexical import Analyzer, Bm25, analyzer
+from openembed.index.segments import Segment, SegmentWriter
+from openembed.locks import exclusive
+from openembed.records import Document
+
+FORMAT = 1
+CHUNK = 1024
+SEGMENTS = 16
+"""Beyond this many segments the smallest are merged: each costs a dozen open files and a pass of every search."""
+
+logger = logging.getLogger(__name__)
+
+
+class EncodesDocuments(Protocol):
+    """What the store needs of an encoder."""
+
+    fingerprint: str
+    width: int
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Returns float32 (N, width)."""
+        ...
+
+    def document_prompt(self, *, instruction: str | None = None) -> str:
+        """Returns the text put before every document."""
+        ...
+
+
+class ModelInfo(Config):
+    """Which model made the vectors, and how; ``name`` is a path or hub id that ``openembed.load`` takes."""
+
+    name: str
+    fingerprint: str
+    width: int
+    document_instruction: str | None = None
+    document_prompt: str = ""
+    normalize: bool = True
+    max_length: int | None = None
+
+
+class SegmentInfo(Config):
+    """A segment as the manifest names it."""
+
+    name: str
+    count: int
+    largest_norm: float
+    deleted: str | None = None
+
+
+class Manifest(Config):
+    """The state of a store after its ``change``-th change."""
+
+    format: int = FORMAT
+    change: int = 0
+    language: str
+    model: ModelInfo | None = None
+    segments: tuple[SegmentInfo, ...] = ()
+
+
+class Store:
+    """Documents, their vectors and their terms in one directory.
+
+    ``Store.create`` makes one, ``Store(directory)`` opens one; without a model it serves BM25 alone. Opening maps files
+    and loads neither documents nor weights. A reader sees the state at its opening; every change of its own includes
+    the changes of others made meanwhile.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._open()
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | Path,
+        documents: Iterable[Document] = (),
+        vectors: np.ndarray | None = None,
+        *,
+        language: str = "en",
+        model: ModelInfo | None = None,
+    ) -> Store:
+        """Returns a new store of ``documents`` (with their ``vectors`` when there is a model), all or nothing.
+
+        Raises ``FileExistsError`` when ``directory`` already holds a store, and what ``add`` raises.
+        """
+        store = cls.__new__(cls)
+        store.directory = Path(directory)
+        manifest = Manifest(language=language, model=model)
+        store._use(manifest, [])
+        store.directory.mkdir(parents=True, exist_ok=True)
+        with exclusive(store.directory):
+            check_absent(store.directory)
+            with store._cleaned():
+                if store._append(manifest, documents, vectors=vectors) == 0:
+                    _write_manifest(store.directory, manifest)
+        return store
+
+    # ---- reading
+
+    def __len__(self) -> int:
+        return int(sum(segment.live_N.sum() for segment in self._segments))
+
+    def __contains__(self, identifier: str) -> bool:
+        return self._find(identifier) is not None
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """Which model made the vectors; None when the store serves BM25 alone."""
+        return self._manifest.model
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """How the texts become BM25 terms."""
+        return self._analyzer
+
+    def ids(self) -> Iterator[str]:
+        """Yields the ids of the live documents, segment by segment."""
+        for segment in self._segments:
+            for position in np.flatnonzero(segment.live_N):
+                yield segment.ids[int(position)]
+
+    def document(self, identifier: str) -> Document:
+        """Returns a document, read from disk; raises ``ValueError`` when there is none of that id."""
+        place = self._find(identifier)
+        if place is None:
+            raise ValueError(f"{self.directory}: no document with id {identifier!r}")
+        return self._segments[place[0]].document(place[1])
+
+    def documents(self) -> Iterator[Document]:
+        """Yields the live documents one by one, in the order of ``ids``."""
+        for segment in self._segments:
+            yield from segment.live_documents()
+
+    def dense(self, queries_QD: np.ndarray, k: int = 10) -> list[Hits]:
+        """Returns for each query vector the k documents of greatest dot product (exact), best first.
+
+        Raises ``ValueError`` when the store has no vectors or the width differs.
+        """
+        model = self._vectors_of()
+        _check_k(k)
+        if queries_QD.ndim != 2 or queries_QD.shape[1] != model.width:
+            raise ValueError(
+                f"queries of shape {queries_QD.shape}; this index needs (count, {model.width}) ({model.name})"
+            )
+        if not np.isfinite(queries_QD).all():
+            raise ValueError("a query vector holds NaN or infinity")
+        segments = [Vectors(s.vectors_ND, s.live_N, s.largest_norm) for s in self._segments]
+        return [self._named(ranking) for ranking in search_vectors(queries_QD, segments, k, self._id_at)]
+
+    def bm25(self, texts: Sequence[str], k: int = 10) -> list[Hits]:
+        """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit."""
+        _check_k(k)
+        if self._bm25 is None:
+            self._bm25 = Bm25([s.postings for s in self._segments], [s.live_N for s in self._segments])
+        hits = []
+        for text in texts:
+            scores_N = self._bm25.scores(self._analyzer.terms(text))
+            matching = np.flatnonzero(scores_N)
+            hits.append(self._named(best_first(matching, scores_N[matching], k, self._id_at)))
+        return hits
+
+    def check_encoder(self, encoder: EncodesDocuments) -> None:
+        """Raises ``ValueError`` when ``encoder`` is not the model that made the vectors."""
+        model = self._vectors_of()
+        if encoder.width != model.width:
+            raise ValueError(
+                f"{self.directory}: vectors are {model.width} wide ({model.name}), the model given has {encoder.width}"
+            )
+        if encoder.fingerprint != model.fingerprint:
+            raise ValueError(
+                f"{self.directory}: its vectors were made by {model.name} (fingerprint {model.fingerprint[:12]}), the "
+                f"model given has {encoder.fingerprint[:12]}; use that model, or build the index anew with this one"
+            )
+
+    # ---- changing
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        encoder: EncodesDocuments | None = None,
+        *,
+        vectors: np.ndarray | None = None,
+        replace: bool = False,
+        advance: Callable[[int], None] = lambda _n: None,
+    ) -> int:
+        """Adds documents, encoded by ``encoder`` or with ``vectors`` (N, width) given in their order; returns how many.
+
+        All or nothing. Raises ``ValueError`` for an id twice in ``documents``, an id already in the store (unless
+        ``replace``, which deletes the old document in the same change), another model, and vectors of a wrong shape.
+        Documents are streamed; their ids and term counts are held in memory until the end.
+        """
+        if self.model is not None and vectors is None:
+            if encoder is None:
+                raise ValueError(f"{self.directory}: give the encoder ({self.model.name}) or the documents' vectors")
+            self.check_encoder(encoder)
+        with self._change() as manifest:
+            count = self._append(manifest, documents, encoder, vectors, replace=replace, advance=advance)
+            if len(self._segments) > SEGMENTS:
+                smallest = sorted(range(len(self._segments)), key=lambda number: self._segments[number].count)
+                self._merge(self._manifest, smallest[:SEGMENTS])
+        return count
+
+    def delete(self, identifiers: Iterable[str]) -> int:
+        """Deletes documents; returns how many. All or nothing: raises ``ValueError`` naming an id that is not there."""
+        with self._change() as manifest:
+            positions: dict[int, list[int]] = {}
+            wanted = dict.fromkeys(identifiers)
+            for identifier in wanted:
+                place = self._find(identifier)
+                if place is None:
+                    raise ValueError(f"{self.directory}: no document with id {identifier!r}; nothing was deleted")
+                positions.setdefault(place[0], []).append(place[1])
+            if wanted:
+                self._commit(manifest, self._with_deleted(manifest, positions))
+        return len(wanted)
+
+    def compact(self) -> None:
+        """Copies the live documents into one segment and frees the space of deleted ones; encodes nothing."""
+        with self._change() as manifest:
+            if len(self._segments) > 1 or not all(segment.live_N.all() for segment in self._segments):
+                self._merge(manifest, range(len(self._segments)))
+
+    # ---- inside
+
+    def _open(self) -> None:
+        for attempt in range(3):
+            manifest = _read_manifest(self.directory)
+            try:
+                segments = [self._open_segment(info, manifest.model) for info in manifest.segments]
+                break
+            except ValueError:  # a compaction may have removed what was just named; then the manifest has moved on
+                if attempt == 2 or _read_manifest(self.directory).change == manifest.change:
+                    raise
+        self._use(manifest, segments)
+
+    def _use(self, manifest: Manifest, segments: list[Segment]) -> None:
+        self._manifest = manifest
+        self._segments = segments
+        self._starts = np.cumsum([0, *(segment.count for segment in segments)])
+        self._analyzer = analyzer(manifest.language)
+        self._bm25: Bm25 | None = None
+
+    def _open_segment(self, info: SegmentInfo, model: ModelInfo | None) -> Segment:
+        directory = self.directory / "segments" / info.name
+        segment = Segment(directory, info.count, model.width if model else 0, info.largest_norm)
+        if info.deleted:
+            path = self.directory / "deleted" / info.deleted
+            try:
+                segment.live_N[np.load(path, allow_pickle=False)] = False
+            except (OSError, ValueError, EOFError, IndexError) as error:
+                raise ValueError(f"{path}: damaged ({error}); build the index anew") from None
+        return segment
+
+    @contextmanager
+    def _change(self) -> Iterator[Manifest]:
+        """Yields the newest manifest with the writer's lock held."""
+        with exclusive(self.directory):
+            self._open()
+            with self._cleaned():
+                yield self._manifest
+
+    @contextmanager
+    def _cleaned(self) -> Iterator[None]:
+        """Removes what the manifest does not name, before (what a killed writer left) and after the block."""
+        self._remove_unnamed()
+        try:
+            yield
+        finally:
+            self._remove_unnamed()
+
+    def _commit(self, manifest: Manifest, segments: tuple[SegmentInfo, ...]) -> None:
+        fsync_directory(self.directory / "segments")
+        _write_manifest(
+            self.directory, manifest.model_copy(update={"change": manifest.change + 1, "segments": segments})
+        )
+        self._open()
+
+    def _remove_unnamed(self) -> None:
+        remove_temporary(self.directory)
+        named = {info.name for info in self._manifest.segments} | {info.deleted for info in self._manifest.segments}
+        for folder in ("segments", "deleted"):
+            for path in (self.directory / folder).glob("*"):
+                if path.name not in named:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _append(
+        self,
+        manifest: Manifest,
+        documents: Iterable[Document],
+        encoder: EncodesDocuments | None = None,
+        vectors: np.ndarray | None = None,
+        *,
+        replace: bool = False,
+        advance: Callable[[int], None] = lambda _n: None,
+    ) -> int:
+        """Commits a manifest with one more segment; returns its number of documents (of none, nothing is committed)."""
+        name = f"{manifest.change + 1:06d}"
+        writer = SegmentWriter(self.directory / "segments" / name, self.model.width if self.model else 0)
+        superseded: dict[int, list[int]] = {}
+        seen: set[str] = set()
+        stream = iter(documents)
+        while chunk := list(islice(stream, CHUNK)):
+            for document in chunk:
+                self._admit(document, seen, superseded, replace)
+            start = len(writer.ids)
+            writer.add(chunk, self._vectors_for(chunk, encoder, vectors, start), self._analyzer)
+            advance(len(chunk))
+        if vectors is not None and len(vectors) != len(writer.ids):
+            raise ValueError(f"got {len(vectors)} vectors for {len(writer.ids)} documents; nothing was added")
+        if writer.ids:
+            writer.close()
+            kept = self._with_deleted(manifest, superseded)
+            added = SegmentInfo(name=name, count=len(writer.ids), largest_norm=writer.largest_norm)
+            self._commit(manifest, (*kept, added))
+        return len(writer.ids)
+
+    def _merge(self, manifest: Manifest, numbers: Iterable[int]) -> None:
+        """Commits a manifest where one new segment holds the live documents of the segments ``numbers``."""
+        name = f"{manifest.change + 1:06d}"
+        writer = SegmentWriter(self.directory / "segments" / name, self.model.width if self.model else 0)
+        merged = set(numbers)
+        for number in sorted(merged):
+            segment = self._segments[number]
+            live = np.flatnonzero(segment.live_N)
+            for start in range(0, len(live), CHUNK):
+                chunk = live[start : start + CHUNK]
+                writer.add([segment.document(int(p)) for p in chunk], segment.vectors_ND[chunk], None)
+            segment.postings.copy_live(segment.live_N, writer.postings)
+        writer.close()
+        kept = [info for number, info in enumerate(manifest.segments) if number not in merged]
+        if writer.ids:
+            kept.append(SegmentInfo(name=name, count=len(writer.ids), largest_norm=writer.largest_norm))
+        self._commit(manifest, tuple(kept))
+
+    def _with_deleted(self, manifest: Manifest, positions: dict[int, list[int]]) -> tuple[SegmentInfo, ...]:
+        """Returns the manifest's segments with further positions deleted, written to new files."""
+        segments = list(manifest.segments)
+        for number, added in positions.items():
+            live_N = self._segments[number].live_N.copy()
+            live_N[added] = False
+            name = f"{segments[number].name}-{manifest.change + 1:06d}.npy"
+            with atomic_write(self.directory / "deleted" / name, "wb") as file:
+                np.save(file, np.flatnonzero(~live_N))
+            segments[number] = segments[number].model_copy(update={"deleted": name})
+        return tuple(segments)
+
+    def _admit(self, document: Document, seen: set[str], superseded: dict[int, list[int]], replace: bool) -> None:
+        check_document(document, f"document {document.id!r}")
+        if document.id in seen:
+            raise ValueError(f"id {document.id!r} is given twice; nothing was added")
+        seen.add(document.id)
+        place = self._find(document.id)
+        if place is None:
+            return
+        if not replace:
+            raise ValueError(
+                f"{self.directory}: id {document.id!r} is already in the index; nothing was added (pass replace to put "
+                "new documents in the place of old ones)"
+            )
+        superseded.setdefault(place[0], []).append(place[1])
+
+    def _vectors_for(
+        self, chunk: list[Document], encoder: EncodesDocuments | None, vectors: np.ndarray | None, start: int
+    ) -> np.ndarray:
+        model = self.model
+        if model is None:
+            return np.empty((len(chunk), 0), dtype=np.float32)
+        if vectors is not None:
+            return vectors[start : start + len(chunk)]
+        return encoder.encode_documents(
+            [document.full_text for document in chunk],
+            instruction=model.document_instruction,
+            normalize=model.normalize,
+            max_length=model.max_length,
+        )
+
+    def _vectors_of(self) -> ModelInfo:
+        if self.model is None:
+            raise ValueError(f"{self.directory}: was built without a model, so it serves BM25 only; index with a model")
+        return self.model
+
+    def _find(self, identifier: str) -> tuple[int, int] | None:
+        for number, segment in enumerate(self._segments):
+            position = segment.find(identifier)
+            if position is not None:
+                return number, position
+        return None
+
+    def _id_at(self, position: int) -> str:
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self._segments[number].ids[position - int(self._starts[number])]
+
+    def _named(self, ranking: list[tuple[int, float]]) -> Hits:
+        return {self._id_at(position): score for position, score in ranking}
+
+
+def describe_model(
+    name: str,
+    encoder: EncodesDocuments,
+    *,
+    instruction: str | None = None,
+    normalize: bool = True,
+    max_length: int | None = None,
+) -> ModelInfo:
+    """Returns what a new store records of the model that will make its vectors; an existing path is made absolute."""
+    return ModelInfo(
+        name=str(Path(name).resolve()) if Path(name).exists() else name,
+        fingerprint=encoder.fingerprint,
+        width=encoder.width,
+        document_instruction=instruction,
+        document_prompt=encoder.document_prompt(instruction=instruction),
+        normalize=normalize,
+        max_length=max_length,
+    )
+
+
+def check_absent(directory: Path) -> None:
+    """Raises ``FileExistsError`` when ``directory`` holds a store."""
+    if (directory / "manifest.json").exists():
+        raise FileExistsError(
+            f"{directory}: already an index; add documents with `openembed add`, or use another directory"
+        )
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    write_json(directory / "manifest.json", manifest.model_dump())
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / "manifest.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{directory}: no openembed index (no manifest.json); make one with `openembed index`")
+    values = read_json(path)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path}: format {found!r}, this version reads {FORMAT}; build the index anew")
+    return parse(Manifest, values, str(path))
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, got {k}")

@@ -1,0 +1,88 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openembed.index import dense
+from openembed.index.dense import Vectors, search
+
+
+def brute_force(queries_QD, values_ND, live_N, ids, k):
+    rankings = []
+    for query_D in queries_QD:
+        rows = []
+        for position, vector_D in enumerate(values_ND):
+            if live_N[position]:
+                score = float(np.float32(sum(float(a) * float(b) for a, b in zip(query_D, vector_D, strict=True))))
+                rows.append((score, ids[position], position))
+        rankings.append([(position, score) for score, _, position in sorted(rows, reverse=True)[:k]])
+    return rankings
+
+
+def cut(values_ND, live_N, bounds):
+    edges = [0, *sorted(bounds), len(values_ND)]
+    segments = []
+    for low, high in itertools.pairwise(edges):
+        part = values_ND[low:high]
+        norm = float(np.linalg.norm(part, axis=1).max()) if len(part) else 0.0
+        segments.append(Vectors(part, live_N[low:high], norm))
+    return segments
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 60),
+    width=st.sampled_from([1, 3, 8]),
+    k=st.integers(1, 80),
+    levels=st.sampled_from([1, 2, 50]),
+    dead=st.sampled_from([0.0, 0.3, 1.0]),
+    block=st.sampled_from([3, 16, 1000]),
+    real=st.booleans(),
+)
+def test_dense_search_equals_brute_force(seed, count, width, k, levels, dead, block, real):
+    """Small whole numbers make many exact ties; real values test that no candidate is lost to rounding."""
+    random = np.random.default_rng(seed)
+    draw = (
+        (lambda n: random.standard_normal((n, width)))
+        if real
+        else (lambda n: random.integers(-levels, levels + 1, (n, width)))
+    )
+    values_ND, queries_QD = draw(count).astype(np.float32), draw(5).astype(np.float32)
+    live_N = random.random(count) >= dead
+    ids = [str(number) for number in random.permutation(count)]
+    bounds = random.integers(0, count + 1, 2).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "BLOCK", block)
+        patch.setattr(dense, "QUERIES", 2)
+        found = search(queries_QD, cut(values_ND, live_N, bounds), k, ids.__getitem__)
+    expected = brute_force(queries_QD, values_ND, live_N, ids, k)
+    if real:
+        assert [[p for p, _ in row] for row in found] == [[p for p, _ in row] for row in expected]
+        np.testing.assert_allclose(
+            [s for row in found for _, s in row], [s for row in expected for _, s in row], rtol=1e-6, atol=1e-6
+        )
+    else:
+        assert found == expected
+
+
+def test_near_ties_are_settled_exactly_and_do_not_depend_on_batch_or_segments():
+    """Vectors closer together than float32 products can tell apart: the order must still be that of exact products."""
+    random = np.random.default_rng(7)
+    base_D = random.standard_normal(384)
+    values_ND = (base_D + 1e-6 * random.standard_normal((5000, 384))).astype(np.float32)
+    queries_QD = random.standard_normal((9, 384)).astype(np.float32)
+    ids = [f"{n:05d}" for n in range(5000)]
+    live_N = np.ones(5000, dtype=bool)
+    whole = search(queries_QD, cut(values_ND, live_N, []), 10, ids.__getitem__)
+    parts = search(queries_QD, cut(values_ND, live_N, [17, 2500]), 10, ids.__getitem__)
+    alone = [
+        search(queries_QD[row : row + 1], cut(values_ND, live_N, [99]), 10, ids.__getitem__)[0] for row in range(9)
+    ]
+    assert whole == parts == alone
+    exact_QN = (queries_QD.astype(np.float64) @ values_ND.astype(np.float64).T).astype(np.float32)
+    for ranking, exact_N in zip(whole, exact_QN, strict=True):
+        expected = sorted(range(5000), key=lambda n: (exact_N[n], ids[n]), reverse=True)[:10]
+        assert [position for position, _ in ranking] == expected

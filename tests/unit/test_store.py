@@ -1,0 +1,256 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from crash import dies_at
+from store_fakes import BagOfWords
+
+from openembed.index import store as store_module
+from openembed.index.store import Store, describe_model
+from openembed.locks import exclusive
+from openembed.records import Document
+
+TEXTS = [
+    "cats chase mice in the barn",
+    "dogs chase cats around the yard",
+    "embedding models turn text into vectors",
+    "a barn full of hay",
+    "",
+    "nul \0 byte and\nnew line",
+]
+
+
+def documents(low=0, high=len(TEXTS)):
+    return [Document(f"d{n}", TEXTS[n % len(TEXTS)], title=f"Title {n}", metadata={"n": n}) for n in range(low, high)]
+
+
+@pytest.fixture
+def encoder():
+    return BagOfWords()
+
+
+@pytest.fixture
+def store(tmp_path, encoder):
+    made = Store.create(tmp_path / "index", model=describe_model("bag", encoder))
+    made.add(documents(), encoder)
+    return made
+
+
+def test_reopening_gives_back_documents_vectors_and_rankings_without_encoding(store, encoder):
+    encoded = encoder.encoded
+    query_QD = BagOfWords().encode(["cats in a barn"])
+    again = Store(store.directory)
+    assert list(again.documents()) == documents()
+    assert [d.metadata for d in again.documents()] == [{"n": n} for n in range(len(TEXTS))]
+    assert again.dense(query_QD, 3) == store.dense(query_QD, 3)
+    assert next(iter(again.dense(query_QD, 3)[0])) == "d0"
+    assert next(iter(again.bm25(["hay barn"], 3)[0])) == "d3"
+    assert again.document("d5").text == "nul \0 byte and\nnew line"
+    assert encoder.encoded == encoded
+
+
+def test_bm25_returns_only_documents_that_share_a_term(store):
+    assert store.bm25(["zebra", "", "hay"], 10) == [{}, {}, store.bm25(["hay"], 10)[0]]
+    assert list(store.bm25(["hay"], 10)[0]) == ["d3"]
+
+
+def test_delete_then_add_again(store, encoder):
+    assert store.delete(["d3", "d0"]) == 2
+    assert "d3" not in store
+    assert len(store) == 4
+    assert store.bm25(["hay"], 5) == [{}]
+    assert "d0" not in store.dense(encoder.encode(["cats chase mice"]), 10)[0]
+    store.add([Document("d3", "hay again")], encoder)
+    assert list(store.bm25(["hay"], 5)[0]) == ["d3"]
+    assert Store(store.directory).document("d3").text == "hay again"
+    with pytest.raises(ValueError, match="no document with id 'd0'; nothing was deleted"):
+        store.delete(["d1", "d0"])
+    assert "d1" in store
+
+
+def test_ids_given_twice_or_already_there_are_refused_and_change_nothing(store, encoder):
+    before = sorted(path.name for path in store.directory.rglob("*"))
+    with pytest.raises(ValueError, match="'x' is given twice; nothing was added"):
+        store.add([Document("x", "a"), Document("x", "b")], encoder)
+    with pytest.raises(ValueError, match="'d1' is already in the index"):
+        store.add([Document("new", "a"), Document("d1", "b")], encoder)
+    assert len(store) == len(TEXTS)
+    assert "new" not in store
+    assert sorted(path.name for path in store.directory.rglob("*")) == before
+
+
+def test_replace_puts_the_new_document_in_the_place_of_the_old(store, encoder):
+    store.add([Document("d1", "llamas hum"), Document("d9", "new")], encoder, replace=True)
+    assert store.document("d1").text == "llamas hum"
+    assert len(store) == len(TEXTS) + 1
+    assert list(store.bm25(["llamas"], 5)[0]) == ["d1"]
+    assert "d1" not in store.bm25(["dogs"], 5)[0]
+
+
+@pytest.mark.parametrize("text", [pytest.param("ok \ud800 not", id="surrogate")])
+def test_text_that_is_not_unicode_is_refused(store, encoder, text):
+    with pytest.raises(ValueError, match=r"document 'bad': text holds a lone surrogate \(U\+D800 at character 3\)"):
+        store.add([Document("bad", text)], encoder)
+    assert len(store) == len(TEXTS)
+
+
+def test_a_text_of_a_million_characters_is_one_document(store, encoder):
+    long = "needle " + "hay stack " * 100_000
+    store.add([Document("long", long)], encoder)
+    assert list(store.bm25(["needle"], 1)[0]) == ["long"]
+    assert Store(store.directory).document("long").text == long
+
+
+def test_another_model_another_width_and_bad_vectors_are_refused(store):
+    with pytest.raises(ValueError, match=r"made by bag \(fingerprint"):
+        store.add([Document("x", "a")], BagOfWords(name="other"))
+    with pytest.raises(ValueError, match="vectors are 32 wide"):
+        store.add([Document("x", "a")], BagOfWords(width=16))
+    with pytest.raises(ValueError, match=r"this index needs \(count, 32\)"):
+        store.dense(np.zeros((1, 16), dtype=np.float32))
+    with pytest.raises(ValueError, match="'x': its vector holds NaN"):
+        store.add([Document("x", "a")], vectors=np.full((1, 32), np.nan, dtype=np.float32))
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=r"vectors"):
+            store.add([Document("x", "a"), Document("y", "b")], vectors=np.ones((count, 32), dtype=np.float32))
+    with pytest.raises(ValueError, match="give the encoder"):
+        store.add([Document("x", "a")])
+    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+        store.bm25(["a"], 0)
+    assert len(store) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vectors.f32", "documents.bin", "ids.bin", "terms.bin", "postings.counts.npy", "ids.starts.npy", "lengths.npy"],
+)
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_file_is_named_on_opening(store, name, damage):
+    path = store.directory / "segments" / "000001" / name
+    if damage == "truncated":
+        os.truncate(path, path.stat().st_size - 3)
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        Store(store.directory)
+
+
+def test_a_damaged_manifest_or_none_is_named(store, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no openembed index"):
+        Store(tmp_path)
+    manifest = store.directory / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**whole, "format": 99}))
+    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+        Store(store.directory)
+    manifest.write_text(json.dumps({**whole, "language": 3}))
+    with pytest.raises(ValueError, match=r"manifest\.json: language"):
+        Store(store.directory)
+    manifest.write_text('{"format": 1, "chan')
+    with pytest.raises(ValueError, match="not valid JSON"):
+        Store(store.directory)
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(store, encoder):
+    other = Store(store.directory)
+    with exclusive(store.directory):
+        with pytest.raises(ValueError, match=f"another writer is at work \\(process {os.getpid()}\\)"):
+            other.add([Document("x", "a")], encoder)
+        assert len(Store(store.directory)) == len(TEXTS)
+    other.add([Document("x", "a")], encoder)
+    store.add([Document("y", "b")], encoder)
+    assert "x" in store
+    assert "y" in store
+
+
+def test_creating_over_an_index_is_refused(store):
+    with pytest.raises(FileExistsError, match="already an index; add documents with `openembed add`"):
+        Store.create(store.directory)
+
+
+def test_a_store_without_a_model_serves_bm25_only(tmp_path):
+    store = Store.create(tmp_path / "words", language="none")
+    store.add(documents())
+    assert list(store.bm25(["chase"], 10)[0]) == ["d1", "d0"]  # equal scores: the greater id first
+    with pytest.raises(ValueError, match="built without a model"):
+        store.dense(np.zeros((1, 4), dtype=np.float32))
+
+
+def test_compacting_keeps_rankings_and_frees_the_deleted(store, encoder):
+    store.add(documents(10, 40), encoder)
+    store.delete([f"d{n}" for n in range(0, 30) if f"d{n}" in store and n % 2])
+    queries = ["cats barn", "text vectors", "hay"]
+    vectors_QD = encoder.encode(queries)
+    before = store.bm25(queries, 50), store.dense(vectors_QD, 50)
+    encoded = encoder.encoded
+    store.compact()
+    assert (store.bm25(queries, 50), store.dense(vectors_QD, 50)) == before
+    assert [path.name for path in (store.directory / "segments").iterdir()] == ["000004"]
+    assert not list((store.directory / "deleted").iterdir())
+    assert encoder.encoded == encoded
+    store.delete(list(store.ids()))
+    store.compact()
+    assert len(store) == 0
+    assert store.bm25(queries, 5) == [{}, {}, {}]
+    assert store.dense(vectors_QD, 5) == [{}, {}, {}]
+    assert len(Store(store.directory)) == 0
+
+
+def test_many_small_additions_are_merged(tmp_path, encoder):
+    store = Store.create(tmp_path / "index", model=describe_model("bag", encoder))
+    for number in range(2 * store_module.SEGMENTS + 3):
+        store.add([Document(f"d{number}", f"word{number} common")], encoder)
+        assert len(list((store.directory / "segments").iterdir())) <= store_module.SEGMENTS
+    assert encoder.encoded == len(store) == 2 * store_module.SEGMENTS + 3
+    assert list(store.bm25(["word7"], 3)[0]) == ["d7"]
+
+
+def test_adding_nothing_changes_nothing(store, encoder):
+    assert store.add([], encoder) == 0
+    assert store.delete([]) == 0
+    assert json.loads((store.directory / "manifest.json").read_text())["change"] == 1
+
+
+def test_no_space_leaves_the_last_state(store, encoder, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.add([Document("x", "a")], encoder)
+    assert [path.name for path in (store.directory / "segments").iterdir()] == ["000001"]
+    assert len(Store(store.directory)) == len(TEXTS)
+    assert store.add([Document("x", "a")], encoder) == 1
+
+
+def test_killed_at_every_step_to_the_disk_it_is_as_before_or_as_after(store, encoder, tmp_path):
+    store.add(documents(10, 14), encoder)
+    store.delete(["d2"])
+    changes = {
+        "add": lambda s: s.add([Document("d1", "llamas"), Document("new", "hay")], encoder, replace=True),
+        "delete": lambda s: s.delete(["d0", "d11"]),
+        "compact": Store.compact,
+    }
+    for name, change in changes.items():
+        shutil.copytree(store.directory, tmp_path / name)
+        change(Store(tmp_path / name))
+        states = [{d.id: d.text for d in Store(path).documents()} for path in (store.directory, tmp_path / name)]
+        seen, step = set(), 0
+        while True:
+            copy = tmp_path / f"{name}{step}"
+            shutil.copytree(store.directory, copy)
+            if not dies_at(step, lambda change=change, copy=copy: change(Store(copy))):
+                break
+            found = Store(copy)
+            assert {d.id: d.text for d in found.documents()} in states
+            seen.add(len(found))
+            found.add([Document("later", "after the crash")], encoder)
+            assert len(Store(copy)) == len(found)
+            named = {info.name for info in found._manifest.segments}
+            assert {path.name for path in (copy / "segments").iterdir()} == named
+            step += 1
+        assert step > 4, name
+        assert seen == {len(state) for state in states}, name
