@@ -55,9 +55,7 @@ class PromptConfig(Config):
         if not instruction:
             return ""
         before, _, after = self.template.partition("{task}")
-        rendered = re.fullmatch(
-            re.escape(before.rstrip()) + r"\s.*" + re.escape(after.rstrip()) + r"\s*", instruction, re.S
-        )
+        rendered = re.fullmatch(re.escape(before.rstrip()) + r"\s.*" + re.escape(after.rstrip()) + r"\s*", instruction, re.S)
         return instruction if before.strip() and rendered else before + instruction + after
 
 
@@ -84,9 +82,7 @@ class Encoder(nn.Module):
     truncation, the pooled span, batching and normalisation are the model's business, not the caller's.
     """
 
-    def __init__(
-        self, config: EncoderConfig, tokenizer: TextTokenizer, backbone: TextBackbone, head: nn.Module
-    ) -> None:
+    def __init__(self, config: EncoderConfig, tokenizer: TextTokenizer, backbone: TextBackbone, head: nn.Module) -> None:
         super().__init__()
         self.config, self.tokenizer, self.backbone, self.head = config, tokenizer, backbone, head
         widths = [head.width, *(p.width for p in config.projections)]

@@ -82,9 +82,7 @@ class Packed:
         return len(self.pool_starts_B)
 
 
-def pack(
-    rows: TokenRows, indices: Sequence[int] | np.ndarray | None = None, device: torch.device | str = "cpu"
-) -> Packed:
+def pack(rows: TokenRows, indices: Sequence[int] | np.ndarray | None = None, device: torch.device | str = "cpu") -> Packed:
     """Returns the chosen rows as one flat stream on ``device``.
 
     Raises ``ValueError`` when nothing is chosen or a row is empty.

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(
-    description: str, total: int | None, unit: str = "", *, show: bool = True
-) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int | None, unit: str = "", *, show: bool = True) -> Iterator[Callable[[int], None]]:
     """Yields ``advance(n)``; while the block runs a bar shows done/total, rate a second and time left.
 
     ``total`` of None shows a counter. Nothing is drawn when ``show`` is false or standard error is no terminal.

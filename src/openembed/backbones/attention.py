@@ -120,12 +120,7 @@ def _window_mask(length: int, window: int, causal: bool, device: torch.device) -
 
 def _flash_serves(query_HTd: Tensor, view: Visibility, dropout: float) -> bool:
     plain = view.window is None and view.softcap is None and view.sinks_H is None and dropout == 0.0
-    return (
-        plain
-        and query_HTd.is_cuda
-        and query_HTd.dtype in (torch.float16, torch.bfloat16)
-        and query_HTd.shape[-1] <= 256
-    )
+    return plain and query_HTd.is_cuda and query_HTd.dtype in (torch.float16, torch.bfloat16) and query_HTd.shape[-1] <= 256
 
 
 def _flash_varlen(

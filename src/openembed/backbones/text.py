@@ -124,9 +124,7 @@ def load_text_backbone(config: BackboneConfig, *, dtype: torch.dtype | None = No
             raise ValueError(f"backbone.architecture: transformers knows no model_type {kind!r}") from None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _with_registry(
-                lambda impl: AutoModel.from_config(settings, attn_implementation=impl, dtype=dtype), name
-            )
+            model = _with_registry(lambda impl: AutoModel.from_config(settings, attn_implementation=impl, dtype=dtype), name)
     else:
         model = _with_registry(lambda impl: _pretrained(config, impl, dtype), name)
     return wrap(model, config)

@@ -1,0 +1,143 @@
+"""Opening models: NV-Embed layouts, sentence-transformers, plain transformers models with a head, and our own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openembed.backbones.probe import check
+from openembed.backbones.text import load_text_backbone
+from openembed.checkpoints.native import CONFIG_NAME, load_native
+from openembed.checkpoints.nv_embed import load_nv_embed
+from openembed.checkpoints.sentence_transformers import load_sentence_transformers
+from openembed.checkpoints.weights import check_folder
+from openembed.config import parse
+from openembed.encoder import Encoder, EncoderConfig
+from openembed.files import read_json
+from openembed.tokenization import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    path_or_hub_id: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    head: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """Returns the encoder stored in a folder or on the hub, ready to encode.
+
+    Opens NV-Embed v1/v2 layouts, sentence-transformers dense checkpoints, what :meth:`Encoder.save` wrote, and with
+    ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
+    a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
+    Before it is returned the model is probed: it must see what it should and not mix neighbouring texts.
+
+    Raises ``ValueError`` for a layout that is not known, damaged weights or a failed probe, ``FileNotFoundError`` for a
+    model that is nowhere.
+    """
+    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = resolve(path_or_hub_id)
+    check_folder(folder)
+    encoder = _open(folder, _dtype(dtype, chosen_device), head)
+    return encoder.to(chosen_device).eval()
+
+
+def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | None = None) -> Encoder:
+    """Returns a new encoder: pretrained or random backbone (``seed``) and a freshly initialised head."""
+    backbone_config = config.backbone
+    if backbone_config.path is not None:
+        folder = resolve(backbone_config.path, backbone_config.revision)
+        check_folder(folder)
+        backbone_config = backbone_config.model_copy(update={"path": str(folder), "revision": None})
+    backbone = load_text_backbone(backbone_config, dtype=_dtype(dtype, torch.device("cpu")), seed=seed)
+    check(backbone)
+    tokenizer_path = config.tokenizer_path or backbone_config.path
+    if tokenizer_path is None:
+        raise ValueError("tokenizer_path: a random backbone needs a tokenizer; give a folder that holds tokenizer.json")
+    tokenizer = read_tokenizer(resolve(tokenizer_path), config.tokenizer)
+    if tokenizer.vocabulary > backbone.vocabulary:
+        raise ValueError(f"the tokenizer has {tokenizer.vocabulary} ids but the backbone's vocab_size is {backbone.vocabulary}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        return Encoder(config, tokenizer, backbone, config.head.build(backbone.width)).eval()
+
+
+def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """Returns the local folder of a model, downloading it from the hub when the name is no folder.
+
+    Raises ``FileNotFoundError`` saying both places that were looked at.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.exists():
+        raise FileNotFoundError(f"{name}: no such model folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*/*.json", "*/*.safetensors"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(
+            f"{name}: no such folder, and not to be had from the hub ({reason}). Check the name, the connection or your login."
+        ) from None
+
+
+def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:
+    """Returns the tokenizer of a folder: ``tokenizer.json`` as it is, else what transformers makes of its older files."""
+    if (folder / "tokenizer.json").is_file():
+        return TextTokenizer.from_folder(folder, config)
+    from transformers import AutoTokenizer
+
+    try:
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: holds no tokenizer that can be read ({str(error).splitlines()[0]})") from None
+    return TextTokenizer(made.backend_tokenizer, config)
+
+
+def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None) -> Encoder:
+    if (folder / CONFIG_NAME).is_file():
+        return load_native(folder, dtype)
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        raise ValueError(f"{folder}: no model here (neither {CONFIG_NAME}, config.json nor modules.json)")
+    if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "nvembed":
+        encoder = load_nv_embed(folder, dtype)
+        check(encoder.backbone)
+        return encoder
+    if head is not None:
+        return _with_head(folder, dtype, head)
+    if (folder / "modules.json").is_file():
+        return load_sentence_transformers(folder, dtype)
+    raise ValueError(
+        f"{folder}: a plain transformers model has no head, so its vectors are undefined. Say which: "
+        "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean)."
+    )
+
+
+def _with_head(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any]) -> Encoder:
+    fields = {"backbone": {"path": str(folder), "attention": "model"}, "head": dict(head)}
+    config = parse(EncoderConfig, fields, "head")
+    encoder = build(config, dtype=dtype)
+    if list(encoder.head.parameters()):
+        logger.warning("the %s head is newly initialised: train it before use", config.head.kind)
+    return encoder
+
+
+def _dtype(given: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if given is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = DTYPES.get(given) if isinstance(given, str) else given
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype {given!r} is not supported; use {', '.join(DTYPES)}")
+    return dtype

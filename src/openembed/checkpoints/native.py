@@ -1,0 +1,109 @@
+"""openembed's own checkpoint: one folder that both openembed and sentence-transformers open.
+
+``openembed.json`` (the encoder's configuration), ``config.json`` and ``model.safetensors`` (the backbone, transformers'
+format), ``tokenizer.json``, ``head.safetensors`` (head and projections), and the files of the sentence-transformers layout.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from openembed.backbones.probe import check
+from openembed.backbones.text import load_text_backbone
+from openembed.checkpoints.sentence_transformers_export import write_sentence_transformers_files
+from openembed.checkpoints.weights import place, read_file
+from openembed.config import parse
+from openembed.encoder import Encoder, EncoderConfig
+from openembed.files import fsync_directory, read_json, write_json
+from openembed.tokenization import TextTokenizer
+
+CONFIG_NAME, HEAD_NAME = "openembed.json", "head.safetensors"
+
+
+def save_encoder(encoder: Encoder, path: str | Path) -> None:
+    """Writes ``encoder`` to folder ``path``; a crash leaves what was there before, or the new one, never a mixture.
+
+    Raises ``FileExistsError`` when ``path`` holds something that is no openembed checkpoint.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file())):
+        raise FileExistsError(f"{path}: exists and is no openembed checkpoint; give another path or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        os.chmod(temporary, 0o755)
+        _write(encoder, temporary)
+        _flush(temporary)
+        _swap(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_native(folder: Path, dtype: torch.dtype | None) -> Encoder:
+    """Returns the encoder saved in ``folder``; raises ``ValueError`` naming the file that is missing or damaged."""
+    stored = read_json(folder / CONFIG_NAME)
+    stored["backbone"] = {**stored["backbone"], "path": str(folder)}
+    config = parse(EncoderConfig, stored, str(folder / CONFIG_NAME))
+    backbone = load_text_backbone(config.backbone, dtype=dtype)
+    check(backbone)
+    encoder = Encoder(config, TextTokenizer.from_folder(folder, config.tokenizer), backbone, config.head.build(backbone.width))
+    if _head_parts(encoder):
+        if not (folder / HEAD_NAME).is_file():
+            raise ValueError(f"{folder / HEAD_NAME}: no such file, though the head of {CONFIG_NAME} has weights")
+        place_head(encoder, read_file(folder / HEAD_NAME), dtype, str(folder / HEAD_NAME))
+    return encoder.eval()
+
+
+def place_head(encoder: Encoder, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, where: str) -> None:
+    """Puts ``head.*`` and ``projections.*`` tensors into the encoder, strictly."""
+    for name in ("head", "projections"):
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        place(getattr(encoder, name), own, dtype, f"{where} ({name})")
+
+
+def _head_parts(encoder: Encoder) -> dict[str, torch.Tensor]:
+    parts = {f"head.{k}": v for k, v in encoder.head.state_dict().items()}
+    parts.update({f"projections.{k}": v for k, v in encoder.projections.state_dict().items()})
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
+
+
+def _write(encoder: Encoder, folder: Path) -> None:
+    config = encoder.config.model_dump(mode="json")
+    config["backbone"] = {**config["backbone"], "path": ".", "revision": None, "architecture": None}
+    config["tokenizer_path"] = None
+    encoder.backbone.model.save_pretrained(folder)
+    encoder.tokenizer.save(folder)
+    parts = _head_parts(encoder)
+    if parts:
+        save_file(parts, str(folder / HEAD_NAME))
+    write_sentence_transformers_files(encoder, folder)
+    write_json(folder / CONFIG_NAME, config)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    fsync_directory(folder)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Renames ``new`` to ``path``, moving an older checkpoint out of the way first and putting it back on failure."""
+    old = new.with_suffix(".old")
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    fsync_directory(path.parent)

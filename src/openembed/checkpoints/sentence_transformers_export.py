@@ -1,0 +1,137 @@
+"""The sentence-transformers side of a saved encoder.
+
+An encoder whose head is a plain pooling mode, and whose pooled span sentence-transformers finds by itself, is described
+with its own modules and needs no remote code. Any other (latent attention, self-attention, spans that only offsets find)
+travels with one self-contained module file that ``SentenceTransformer(path, trust_remote_code=True)`` runs.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, processors
+
+from openembed.checkpoints.sentence_transformers import POOLING_KINDS
+from openembed.encoder import Encoder
+from openembed.files import write_json
+from openembed.heads.projection import Projection
+from openembed.tokenization import TextTokenizer
+
+MODULE_NAME = "openembed_module"
+BOUNDARY_TEXTS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é")
+"""Text beginnings over which an instruction's tokens must not merge for sentence-transformers to find the span."""
+
+
+def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
+    """Writes ``modules.json`` and what it refers to beside the backbone and tokenizer already in ``folder``."""
+    standard = is_standard(encoder)
+    rows = _standard_modules(encoder, folder) if standard else _remote_module(folder)
+    _write_tokenizer(encoder.tokenizer, folder, frame=standard)
+    types = "sentence_transformers.models.Normalize"
+    rows.append({"path": f"{len(rows)}_Normalize", "type": types})
+    (folder / rows[-1]["path"]).mkdir()
+    write_json(folder / "modules.json", [{"idx": i, "name": str(i), **row} for i, row in enumerate(rows)])
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.config.max_length, "do_lower_case": False})
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": _prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+
+
+def is_standard(encoder: Encoder) -> bool:
+    """True when sentence-transformers' own modules give the same vectors, instructions included."""
+    head, tokenizer = encoder.config.head, encoder.config.tokenizer
+    plain = head.kind in POOLING_KINDS.values() or head.kind == "concat"
+    framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
+    return plain and framed and all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
+
+
+def _probe_prompts(encoder: Encoder) -> set[str]:
+    prompts = encoder.config.prompts
+    literal = {prompts.query, prompts.document, *prompts.named.values(), prompts.render("Retrieve text. Find it")}
+    literal.update(prompts.render(task.query) for task in prompts.tasks.values())
+    return literal - {""}
+
+
+def _span_agrees(tokenizer: TextTokenizer, prompt: str) -> bool:
+    """True when counting the prompt's tokens alone gives the span that offsets give, whatever text follows."""
+    if tokenizer.config.pool_instruction in ("include", "exclude_by_count_and_prefix"):
+        return True
+    counted = len(tokenizer.prefix) + len(tokenizer.backend.encode(prompt, add_special_tokens=False).ids)
+    return bool((tokenizer(BOUNDARY_TEXTS, prompt).pool_starts == counted).all())
+
+
+def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
+    by_kind = {ours: theirs for theirs, ours in POOLING_KINDS.items()}
+    head = encoder.config.head
+    modes = [by_kind[part] for part in head.parts] if head.kind == "concat" else by_kind[head.kind]
+    pooling = {
+        "embedding_dimension": encoder.backbone.width,
+        "pooling_mode": modes,
+        "include_prompt": encoder.config.tokenizer.pool_instruction == "include",
+    }
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    rows = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    for projection in encoder.projections:
+        rows.append({"path": f"{len(rows)}_Dense", "type": "sentence_transformers.models.Dense"})
+        _write_dense(projection, folder / rows[-1]["path"])
+    return rows
+
+
+def _write_dense(projection: Projection, folder: Path) -> None:
+    folder.mkdir()
+    config = {
+        "in_features": projection.linear.in_features,
+        "out_features": projection.linear.out_features,
+        "bias": projection.linear.bias is not None,
+        "activation_function": f"{type(projection.activation).__module__}.{type(projection.activation).__name__}",
+    }
+    if projection.residual is not None:
+        config["use_residual"] = True
+    write_json(folder / "config.json", config)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in projection.state_dict().items()}
+    save_file(weights, str(folder / "model.safetensors"))
+
+
+def _remote_module(folder: Path) -> list[dict[str, Any]]:
+    source = resources.files("openembed.checkpoints").joinpath("sentence_transformers_module.py").read_text("utf-8")
+    (folder / f"{MODULE_NAME}.py").write_text(source, encoding="utf-8")
+    return [{"path": "", "type": f"{MODULE_NAME}.OpenEmbedModule"}]
+
+
+def _prompts(encoder: Encoder) -> dict[str, str]:
+    prompts = encoder.config.prompts
+    table = {"query": prompts.query, "document": prompts.document, **prompts.named}
+    table.update({name: prompts.render(task.query) for name, task in prompts.tasks.items()})
+    return table
+
+
+def _write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> None:
+    """Writes the tokenizer transformers will read; with ``frame`` its template adds the end token that we append."""
+    backend = Tokenizer.from_str(tokenizer.backend.to_str())
+    if frame and tokenizer.config.eos_token is not None:
+        pieces = [backend.id_to_token(i) for i in (*tokenizer.prefix, *tokenizer.suffix)]
+        template = [*pieces[: len(tokenizer.prefix)], "$A", *pieces[len(tokenizer.prefix) :]]
+        ids = dict(zip(pieces, (*tokenizer.prefix, *tokenizer.suffix), strict=True))
+        backend.post_processor = processors.TemplateProcessing(
+            single=" ".join(template), pair=" ".join([*template, "$B:1"]), special_tokens=list(ids.items())
+        )
+        backend.save(str(folder / "tokenizer.json"))
+    eos = tokenizer.config.eos_token
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", "clean_up_tokenization_spaces": False}
+    pad = eos or _first_special(backend)
+    write_json(folder / "tokenizer_config.json", {**settings, "pad_token": pad, **({"eos_token": eos} if eos else {})})
+
+
+def _first_special(backend: Tokenizer) -> str:
+    """A token to pad with where there is no end token: padding is masked, so any one will do."""
+    named = [row["content"] for row in json.loads(backend.to_str())["added_tokens"] if row.get("special")]
+    return next((name for name in named if "pad" in name.lower()), named[0] if named else backend.id_to_token(0))
