@@ -1,7 +1,8 @@
 """Builds the data that the package ships for its demo: python tools/build_demo_data.py SHARED_DATA_FOLDER.
 
 Reads the data sets named in ``src/openembed/demo/README.md`` and writes ``src/openembed/demo/data`` (training files,
-evaluation folders, ``counts.json``) and ``src/openembed/demo/tokenizer``. The same input gives the same bytes. No text
+evaluation folders, ``counts.json``), ``src/openembed/demo/toy`` (a few rows of each kind, for smoke runs) and
+``src/openembed/demo/tokenizer``. The same input gives the same bytes. No text
 of an evaluation set stays in a training file: equality is judged on letters and digits alone, blind to case.
 """
 
@@ -59,6 +60,7 @@ def main() -> None:
         counts["removed_as_evaluation_text"][name] = len(rows) - len(kept)
         train[name] = kept
     (out / "counts.json").write_text(json.dumps(counts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    build_toy(train, DEMO / "toy")
     build_tokenizer(texts_of(train), DEMO / "tokenizer")
     print(json.dumps(counts, indent=2, sort_keys=True))
 
@@ -85,7 +87,7 @@ class Evaluation:
         write_jsonl(folder / "corpus.jsonl.gz", documents)
         write_jsonl(folder / "queries.jsonl.gz", queries)
         lines = ["query-id\tcorpus-id\tscore", *(f"{query}\t{document}\t1" for query, document in judgements)]
-        (folder / "qrels").mkdir()
+        (folder / "qrels").mkdir(exist_ok=True)
         (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.counts[name] = {"documents": len(documents), "queries": len(queries), "judgements": len(judgements)}
         for row in [*queries, *documents]:
@@ -216,6 +218,22 @@ def nli(folder: Path) -> list[Row]:
         {"query": row["premise"], "positive": row["entailment"], "negative": row["contradiction"]}
         for row in read_jsonl(folder / "triples.jsonl.gz")
     ]
+
+
+def build_toy(train: dict[str, list[Row]], folder: Path) -> None:
+    """Writes a few training rows of each construction, and a retrieval folder made of training pairs."""
+    pairs = [
+        {key: cut_words(str(value), 30) for key, value in row.items()} for row in sample(train["medquad"], 40, "toy")
+    ]
+    intents = sorted({str(row["label_text"]) for row in train["banking77"]})[:6]
+    classes = [row for name in intents for row in [r for r in train["banking77"] if r["label_text"] == name][:6]]
+    write_jsonl(folder / "pairs.jsonl.gz", pairs)
+    write_jsonl(folder / "classes.jsonl.gz", classes)
+    write_jsonl(folder / "scored.jsonl.gz", sample(train["captions"], 40, "toy"))
+    documents = [{"_id": f"d{number}", "title": "", "text": row["positive"]} for number, row in enumerate(pairs)]
+    queries = [{"_id": f"q{number}", "text": row["query"]} for number, row in enumerate(pairs[:12])]
+    judgements = [(f"q{number}", f"d{number}") for number in range(len(queries))]
+    Evaluation(folder).retrieval("retrieval", queries, documents, judgements)
 
 
 def build_tokenizer(texts: Iterable[str], folder: Path, size: int = 8192) -> None:

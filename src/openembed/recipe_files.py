@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -118,3 +120,35 @@ def _parse(path: Path) -> Table:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML ({error})") from None
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Returns ``table`` as TOML that reads back equal, keys without a value (None) left out."""
+    return "\n".join(_table_lines((), table)).strip() + "\n"
+
+
+def _table_lines(path: tuple[str, ...], table: Mapping[str, Any]) -> list[str]:
+    """Plain values first, then the tables below, each under its own header."""
+    plain = {key: value for key, value in table.items() if value is not None and not isinstance(value, Mapping)}
+    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    lines = [f"{_key(key)} = {_inline(value)}" for key, value in plain.items()]
+    for key, value in inner.items():
+        below = (*path, key)
+        lines += ["", f"[{'.'.join(map(_key, below))}]", *_table_lines(below, value)]
+    return lines
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(k)} = {_inline(v)}" for k, v in value.items() if v is not None) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_inline(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
