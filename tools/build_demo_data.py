@@ -26,7 +26,7 @@ SCIFACT_CORPUS_SIZE = 1000
 QUERIES = 300
 BANKING_PER_LABEL = 20
 MAX_WORDS = {"textbooks": 100, "medquad": 80, "scifact": 120}
-TEXT_FIELDS = ("query", "positive", "negative", "text", "sentence1", "sentence2")
+TEXT_FIELDS = ("query", "positive", "positives", "negative", "text", "sentence1", "sentence2")
 PROMPT_WORDS = ("Instruct:", "Query:")
 """Given to the tokenizer often enough to become single pieces: they begin every query."""
 CAPTION_SOURCES = ("images", "track5.en-en")
@@ -76,9 +76,7 @@ class Evaluation:
     def holds(self, row: Row) -> bool:
         """Whether any text of a training row is an evaluation text."""
         return any(
-            normalised(str(value)) in self.texts
-            for key, value in row.items()
-            if key not in ("label", "label_text", "score")
+            normalised(str(value)) in self.texts for key, value in row.items() if key not in ("label", "label_text", "score")
         )
 
     def retrieval(self, name: str, queries: list[Row], documents: list[Row], judgements: list[tuple[str, str]]) -> None:
@@ -126,7 +124,7 @@ def textbooks(folder: Path, evaluation: Evaluation) -> tuple[list[Row], list[Row
     judgements = [(f"q{number}", key) for number, text in enumerate(chosen) for key in positives[text] if key in corpus]
     write_retrieval(evaluation, "textbooks", queries, corpus, cut, judgements)
 
-    examples = [{"query": row["query"], "positive": cut[row["pos"]]} for row in train_pairs]
+    examples = grouped((str(row["query"]), cut[row["pos"]]) for row in train_pairs)
     glossary = [row for row in read_jsonl(folder / "glossary.jsonl.gz") if row["split"] == "train"]
     terms = Counter(str(row["term"]).casefold() for row in glossary)
     glossary = [row for row in glossary if terms[str(row["term"]).casefold()] == 1]
@@ -141,9 +139,7 @@ def medquad(folder: Path, evaluation: Evaluation) -> list[Row]:
     chance = random.Random("medquad")
     same_text = Counter(normalised(cut[key]) for key in cut)
     usable = [
-        query
-        for query, documents in qrels["test"].items()
-        if all(same_text[normalised(cut[key])] == 1 for key in documents)
+        query for query, documents in qrels["test"].items() if all(same_text[normalised(cut[key])] == 1 for key in documents)
     ]
     chosen = sorted(chance.sample(sorted(usable), QUERIES))
     needed = sorted({key for query in chosen for key in qrels["test"][query]})
@@ -153,9 +149,9 @@ def medquad(folder: Path, evaluation: Evaluation) -> list[Row]:
     rows = [{"_id": query, "text": queries[query]["text"]} for query in chosen]
     write_retrieval(evaluation, "medquad", rows, kept, cut, judgements)
 
-    pairs = sorted((query, key) for query, documents in qrels["train"].items() for key in documents)
-    drawn = sample(pairs, MEDQUAD_EXAMPLES, "medquad train")
-    return [{"query": queries[query]["text"], "positive": cut[key]} for query, key in drawn]
+    asked = sample(sorted(qrels["train"]), MEDQUAD_EXAMPLES, "medquad train")
+    drawn = [(query, key) for query in asked for key in sorted(qrels["train"][query])]
+    return grouped((str(queries[query]["text"]), cut[key]) for query, key in drawn)
 
 
 def scifact(folder: Path, evaluation: Evaluation) -> list[Row]:
@@ -170,12 +166,9 @@ def scifact(folder: Path, evaluation: Evaluation) -> list[Row]:
     rows = [{"_id": query, "text": queries[query]["text"]} for query in sorted(qrels["test"], key=int)]
     judgements = [(row["_id"], key) for row in rows for key in sorted(qrels["test"][row["_id"]])]
     write_retrieval(evaluation, "scifact", rows, kept, cut, judgements, titles)
-    return [
-        {"query": queries[query]["text"], "positive": f"{titles[key]} {cut[key]}"}
-        for query in sorted(qrels["train"], key=int)
-        for key in sorted(qrels["train"][query])
-        if key not in set(needed)
-    ]
+    judged = [(query, key) for query in sorted(qrels["train"], key=int) for key in sorted(qrels["train"][query])]
+    free = [(query, key) for query, key in judged if key not in set(needed)]
+    return grouped((str(queries[query]["text"]), f"{titles[key]} {cut[key]}") for query, key in free)
 
 
 def banking77(folder: Path, evaluation: Evaluation) -> list[Row]:
@@ -209,7 +202,7 @@ def squad(folder: Path) -> list[Row]:
     pairs = sorted((query, key) for query, documents in qrels["train"].items() for key in documents)
     drawn = sample(pairs, SQUAD_EXAMPLES, "squad")
     drawn.sort(key=lambda pair: int(pair[1][1:]))
-    return [{"query": queries[query]["text"], "positive": corpus[key]["text"]} for query, key in drawn]
+    return grouped((str(queries[query]["text"]), str(corpus[key]["text"])) for query, key in drawn)
 
 
 def nli(folder: Path) -> list[Row]:
@@ -222,9 +215,8 @@ def nli(folder: Path) -> list[Row]:
 
 def build_toy(train: dict[str, list[Row]], folder: Path) -> None:
     """Writes a few training rows of each construction, and a retrieval folder made of training pairs."""
-    pairs = [
-        {key: cut_words(str(value), 30) for key, value in row.items()} for row in sample(train["medquad"], 40, "toy")
-    ]
+    single = sample([row for row in train["medquad"] if "positive" in row], 40, "toy")
+    pairs = [{key: cut_words(str(value), 30) for key, value in row.items()} for row in single]
     intents = sorted({str(row["label_text"]) for row in train["banking77"]})[:6]
     classes = [row for name in intents for row in [r for r in train["banking77"] if r["label_text"] == name][:6]]
     write_jsonl(folder / "pairs.jsonl.gz", pairs)
@@ -275,13 +267,11 @@ def build_tokenizer(texts: Iterable[str], folder: Path, size: int = 8192) -> Non
 
 
 def texts_of(train: dict[str, list[Row]]) -> list[str]:
-    texts = [str(row[field]) for name in sorted(train) for row in train[name] for field in TEXT_FIELDS if field in row]
+    texts = [text for name in sorted(train) for row in train[name] for text in row_texts(row)]
     return texts + [word for word in PROMPT_WORDS for _ in range(1000)]
 
 
-def pick_corpus(
-    needed: list[str], spare: list[str], texts: dict[str, str], size: int, chance: random.Random
-) -> list[str]:
+def pick_corpus(needed: list[str], spare: list[str], texts: dict[str, str], size: int, chance: random.Random) -> list[str]:
     """Returns ``needed`` and random ``spare`` ids up to ``size``, no two with the same text, in order of id."""
     seen: set[str] = set()
     kept: list[str] = []
@@ -308,6 +298,23 @@ def write_retrieval(
     judged = {query for query, _ in judgements}
     documents = [{"_id": key, "title": (titles or {}).get(key, ""), "text": texts[key]} for key in corpus]
     evaluation.retrieval(name, [row for row in queries if row["_id"] in judged], documents, judgements)
+
+
+def row_texts(row: Row) -> list[str]:
+    """The texts of a training row."""
+    values = [row[field] for field in TEXT_FIELDS if field in row]
+    return [str(text) for value in values for text in (value if isinstance(value, list) else [value])]
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> list[Row]:
+    """Returns one row a query with all its positives, so that none of them can become its negative."""
+    positives: dict[str, dict[str, None]] = {}
+    for query, positive in pairs:
+        positives.setdefault(query, {})[positive] = None
+    return [
+        {"query": query, "positive": next(iter(texts))} if len(texts) == 1 else {"query": query, "positives": list(texts)}
+        for query, texts in positives.items()
+    ]
 
 
 def scored(row: Row) -> Row:
@@ -341,9 +348,7 @@ def read_jsonl(path: Path) -> Iterable[Row]:
             yield json.loads(line)
 
 
-def read_beir(
-    folder: Path, splits: tuple[str, ...]
-) -> tuple[dict[str, Row], dict[str, Row], dict[str, dict[str, set[str]]]]:
+def read_beir(folder: Path, splits: tuple[str, ...]) -> tuple[dict[str, Row], dict[str, Row], dict[str, dict[str, set[str]]]]:
     corpus = {str(row["_id"]): row for row in read_jsonl(folder / "corpus.jsonl.gz")}
     queries = {str(row["_id"]): row for row in read_jsonl(folder / "queries.jsonl.gz")}
     qrels: dict[str, dict[str, set[str]]] = {}

@@ -18,7 +18,7 @@ from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.recipe_files import RecipeFile, override, read_recipe, to_toml
 from openembed.steps import StepConfig
-from openembed.train.config import TrainConfig
+from openembed.train.loop import TrainConfig
 
 UNTRAINED, BM25 = "untrained", "bm25"
 """Names of models that are no stage: the recipe's encoder before training, and lexical search."""
@@ -212,9 +212,7 @@ def needed_stages(recipe: Recipe, name: str) -> list[str]:
     """Returns the earlier stages whose output stage ``name`` reads, in order."""
     stage = recipe.stage[name]
     wanted = set(model_references(stage).values())
-    wanted |= {
-        s.path.removeprefix(MINED).split("/")[0] for s in stage_sources(stage) if (s.path or "").startswith(MINED)
-    }
+    wanted |= {s.path.removeprefix(MINED).split("/")[0] for s in stage_sources(stage) if (s.path or "").startswith(MINED)}
     if isinstance(stage, SearchStage):
         wanted.add(stage.index)
     return [other for other in recipe.stage if other in wanted]

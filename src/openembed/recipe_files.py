@@ -47,9 +47,7 @@ def read_recipe(name_or_path: str | Path) -> RecipeFile:
     if parent_name is not None:
         parent = _parse(_parent(path, parent_name))
         if "extends" in parent:
-            raise ValueError(
-                f"{path}: extends: {parent_name!r} itself extends {parent['extends']!r}; one level is allowed"
-            )
+            raise ValueError(f"{path}: extends: {parent_name!r} itself extends {parent['extends']!r}; one level is allowed")
         table = merge(parent, table)
     return RecipeFile(path.stem, path, packaged, table)
 

@@ -11,6 +11,7 @@ from openembed.encoder import EncoderConfig
 from openembed.heads import LatentAttentionConfig
 from openembed.recipe import BM25, UNTRAINED, EvaluateStage, IndexStage, MineStage, Recipe, StageConfig, TrainStage
 from openembed.recipe import MINED as STAGE
+from openembed.train.cached import ComputeConfig
 
 TOY = "package:demo/toy"
 FILES = {
@@ -73,12 +74,16 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
 
 def _train(stage: TrainStage, recipe: Recipe) -> TrainStage:
     data = stage.data.model_copy(update={"sources": tuple(map(_source, stage.data.sources))})
-    batch = stage.batch.model_copy(
-        update={"size": ROWS, "negatives": min(stage.batch.negatives, NEGATIVES), "accumulation": 1}
-    )
+    batch = stage.batch.model_copy(update={"size": ROWS, "negatives": min(stage.batch.negatives, NEGATIVES), "accumulation": 1})
     optimizer = stage.optimizer.model_copy(update={"warmup": 1})
-    changes = {"steps": STEPS, "batch": batch, "optimizer": optimizer, "data": data, "precision": "float32"}
-    return stage.model_copy(update={**changes, "gradient_checkpointing": False, "start": _model(stage.start, recipe)})
+    changes = {
+        "steps": STEPS,
+        "batch": batch,
+        "optimizer": optimizer,
+        "data": data,
+        "compute": ComputeConfig(max_length=MAX_LENGTH),
+    }
+    return stage.model_copy(update={**changes, "start": _model(stage.start, recipe)})
 
 
 def _source(source: SourceConfig) -> SourceConfig:

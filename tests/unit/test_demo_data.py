@@ -11,12 +11,17 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "src" / "openembed" / "demo"
 TRAIN = sorted((DEMO / "data" / "train").glob("*.jsonl.gz"))
 RETRIEVAL = ["textbooks", "medquad", "scifact"]
-TEXTS = ("query", "positive", "negative", "text", "sentence1", "sentence2")
+TEXTS = ("query", "positive", "positives", "negative", "text", "sentence1", "sentence2")
 
 
 def rows(path):
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def texts_of(row):
+    values = [row[field] for field in TEXTS if field in row]
+    return [text for value in values for text in (value if isinstance(value, list) else [value])]
 
 
 def normalised(text):
@@ -43,7 +48,7 @@ def evaluation_texts():
 
 @pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.name)
 def test_no_evaluation_text_is_trained_on(path, evaluation_texts):
-    trained = {normalised(row[field]) for row in rows(path) for field in TEXTS if field in row}
+    trained = {normalised(text) for row in rows(path) for text in texts_of(row)}
     assert trained
     assert not trained & evaluation_texts
 

@@ -147,9 +147,7 @@ def test_highlight_marks_words_of_the_query():
 def test_hostile_text_stays_text():
     evil = "</title><script>alert(1)</script>"
     hit = Hit(0.1, evil, evil)
-    page = render(
-        Report(evil, summary=evil, recipe=evil, searches=[Search(evil, evil, [hit])], environment={evil: evil})
-    )
+    page = render(Report(evil, summary=evil, recipe=evil, searches=[Search(evil, evil, [hit])], environment={evil: evil}))
     assert "<script" not in page
 
 

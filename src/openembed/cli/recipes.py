@@ -98,9 +98,7 @@ def check(recipe: RecipeName, settings: Settings = None, data: Data = None, as_j
         print_json({"recipe": loaded.name, "stages": list(loaded.stage), "elsewhere": missing})
         return
     out = console()
-    out.print(
-        f"{loaded.name}: {len(loaded.stage)} stages, {len(loaded.expect)} expected values; well-formed", markup=False
-    )
+    out.print(f"{loaded.name}: {len(loaded.stage)} stages, {len(loaded.expect)} expected values; well-formed", markup=False)
     for item in missing:
         out.print(f"  {item['kind']}: {item['name']}", markup=False, highlight=False)
 
