@@ -1,0 +1,87 @@
+"""Low-rank adapters through peft, injected into a backbone in place and merged back exactly."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from openembed.config import Config
+
+
+class LoraConfig(Config):
+    """Low-rank adaptation (NV-Embed: rank 16, alpha 32, dropout 0.1).
+
+    ``targets``: names of the linear layers to adapt, such as ``["q_proj", "v_proj"]``; ``all-linear`` takes every
+    linear layer of the backbone (q, k, v, o, gate, up and down in a Llama-style decoder).
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+def add_lora(model: nn.Module, config: LoraConfig) -> None:
+    """Adds adapters to ``model`` (a transformers model) in place and freezes everything else in it.
+
+    The second factor starts at zero, so outputs do not change until training does. The first is drawn from torch's
+    generator: seed it. Raises ``ValueError`` when a target names no linear layer or adapters are there already.
+    """
+    from peft import LoraConfig as PeftLora
+    from peft import inject_adapter_in_model
+
+    if has_lora(model):
+        raise ValueError("the model carries adapters already; merge them first (merge_lora)")
+    inject_adapter_in_model(
+        PeftLora(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=_pattern(model, config.targets),
+        ),
+        model,
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether ``model`` carries adapters that are not merged away."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Adds every adapter into its weight and removes it, in place; outputs stay the same up to rounding.
+
+    Every parameter is trainable afterwards. Raises ``ValueError`` when an adapter holds values that are not finite.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    for leftover in ("peft_config", "active_adapter"):
+        if hasattr(model, leftover):
+            delattr(model, leftover)
+    model.requires_grad_(True)
+
+
+def _pattern(model: nn.Module, targets: tuple[str, ...] | str) -> str:
+    """A regular expression over the full names of the linear layers chosen."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if targets == "all-linear":
+        chosen = linear
+    else:
+        chosen = [name for name in linear if name.rpartition(".")[2] in targets]
+        missing = sorted(set(targets) - {name.rpartition(".")[2] for name in chosen})
+        if missing:
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ValueError(f"lora targets {', '.join(missing)} name no linear layer; there are {', '.join(known)}")
+    return "|".join(re.escape(name) for name in chosen)

@@ -1,0 +1,1 @@
+"""The trainer: the only part that runs an encoder with gradients."""

@@ -1,0 +1,148 @@
+"""Checkpoints that are whole or absent: written aside, hashed, then renamed; damage is found and named.
+
+A checkpoint ``step-00001000/`` holds ``weights.safetensors`` (trainable parameters), ``optimizer.safetensors`` (AdamW
+moments by parameter name) and ``state.json`` (step, settings, SHA-256 of both). There is no generator state and no
+scheduler state to keep: data order, dropout and learning rate are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openembed.files import fsync_directory, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""This many of the newest checkpoints stay on disk."""
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An intact checkpoint on disk."""
+
+    path: Path
+    step: int
+    settings: dict[str, Any]
+
+
+def save(
+    folder: str | Path, step: int, encoder: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> Path:
+    """Returns the folder of a new checkpoint of ``step`` finished steps and removes all but the newest :data:`KEPT`."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    parts = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+    try:
+        save_file(_weights(encoder), parts / WEIGHTS)
+        save_file(_moments(encoder, optimizer), parts / OPTIMIZER)
+        hashes = {name: _digest(parts / name, flush=True) for name in (WEIGHTS, OPTIMIZER)}
+        write_json(parts / STATE, {"step": step, "settings": dict(settings), "sha256": hashes})
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(parts, final)
+    except BaseException:
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
+    fsync_directory(folder)
+    for old in _all(folder)[KEPT:]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(folder: str | Path) -> Checkpoint | None:
+    """Returns the newest intact checkpoint, or None when there is none at all.
+
+    A damaged one is named in the log and passed over for the one before; ``ValueError`` when all are damaged. What an
+    interrupted write left behind is removed.
+    """
+    folder = Path(folder)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    damaged = []
+    for path in _all(folder):
+        try:
+            return _open(path)
+        except ValueError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+            damaged.append(path.name)
+    if damaged:
+        raise ValueError(f"{folder}: every checkpoint is damaged ({', '.join(damaged)}); delete them to start anew")
+    return None
+
+
+def restore(checkpoint: Checkpoint, encoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights and optimizer state back, bit for bit; ``ValueError`` when they belong to another model."""
+    from safetensors.torch import load_file
+
+    parameters = _trainable(encoder)
+    weights = load_file(checkpoint.path / WEIGHTS)
+    moments = load_file(checkpoint.path / OPTIMIZER)
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f"{checkpoint.path}: trainable parameters differ from this model's: {', '.join(different[:5])}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+            state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+            }
+
+
+def _open(path: Path) -> Checkpoint:
+    if not (path / STATE).is_file():
+        raise ValueError(f"checkpoint {path} is damaged: no {STATE}")
+    state = read_json(path / STATE)
+    if not {"step", "settings", "sha256"} <= set(state):
+        raise ValueError(f"checkpoint {path} is damaged: {STATE} lacks fields")
+    for name, expected in state["sha256"].items():
+        if not (path / name).is_file() or _digest(path / name) != expected:
+            raise ValueError(f"checkpoint {path} is damaged: {name} is missing, cut short or changed")
+    return Checkpoint(path, state["step"], state["settings"])
+
+
+def _all(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _trainable(encoder: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+
+
+def _weights(encoder: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in _trainable(encoder).items()}
+
+
+def _moments(encoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, parameter in _trainable(encoder).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _digest(path: Path, *, flush: bool = False) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if flush:
+            os.fsync(file.fileno())
+    return digest
