@@ -1,0 +1,151 @@
+"""Retrieval and reranking by exact search over all documents, scored as MTEB scores them.
+
+Shapes: ``Q`` queries, ``N`` documents, ``D`` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openembed.evaluation.metrics import RETRIEVAL_METRICS, canonical, mean, per_query
+from openembed.evaluation.result import Outcome
+from openembed.evaluation.statistics import bootstrap_interval, generator
+from openembed.evaluation.vectors import Vectors
+from openembed.records import Document, Qrels, Query, Run
+
+TOP_K = 1_000
+SCORES_PER_BLOCK = 32_000_000
+
+
+@dataclass(frozen=True)
+class RerankingItem:
+    """A query with its candidates; ``positives`` and ``negatives`` are texts."""
+
+    id: str
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+
+
+def exact_search(
+    queries_QD: np.ndarray, query_ids: Sequence[str], documents_ND: np.ndarray, document_ids: Sequence[str], top_k: int
+) -> Run:
+    """Returns the ``top_k`` documents of each query by inner product, ties by document id descending, also at the cut."""
+    step = max(1, SCORES_PER_BLOCK // max(1, len(document_ids)))
+    run: Run = {}
+    for start in range(0, len(query_ids), step):
+        scores_QN = queries_QD[start : start + step] @ documents_ND.T
+        for query_id, scores_N in zip(query_ids[start : start + step], scores_QN, strict=True):
+            run[query_id] = top_documents(scores_N, document_ids, top_k)
+    return run
+
+
+def top_documents(scores_N: np.ndarray, document_ids: Sequence[str], top_k: int) -> dict[str, float]:
+    """Returns the ``top_k`` best documents with their scores, ordered by (score, id) descending."""
+    candidates = np.arange(len(scores_N))
+    if top_k < len(scores_N):
+        cut = np.partition(scores_N, len(scores_N) - top_k)[len(scores_N) - top_k]
+        candidates = np.flatnonzero(scores_N >= cut)
+    best = sorted(((float(scores_N[i]), document_ids[i]) for i in candidates), reverse=True)[:top_k]
+    return {document_id: score for score, document_id in best}
+
+
+def score_run(
+    run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS
+) -> Outcome:
+    """Returns the metrics of ``run`` against ``qrels``: the means, per query, and the interval of ``metric``."""
+    metric = canonical(metric)
+    scores = per_query(run, qrels, tuple(dict.fromkeys((metric, *extra))))
+    return Outcome(
+        metric=metric,
+        value=mean(scores[metric]),
+        interval=bootstrap_interval(list(scores[metric].values()), generator(seed, "interval", metric)),
+        metrics={name: mean(values) for name, values in scores.items()},
+        counts={"queries": len(qrels), "judgements": sum(map(len, qrels.values()))},
+        per_item=scores,
+        run=run,
+    )
+
+
+def without_identical_ids(run: Run) -> Run:
+    """Returns ``run`` without documents whose id is the query's, as ArguAna and Quora ask."""
+    return {
+        query_id: {document_id: score for document_id, score in ranking.items() if document_id != query_id}
+        for query_id, ranking in run.items()
+    }
+
+
+def evaluate_retrieval(
+    vectors: Vectors,
+    corpus: Sequence[Document],
+    queries: Sequence[Query],
+    qrels: Qrels,
+    *,
+    metric: str = "ndcg_at_10",
+    top_k: int = TOP_K,
+    ignore_identical_ids: bool = False,
+) -> Outcome:
+    """Returns nDCG@10 (or ``metric``) of exact search. Only judged queries are searched; documents carry their title."""
+    judged = [query for query in queries if qrels.get(query.id)]
+    documents_ND = vectors.documents([document.full_text for document in corpus])
+    queries_QD = vectors.queries([query.text for query in judged])
+    run = exact_search(queries_QD, [q.id for q in judged], documents_ND, [d.id for d in corpus], top_k)
+    return score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
+
+
+def score_retrieval(
+    run: Run, corpus: Sequence[Document], qrels: Qrels, *, metric: str, ignore_identical_ids: bool
+) -> Outcome:
+    """Returns the outcome of a finished run over ``corpus`` by MTEB's rules."""
+    run = without_identical_ids(run) if ignore_identical_ids else run
+    outcome = score_run(run, {query_id: judged for query_id, judged in qrels.items() if judged}, metric)
+    return _with_counts(outcome, documents=len(corpus))
+
+
+def reranking_qrels(items: Sequence[RerankingItem]) -> tuple[list[RerankingItem], Qrels, dict[str, str]]:
+    """Returns the usable items, their judgements and candidate id → text.
+
+    As in MTEB, a query without a positive or without a negative is left out: every order of its candidates scores alike.
+    """
+    usable = [item for item in items if item.positives and item.negatives]
+    qrels: Qrels = {}
+    texts: dict[str, str] = {}
+    for item in usable:
+        candidates = [(text, 1) for text in item.positives] + [(text, 0) for text in item.negatives]
+        qrels[item.id] = {}
+        for number, (text, grade) in enumerate(candidates):
+            identity = f"{item.id}_{number}"
+            qrels[item.id][identity], texts[identity] = grade, text
+    return usable, qrels, texts
+
+
+def evaluate_reranking(vectors: Vectors, items: Sequence[RerankingItem], *, metric: str = "map_at_1000") -> Outcome:
+    """Returns MAP (or ``metric``) of ordering each query's candidates by inner product."""
+    usable, qrels, texts = reranking_qrels(items)
+    if not usable:
+        raise ValueError("no query has both a positive and a negative candidate; there is nothing to rerank")
+    identities = list(texts)
+    documents_ND = vectors.documents([texts[identity] for identity in identities])
+    place = {identity: row for row, identity in enumerate(identities)}
+    queries_QD = vectors.queries([item.query for item in usable])
+    run: Run = {}
+    for item, query_D in zip(usable, queries_QD, strict=True):
+        candidates = list(qrels[item.id])
+        scores = documents_ND[[place[identity] for identity in candidates]] @ query_D
+        run[item.id] = dict(zip(candidates, map(float, scores), strict=True))
+    return score_reranking(run, items, metric=metric)
+
+
+def score_reranking(run: Run, items: Sequence[RerankingItem], *, metric: str) -> Outcome:
+    """Returns the outcome of a run over the candidates of ``items`` (ids ``<query id>_<number>``, positives first)."""
+    _, qrels, texts = reranking_qrels(items)
+    outcome = score_run(run, qrels, metric)
+    return _with_counts(outcome, documents=len(texts), left_out=len(items) - len(qrels))
+
+
+def _with_counts(outcome: Outcome, **counts: int) -> Outcome:
+    merged: Mapping[str, int] = {**outcome.counts, **counts}
+    return Outcome(**{**vars(outcome), "counts": merged})
