@@ -110,9 +110,10 @@ def encode_file(
     """Encodes every document of ``source`` (see ``read_documents``; ``-``: standard input) into the directory ``out``.
 
     The whole input is checked before anything is encoded. Run again after an interruption, it goes on after the last
-    saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while
-    encoding; to resume, it must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another process at work in
-    ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which begins anew.
+    saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while encoding; to resume, it
+    must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another
+    process at work in ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which
+    begins anew.
     """
     config, out = config or BulkConfig(), Path(out)
     if config.chunk < 1:
@@ -144,9 +145,7 @@ def encode_file(
                 _append(journal, json.dumps({"rows": done}).encode() + b"\n", out / JOURNAL)
                 advance(len(chunk))
         if done != len(ids):
-            raise ValueError(
-                f"{path}: changed while it was being encoded ({len(ids)} texts before, {done} now); restart"
-            )
+            raise ValueError(f"{path}: changed while it was being encoded ({len(ids)} texts before, {done} now); restart")
         _finish(out, plan, ids)
     return Encoded(out, len(ids), encoder.width, resumed)
 
@@ -196,9 +195,7 @@ def _resume(out: Path, plan: dict[str, Any]) -> int:
     if not journal.exists():
         _check_space(out, plan["count"] * plan["width"] * 4)
         if (out / VECTORS).exists():
-            raise ValueError(
-                f"{out / VECTORS}: not made by a finished run; pass --restart to replace it, or another output"
-            )
+            raise ValueError(f"{out / VECTORS}: not made by a finished run; pass --restart to replace it, or another output")
         with partial.open("wb") as file:
             _write_header(file, plan["count"], plan["width"])
             os.fsync(file.fileno())
@@ -238,9 +235,7 @@ def _check_same(plan: dict[str, Any], begun: dict[str, Any], out: Path) -> None:
 def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
-        raise ValueError(
-            f"{out}: {needed / 1e9:,.2f} GB of vectors to write, {free / 1e9:,.2f} GB free; make room first"
-        )
+        raise ValueError(f"{out}: {needed / 1e9:,.2f} GB of vectors to write, {free / 1e9:,.2f} GB free; make room first")
 
 
 def _chunks(path: Path, size: int, skip: int) -> Iterator[list[Document]]:

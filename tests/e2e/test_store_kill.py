@@ -27,9 +27,7 @@ def test_kill_at_any_moment_leaves_an_acknowledged_state(tmp_path):
     Store.create(tmp_path / "index", model=describe_model("bag", encoder))
     ids, number, changes = set(), 0, 0
     for _round in range(8):
-        process = subprocess.Popen(
-            [sys.executable, WRITER, tmp_path / "index", str(number)], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, WRITER, tmp_path / "index", str(number)], stdout=subprocess.PIPE, text=True)
         first = "".join(process.stdout.readline() for _line in range(clock.randint(3, 9)))
         time.sleep(clock.uniform(0.0, 0.05))
         process.kill()

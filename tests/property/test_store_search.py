@@ -46,9 +46,7 @@ def test_dense_search_equals_brute_force(seed, count, width, k, levels, dead, bl
     """Small whole numbers make many exact ties; real values test that no candidate is lost to rounding."""
     random = np.random.default_rng(seed)
     draw = (
-        (lambda n: random.standard_normal((n, width)))
-        if real
-        else (lambda n: random.integers(-levels, levels + 1, (n, width)))
+        (lambda n: random.standard_normal((n, width))) if real else (lambda n: random.integers(-levels, levels + 1, (n, width)))
     )
     values_ND, queries_QD = draw(count).astype(np.float32), draw(5).astype(np.float32)
     live_N = random.random(count) >= dead
@@ -78,9 +76,7 @@ def test_near_ties_are_settled_exactly_and_do_not_depend_on_batch_or_segments():
     live_N = np.ones(5000, dtype=bool)
     whole = search(queries_QD, cut(values_ND, live_N, []), 10, ids.__getitem__)
     parts = search(queries_QD, cut(values_ND, live_N, [17, 2500]), 10, ids.__getitem__)
-    alone = [
-        search(queries_QD[row : row + 1], cut(values_ND, live_N, [99]), 10, ids.__getitem__)[0] for row in range(9)
-    ]
+    alone = [search(queries_QD[row : row + 1], cut(values_ND, live_N, [99]), 10, ids.__getitem__)[0] for row in range(9)]
     assert whole == parts == alone
     exact_QN = (queries_QD.astype(np.float64) @ values_ND.astype(np.float64).T).astype(np.float32)
     for ranking, exact_N in zip(whole, exact_QN, strict=True):

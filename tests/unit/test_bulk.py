@@ -240,9 +240,7 @@ def test_damaged_gzip_is_named(tmp_path):
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_dropped(tmp_path):
-    (tmp_path / "w.jsonl").write_bytes(
-        b'\xef\xbb\xbf{"_id": "a", "text": "x"}\r\n{"id": 7, "text": "y", "title": null}\r\n'
-    )
+    (tmp_path / "w.jsonl").write_bytes(b'\xef\xbb\xbf{"_id": "a", "text": "x"}\r\n{"id": 7, "text": "y", "title": null}\r\n')
     assert encode_file(BagOfWords(), tmp_path / "w.jsonl", tmp_path / "out").ids() == ["a", "7"]
 
 

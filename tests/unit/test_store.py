@@ -207,6 +207,20 @@ def test_many_small_additions_are_merged(tmp_path, encoder):
     assert list(store.bm25(["word7"], 3)[0]) == ["d7"]
 
 
+def test_opening_while_a_compaction_removes_what_the_manifest_named(store, encoder, monkeypatch):
+    read = store_module._read_manifest
+    store.add([Document("x", "a")], encoder)
+    old = read(store.directory)
+    store.compact()
+    answers = iter([old])
+    monkeypatch.setattr(store_module, "_read_manifest", lambda directory: next(answers, None) or read(directory))
+    assert sorted(Store(store.directory).ids()) == sorted(store.ids())
+
+
+def test_a_query_that_is_not_unicode_finds_by_its_other_words(store):
+    assert list(store.bm25(["hay\ud800 \0"], 5)[0]) == ["d3"]
+
+
 def test_adding_nothing_changes_nothing(store, encoder):
     assert store.add([], encoder) == 0
     assert store.delete([]) == 0

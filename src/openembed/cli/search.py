@@ -96,9 +96,7 @@ def index(
 def search(
     directory: Directory,
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    mode: Annotated[
-        str | None, typer.Option(help="dense, bm25 or hybrid (default: hybrid if there is a model).")
-    ] = None,
+    mode: Annotated[str | None, typer.Option(help="dense, bm25 or hybrid (default: hybrid if there is a model).")] = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
     model: OtherModel = None,
     task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
@@ -260,7 +258,7 @@ def _highlighted(text: str, query: str, store: Store, *, width: int | None, styl
     for low, high, _ in spans:
         if start <= low and high <= end:
             shown.stylize("bold yellow", low + offset, high + offset)
-    return shown
+    return shown.append(" …") if end < len(text) else shown
 
 
 def _printable(text: str) -> str:

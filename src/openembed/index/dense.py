@@ -47,9 +47,7 @@ def search(
     return found
 
 
-def best_first(
-    positions_C: np.ndarray, scores_C: np.ndarray, k: int, id_of: Callable[[int], str]
-) -> list[tuple[int, float]]:
+def best_first(positions_C: np.ndarray, scores_C: np.ndarray, k: int, id_of: Callable[[int], str]) -> list[tuple[int, float]]:
     """Returns the k best (position, score): score descending, then document id descending."""
     if len(scores_C) > k:
         kept_C = scores_C >= np.partition(scores_C, -k)[-k]

@@ -28,14 +28,21 @@ def snippet(text: str, spans: list[Span], width: int = 200) -> tuple[int, int]:
             end = inside[-1][1]
             best, start = score, max(0, low - (width - (end - low)) // 2)
     start = max(0, min(start, len(text) - width))
-    return _at_word(text, start, spans), min(len(text), start + width)
+    end = min(len(text), start + width)
+    return _after_space(text, start, spans), _before_space(text, end, spans)
 
 
-def _at_word(text: str, start: int, spans: list[Span]) -> int:
-    """Moves ``start`` after the next space, unless that would skip a match."""
-    if start == 0 or text[start - 1].isspace():
-        return start
+def _after_space(text: str, start: int, spans: list[Span]) -> int:
+    """Moves ``start`` past the rest of a word it cuts, unless that would skip a match."""
     space = text.find(" ", start, start + 20)
-    if space < 0 or any(start <= low < space for low, _, _ in spans):
+    if start == 0 or text[start - 1].isspace() or space < 0:
         return start
-    return space + 1
+    return start if any(start <= low < space for low, _, _ in spans) else space + 1
+
+
+def _before_space(text: str, end: int, spans: list[Span]) -> int:
+    """Moves ``end`` back before a word it cuts, unless that would skip a match."""
+    space = text.rfind(" ", max(0, end - 20), end)
+    if end == len(text) or text[end].isspace() or space < 0:
+        return end
+    return end if any(space < high <= end for _, high, _ in spans) else space

@@ -87,9 +87,7 @@ class Segment:
         self._documents = Strings(directory, "documents")
         for name, found in (("ids", len(self.ids)), ("documents", len(self._documents)), ("order", len(self._order))):
             if found != count:
-                raise ValueError(
-                    f"{directory}: {found} {name} for {count} documents; it is damaged, build the index anew"
-                )
+                raise ValueError(f"{directory}: {found} {name} for {count} documents; it is damaged, build the index anew")
 
     def find(self, identifier: str) -> int | None:
         """Returns the position of the live document ``identifier``, or None."""

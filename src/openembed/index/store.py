@@ -166,9 +166,7 @@ class Store:
         model = self._vectors_of()
         _check_k(k)
         if queries_QD.ndim != 2 or queries_QD.shape[1] != model.width:
-            raise ValueError(
-                f"queries of shape {queries_QD.shape}; this index needs (count, {model.width}) ({model.name})"
-            )
+            raise ValueError(f"queries of shape {queries_QD.shape}; this index needs (count, {model.width}) ({model.name})")
         if not np.isfinite(queries_QD).all():
             raise ValueError("a query vector holds NaN or infinity")
         segments = [Vectors(s.vectors_ND, s.live_N, s.largest_norm) for s in self._segments]
@@ -297,9 +295,7 @@ class Store:
 
     def _commit(self, manifest: Manifest, segments: tuple[SegmentInfo, ...]) -> None:
         fsync_directory(self.directory / "segments")
-        _write_manifest(
-            self.directory, manifest.model_copy(update={"change": manifest.change + 1, "segments": segments})
-        )
+        _write_manifest(self.directory, manifest.model_copy(update={"change": manifest.change + 1, "segments": segments}))
         self._open()
 
     def _remove_unnamed(self) -> None:
@@ -381,8 +377,8 @@ class Store:
             return
         if not replace:
             raise ValueError(
-                f"{self.directory}: id {document.id!r} is already in the index; nothing was added (pass replace to put "
-                "new documents in the place of old ones)"
+                f"{self.directory}: id {document.id!r} is already in the index; nothing was added "
+                "(replace=True, or --replace, puts new documents in the place of old ones)"
             )
         superseded.setdefault(place[0], []).append(place[1])
 
@@ -444,9 +440,7 @@ def describe_model(
 def check_absent(directory: Path) -> None:
     """Raises ``FileExistsError`` when ``directory`` holds a store."""
     if (directory / "manifest.json").exists():
-        raise FileExistsError(
-            f"{directory}: already an index; add documents with `openembed add`, or use another directory"
-        )
+        raise FileExistsError(f"{directory}: already an index; add documents with `openembed add`, or use another directory")
 
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:

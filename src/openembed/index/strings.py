@@ -85,9 +85,7 @@ def map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"{path}: missing; the index is damaged, build it anew")
     size = path.stat().st_size
     if size != needed:
-        raise ValueError(
-            f"{path}: holds {size:,} bytes where {needed:,} are needed; it is damaged, build the index anew"
-        )
+        raise ValueError(f"{path}: holds {size:,} bytes where {needed:,} are needed; it is damaged, build the index anew")
     if needed == 0:
         return np.empty(shape, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=shape).view(np.ndarray)

@@ -89,6 +89,4 @@ def _fused(
             of_query = terms.setdefault(query, {})
             for document, value in values_of(hits).items():
                 of_query.setdefault(document, []).append(weight * value)
-    return {
-        query: ranked({d: math.fsum(parts) for d, parts in documents.items()}) for query, documents in terms.items()
-    }
+    return {query: ranked({d: math.fsum(parts) for d, parts in documents.items()}) for query, documents in terms.items()}
