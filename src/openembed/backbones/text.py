@@ -171,7 +171,14 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
     options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype, "trust_remote_code": False}
     if config.revision is not None:
         options["revision"] = config.revision
-    return AutoModel.from_pretrained(config.path, **options)
+    model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
+    absent = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if absent or report.get("mismatched_keys"):
+        raise ValueError(
+            f"{config.path}: the weights are incomplete; missing {absent[:5] or 'none'}, "
+            f"misshapen {list(report.get('mismatched_keys') or [])[:5] or 'none'}. Download the model again."
+        )
+    return model
 
 
 def _position_offset(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from openembed.backbones.prepacked import prepack
 from openembed.backbones.probe import check
 from openembed.backbones.text import load_text_backbone
 from openembed.checkpoints.native import CONFIG_NAME, load_native
@@ -46,7 +47,7 @@ def load(
     folder = resolve(path_or_hub_id)
     check_folder(folder)
     encoder = _open(folder, _dtype(dtype, chosen_device), head)
-    return encoder.to(chosen_device).eval()
+    return _ready(encoder, chosen_device)
 
 
 def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | None = None) -> Encoder:
@@ -66,7 +67,8 @@ def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | No
         raise ValueError(f"the tokenizer has {tokenizer.vocabulary} ids but the backbone's vocab_size is {backbone.vocabulary}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        return Encoder(config, tokenizer, backbone, config.head.build(backbone.width)).eval()
+        encoder = Encoder(config, tokenizer, backbone, config.head.build(backbone.width))
+    return _ready(encoder, torch.device("cpu"))
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
@@ -104,6 +106,13 @@ def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: holds no tokenizer that can be read ({str(error).splitlines()[0]})") from None
     return TextTokenizer(made.backend_tokenizer, config)
+
+
+def _ready(encoder: Encoder, device: torch.device) -> Encoder:
+    """The encoder on its device, in inference mode, with prepared linear layers where they help."""
+    if device.type == "cpu":
+        prepack(encoder)
+    return encoder.to(device).eval()
 
 
 def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None) -> Encoder:
