@@ -75,9 +75,7 @@ class Evaluation:
 
     def holds(self, row: Row) -> bool:
         """Whether any text of a training row is an evaluation text."""
-        return any(
-            normalised(str(value)) in self.texts for key, value in row.items() if key not in ("label", "label_text", "score")
-        )
+        return any(normalised(text) in self.texts for text in row_texts(row))
 
     def retrieval(self, name: str, queries: list[Row], documents: list[Row], judgements: list[tuple[str, str]]) -> None:
         """Writes a BEIR folder."""

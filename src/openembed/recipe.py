@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from openembed.config import Config, parse
-from openembed.data.mine import MineConfig
+from openembed.data.margin import MarginConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.recipe_files import RecipeFile, override, read_recipe, to_toml
+from openembed.seeds import derive
 from openembed.steps import StepConfig
 from openembed.train.loop import TrainConfig
 
@@ -24,21 +25,6 @@ UNTRAINED, BM25 = "untrained", "bm25"
 """Names of models that are no stage: the recipe's encoder before training, and lexical search."""
 MINED = "stage:"
 """Begins the path of a source that a mine stage writes: ``stage:<mine stage>/<source>.jsonl``."""
-
-
-class MineStage(MineConfig):
-    """Finds hard negatives for the rows of ``sources``; ``teacher``: a model reference (see :class:`EvaluateStage`)."""
-
-    do: Literal["mine"]
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    teacher: str = BM25
-
-
-class TrainStage(TrainConfig):
-    """Trains the model ``start``: ``untrained`` (the recipe's encoder), an earlier train stage, a folder or a hub id."""
-
-    do: Literal["train"]
-    start: str = UNTRAINED
 
 
 class TaskConfig(Config):
@@ -49,6 +35,39 @@ class TaskConfig(Config):
     note: str = ""
     instruction: str | None = None
     document_instruction: str | None = None
+
+
+class MineStage(Config):
+    """Finds hard negatives for the rows of ``sources``, each in its own documents (a BEIR folder's whole corpus).
+
+    ``teacher``: a model as in :class:`EvaluateStage`. ``keep``, ``depth``, ``skip`` and ``filter`` are those of
+    :class:`openembed.data.mine.MineConfig`; instructions are the sources' own.
+    """
+
+    do: Literal["mine"]
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    teacher: str = BM25
+    keep: int = Field(20, ge=1)
+    depth: int = Field(100, ge=1)
+    skip: int = Field(0, ge=0)
+    filter: MarginConfig = MarginConfig()
+
+
+class TrainStage(TrainConfig):
+    """Trains the model ``start``: ``untrained`` (the recipe's encoder), an earlier train stage, a folder or a hub id.
+
+    Every ``evaluate_every`` steps, and at the end, it is scored on the tasks ``watch``. A stage without ``seed`` in TOML
+    gets one derived from the recipe's seed and the stage's name.
+    """
+
+    do: Literal["train"]
+    start: str = UNTRAINED
+    watch: tuple[TaskConfig, ...] = ()
+
+    @property
+    def training(self) -> TrainConfig:
+        """The part that decides the weights."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
 
 
 class EvaluateStage(Config):
@@ -142,7 +161,8 @@ def parse_recipe(file: RecipeFile) -> Recipe:
     sources = parse(_Sources, {"source": tables}, where).source
     stages = table.get("stage", {})
     if isinstance(stages, Mapping):
-        table["stage"] = {name: _expand(name, stage, sources, where) for name, stage in stages.items()}
+        expanded = {name: _expand(name, stage, sources, where) for name, stage in stages.items()}
+        table["stage"] = {name: _seeded(name, stage, table.get("seed", 0)) for name, stage in expanded.items()}
     recipe = parse(Recipe, {"name": file.name, **table}, where)
     problems = check_references(recipe)
     if problems:
@@ -152,6 +172,12 @@ def parse_recipe(file: RecipeFile) -> Recipe:
 
 class _Sources(Config):
     source: dict[str, SourceConfig]
+
+
+def _seeded(name: str, stage: Any, seed: Any) -> Any:
+    if not isinstance(stage, Mapping) or stage.get("do") != "train" or not isinstance(seed, int):
+        return stage
+    return {"seed": derive(seed, name) % 2**31, **stage}
 
 
 def _expand(name: str, stage: Any, sources: Mapping[str, SourceConfig], where: str) -> Any:
@@ -223,6 +249,8 @@ def stage_paths(stage: StageConfig) -> list[str]:
     paths = [source.path for source in stage_sources(stage) if source.path and not source.path.startswith(MINED)]
     if isinstance(stage, EvaluateStage):
         paths += [task.path for task in stage.tasks]
+    if isinstance(stage, TrainStage):
+        paths += [task.path for task in stage.watch]
     if isinstance(stage, IndexStage):
         paths.append(stage.corpus)
     return paths

@@ -57,7 +57,7 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
                 update={
                     "sources": tuple(map(_source, stage.sources)),
                     "teacher": _model(stage.teacher, recipe),
-                    "negatives": NEGATIVES,
+                    "keep": NEGATIVES,
                 }
             )
         case TrainStage():

@@ -1,7 +1,7 @@
 """What each kind of stage does in its folder.
 
-``mine`` writes ``<source>.jsonl``, ``train`` writes ``metrics.jsonl`` and ``checkpoint/``, ``evaluate`` writes
-``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
+``mine`` writes ``<source>.jsonl`` and ``report.json``, ``train`` writes ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openembed.data.sources import SourceConfig
-from openembed.files import write_json
+from openembed.files import read_json, write_json
 from openembed.recipe import (
     BM25,
     MINED,
@@ -23,13 +23,16 @@ from openembed.recipe import (
     MineStage,
     Recipe,
     SearchStage,
+    TaskConfig,
     TrainStage,
 )
 
 if TYPE_CHECKING:
     from openembed.encoder import Encoder
+    from openembed.evaluation.tasks import Task
+    from openembed.records import Document
 
-CHECKPOINT, METRICS, STORE, SEARCHES = "checkpoint", "metrics.jsonl", "store", "searches.json"
+MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,15 @@ class Workplace:
         return source.model_copy(update={"path": str(self.locate(source.path).absolute())})
 
     def model_folder(self, reference: str) -> str:
-        """Returns the folder of a train stage's checkpoint, or the reference itself (a folder or hub id)."""
-        return str(self.out / reference / CHECKPOINT) if reference in self.recipe.stage else reference
+        """Returns the folder of a train stage's model, or the reference itself (a folder or hub id)."""
+        return str(self.out / reference / MODEL) if reference in self.recipe.stage else reference
 
-    def model(self, reference: str) -> Encoder:
-        """Returns the encoder of a model reference, ready to encode or to train."""
+    def model(self, reference: str, dtype: str | None = None) -> Encoder:
+        """Returns the encoder of a model reference; ``dtype`` None: the best for the device."""
         from openembed.checkpoints import build, load
 
         if reference != UNTRAINED:
-            return load(self.model_folder(reference), device=self.device)
+            return load(self.model_folder(reference), device=self.device, dtype=dtype)
         config = self.recipe.encoder
         assert config is not None, "references are checked before a recipe runs"
         if config.tokenizer_path is not None and config.tokenizer_path.startswith("package:"):
@@ -88,27 +91,79 @@ def run_stage(place: Workplace, name: str) -> None:
             _search(place, stage, folder)
 
 
+def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
+    from openembed.data.examples import write_examples
+    from openembed.data.mine import MineConfig, mine
+    from openembed.data.sources import load_source
+
+    encoder = None if stage.teacher == BM25 else place.model(stage.teacher)
+    reports = read_json(folder / MINED_REPORT) if (folder / MINED_REPORT).is_file() else {}
+    for source in stage.sources:
+        if source.name in reports:
+            continue
+        config = MineConfig(
+            teacher="bm25" if encoder is None else "encoder",
+            instruction=source.instruction,
+            document_instruction=source.document_instruction,
+            **{name: getattr(stage, name) for name in ("keep", "depth", "skip", "filter")},
+        )
+        located = place.located(source)
+        mined = mine(load_source(located, seed=place.recipe.seed), _corpus(located), config, encoder)
+        write_examples(folder / f"{source.name}.jsonl", mined.examples, mined.notes)
+        reports[source.name] = mined.report
+        write_json(folder / MINED_REPORT, reports)
+
+
+def _corpus(source: SourceConfig) -> list[Document]:
+    """The documents of a BEIR folder; nothing for other sources, whose positives are their documents."""
+    from openembed.data.readers import read_beir
+
+    if source.path is None or not Path(source.path).is_dir():
+        return []
+    return list(read_beir(Path(source.path), source.split)[0])
+
+
+def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
+    from openembed.data.sources import load_source
+    from openembed.evaluation.systems import EncoderSystem
+    from openembed.train.loop import train
+
+    examples = {s.name: load_source(place.located(s), seed=stage.seed) for s in stage.data.sources}
+    watched = [_task(place, task) for task in stage.watch]
+
+    def evaluate(encoder: Encoder, _step: int) -> dict[str, float]:
+        system = EncoderSystem(encoder, "training")
+        return {task.name: system.evaluate(task).value for task in watched}
+
+    # Weights are trained in float32; compute.precision says in what the products are taken.
+    encoder = place.model(stage.start, dtype="float32")
+    train(stage.training, encoder, folder, examples=examples, evaluate=evaluate if watched else None)
+
+
 def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
     from openembed.evaluation.runner import run_tasks
     from openembed.evaluation.systems import Bm25System, EncoderSystem
-    from openembed.evaluation.tasks import Task, read_task
 
-    tasks: list[Task] = []
-    for task in stage.tasks:
-        overrides = task.model_dump(include={"instruction", "document_instruction"}, exclude_none=True)
-        place_of = place.locate(task.path)
-        if not place_of.is_dir():
-            raise FileNotFoundError(f"{place_of}: no such folder (task {task.name})")
-        found = read_task(place_of, task.name, {**overrides, "name": task.name})
-        if found is None:
-            raise ValueError(f"{place_of}: in no known evaluation layout (task {task.name})")
-        tasks.append(found)
+    tasks = [_task(place, task) for task in stage.tasks]
     for model in stage.models:
         if model == BM25:
             ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
             run_tasks(EncoderSystem(place.model(model), model), tasks, folder / folder_name(model))
+
+
+def _task(place: Workplace, task: TaskConfig) -> Task:
+    from openembed.evaluation.tasks import read_task
+
+    folder = place.locate(task.path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder (task {task.name})")
+    overrides = task.model_dump(include={"name", "instruction", "document_instruction"}, exclude_none=True)
+    found = read_task(folder, task.name, overrides)
+    if found is None:
+        raise ValueError(f"{folder}: in no known evaluation layout (task {task.name})")
+    return found
 
 
 def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:

@@ -43,7 +43,8 @@ def test_recipe_smokes_and_a_second_run_skips(name, tmp_path):
         if isinstance(stage, TrainStage):
             rows = [json.loads(line) for line in (tmp_path / stage_name / "metrics.jsonl").read_text().splitlines()]
             assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-            assert (tmp_path / stage_name / "checkpoint" / "recipe.toml").is_file()
+            assert (tmp_path / stage_name / "model" / "openembed.json").is_file()
+            assert (tmp_path / stage_name / "recipe.toml").is_file()
     assert (tmp_path / "report.html").is_file()
     assert all(stage.skipped for stage in run_recipe(recipe, tmp_path, device="cpu"))
 
@@ -84,7 +85,7 @@ def test_nv_embed_v2_is_example_based_where_the_paper_says():
     assert {"banking77", "tweet_sentiment", "amazon_reviews", "imdb", "toxic_conversations"} <= labels
     mine = load_recipe("nv_embed_v2").stage["mine"]
     assert isinstance(mine, MineStage)
-    assert (mine.margin.kind, mine.margin.value, mine.teacher) == ("percent", 0.95, "intfloat/e5-mistral-7b-instruct")
+    assert (mine.filter.kind, mine.filter.value, mine.teacher) == ("percent", 0.95, "intfloat/e5-mistral-7b-instruct")
 
 
 def load_table(name):
