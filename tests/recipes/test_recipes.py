@@ -113,3 +113,55 @@ def test_show_prints_a_recipe_that_loads(app, tmp_path):
     path = tmp_path / "demo.toml"
     path.write_text(result.output)
     assert load_recipe(path) == load_recipe("demo", ["seed=5"])
+
+
+def test_demo_command_smokes_and_says_where_the_report_is(app, tmp_path):
+    out = tmp_path / "demo"
+    result = CliRunner().invoke(app, ["demo", "--smoke", "--out", str(out), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert [line.split(":")[0] for line in result.stdout.splitlines()[:6]] == list(load_recipe("demo").stage)
+    assert "untrained" in result.output
+    assert "BM25" in result.output
+    assert str(out / "report.html") in result.output.replace("\n", "")
+    page = (out / "report.html").read_text()
+    assert "Evaluation over time" in page
+    assert page.count("<svg") > 10
+
+    again = CliRunner().invoke(app, ["demo", "--smoke", "--out", str(out), "--device", "cpu", "--json"])
+    assert again.exit_code == 0, again.output
+    report = json.loads(again.stdout)
+    assert all(stage["skipped"] for stage in report["stages"])
+    assert set(report["scores"][0]["scores"]) == {"untrained", "stage 1", "stage 2", "BM25"}
+
+
+def test_a_stopped_training_stage_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    from openembed.train import checkpoint
+
+    settings = ["stage.stage1.save_every=2"]
+    recipe = load_recipe("demo", settings, smoke=True)
+    recipe = recipe.model_copy(update={"stage": {name: recipe.stage[name] for name in ("mine", "stage1")}})
+    run_recipe(recipe, tmp_path / "whole", device="cpu")
+
+    save = checkpoint.save
+
+    def stop_at_four(folder, step, *rest):
+        save(folder, step, *rest)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", stop_at_four)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "stopped", device="cpu")
+    monkeypatch.setattr(checkpoint, "save", save)
+    done = run_recipe(recipe, tmp_path / "stopped", device="cpu")
+    assert [stage.skipped for stage in done] == [True, False]
+    for name in ("model/model.safetensors", "model/head.safetensors"):
+        assert (tmp_path / "stopped/stage1" / name).read_bytes() == (tmp_path / "whole/stage1" / name).read_bytes()
+
+
+def test_an_unknown_key_is_one_clear_line(app, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[stage.index]\ndo = "index"\ncorpus = "c"\nmodle = "x"\n')
+    result = CliRunner().invoke(app, ["run", str(path)])
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception) == f"{path}: stage.index.index.modle: Extra inputs are not permitted (got 'x')"

@@ -165,6 +165,15 @@ def test_a_second_stage_goes_on_where_the_first_ended():
     assert figures["loss"][0].svg.count("<polyline") == 2
 
 
+def test_evaluation_over_time_uses_the_scores_taken_while_training():
+    watched = [row(1, evaluation={"medquad": 0.2}), row(10, evaluation={"medquad": 0.3})]
+    run = [TrainingRun("stage 1", watched), TrainingRun("stage 2", [row(5, evaluation={"medquad": 0.35})])]
+    page = render(Report("x", systems=SYSTEMS, tasks=tasks()[:1], training=run))
+    cells = re.findall(r"<tr><td>(step [^<]*|BM25)</td><td>([\d.]+)</td></tr>", page)
+    expected = [("step 0", "0.1000"), ("step 1", "0.2000"), ("step 10", "0.3000"), ("step 15", "0.3500"), ("BM25", "0.7000")]
+    assert cells == expected
+
+
 @given(st.lists(st.floats(-1e6, 1e6), max_size=1000))
 def test_thinning_keeps_the_mean_and_drops_what_is_not_finite(values):
     points = list(enumerate(values))

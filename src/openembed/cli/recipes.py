@@ -118,6 +118,7 @@ def _run(
     from openembed.recipe_run import run_recipe
     from openembed.recipe_stages import Workplace
 
+    _quiet()
     file = read_recipe(name)
     recipe = load_recipe(name, settings or (), smoke=smoke)
     out = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
@@ -134,6 +135,13 @@ def _run(
     from openembed.recipe_report import build_report
 
     _say(build_report(Workplace(recipe, out, base, device), command), done, out, as_json)
+
+
+def _quiet() -> None:
+    """Turns off transformers' own progress bars: ours say what is going on."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _say(report: Report, done: list[StageDone], out: Path, as_json: bool) -> None:

@@ -167,9 +167,7 @@ def _dividers(frame: _Frame, dividers: Sequence[Divider]) -> list[str]:
 
 
 def _dot(x: float, y: float, color: int, label: str) -> str:
-    return (
-        f'<circle class="dot s{color % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(label)}</title></circle>'
-    )
+    return f'<circle class="dot s{color % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(label)}</title></circle>'
 
 
 def _shares(counts: Sequence[float]) -> list[float]:
@@ -180,6 +178,4 @@ def _shares(counts: Sequence[float]) -> list[float]:
 def _svg(title: str, description: str, parts: Sequence[str]) -> str:
     label = quoteattr(f"{title}. {description}")
     body = "".join(parts)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label={label}><title>{escape(title)}</title>{body}</svg>'
-    )
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label={label}><title>{escape(title)}</title>{body}</svg>'

@@ -12,9 +12,7 @@ from typing import Any
 from openembed.files import atomic_write
 from openembed.report.sections import Figure, evaluation_figures, training_figures
 
-COMMON = frozenset(
-    {"the", "are", "and", "for", "who", "why", "how", "what", "does", "which", "when", "where", "can", "was"}
-)
+COMMON = frozenset({"the", "are", "and", "for", "who", "why", "how", "what", "does", "which", "when", "where", "can", "was"})
 """Words of a question that would be highlighted everywhere."""
 
 
@@ -99,9 +97,7 @@ def verdicts(report: Report) -> list[str]:
     lines = []
     better = [task for task in compared if task.scores[states[-1]].value > task.scores[states[0]].value]
     if compared:
-        lines.append(
-            f"After {states[-1]} the model is better than {states[0]} on {len(better)} of {len(compared)} tasks."
-        )
+        lines.append(f"After {states[-1]} the model is better than {states[0]} on {len(better)} of {len(compared)} tasks.")
         worse = [task.task for task in compared if task not in better]
         lines += [f"It is not better on: {', '.join(worse)}."] if worse else []
     for task in report.tasks:
@@ -111,8 +107,7 @@ def verdicts(report: Report) -> list[str]:
         if theirs.value > mine.value:
             near = " (their intervals overlap)" if _overlap(mine, theirs) else ""
             lines.append(
-                f"{report.baseline} is ahead of {states[-1]} on {task.task}: "
-                f"{theirs.value:.3f} against {mine.value:.3f}{near}."
+                f"{report.baseline} is ahead of {states[-1]} on {task.task}: {theirs.value:.3f} against {mine.value:.3f}{near}."
             )
     if not any(line.startswith(f"{report.baseline} is ahead") for line in lines) and any(
         report.baseline in task.scores for task in report.tasks
@@ -131,10 +126,10 @@ def render(report: Report) -> str:
     )
     environment.filters["highlight"] = lambda text, query: Markup(highlight(text, query))
     environment.filters["svg"] = Markup
-    sections: dict[str, list[Figure]] = training_figures([(run.name, run.rows) for run in report.training])
-    sections["evaluation"] = evaluation_figures(
-        report.states, report.baseline, {t.task: {s: v.value for s, v in t.scores.items()} for t in report.tasks}
-    )
+    stages = [(run.name, run.rows) for run in report.training]
+    scores = {task.task: {name: score.value for name, score in task.scores.items()} for task in report.tasks}
+    sections: dict[str, list[Figure]] = training_figures(stages)
+    sections["evaluation"] = evaluation_figures(stages, report.states, report.baseline, scores)
     return environment.get_template("page.html").render(report=report, verdicts=verdicts(report), figures=sections)
 
 

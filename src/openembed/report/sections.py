@@ -64,25 +64,51 @@ def tokens_per_second(row: Row) -> float | None:
     return None if tokens is None or not seconds else tokens / seconds
 
 
-def evaluation_figures(states: Sequence[str], baseline: str, tasks: Mapping[str, Mapping[str, float]]) -> list[Figure]:
-    """Returns one chart a task: its score over the model's states, with the baseline as a dashed line."""
-    figures = []
-    for task, scores in tasks.items():
-        points = tuple((float(index), scores[state]) for index, state in enumerate(states) if state in scores)
-        if len(points) < 2:
-            continue
-        lines = [Line("model", points, 0, marks=True)]
-        legend = [(0, "model")]
-        if baseline in scores:
-            flat = ((0.0, scores[baseline]), (float(len(states) - 1), scores[baseline]))
-            lines.append(Line(baseline, flat, 1, dashed=True))
-            legend.append((1, f"{baseline} (dashed)"))
-        shown = [(name, scores[name]) for name in [*states, baseline] if name in scores]
-        words = ", ".join(f"{name} {value:.3f}" for name, value in shown)
-        svg = line_chart(task, words, lines, x_label=" → ".join(states), y_range=(0.0, None), x_ticks=False)
-        table = tuple((name, f"{value:.4f}") for name, value in shown)
-        figures.append(Figure(task, svg, tuple(legend), ("system", "score"), table))
-    return figures
+def evaluation_figures(
+    stages: Stages, states: Sequence[str], baseline: str, tasks: Mapping[str, Mapping[str, float]]
+) -> list[Figure]:
+    """Returns one chart a task: its score over the steps where training was scored on it, else over the model's states.
+
+    The baseline is a dashed line.
+    """
+    stages = [(name, rows) for name, rows in stages if rows]
+    return [
+        figure
+        for task, scores in tasks.items()
+        if (figure := _evaluation_figure(stages, states, baseline, task, scores)) is not None
+    ]
+
+
+def _evaluation_figure(
+    stages: Stages, states: Sequence[str], baseline: str, task: str, scores: Mapping[str, float]
+) -> Figure | None:
+    series = _series(stages, lambda row: row.get("evaluation", {}).get(task))
+    steps = [point for _, points in series for point in points]
+    if steps:
+        points = tuple(([(0.0, scores[states[0]])] if states and states[0] in scores else []) + steps)
+        names, x_label = [f"step {number(x)}" for x, _ in points], "step"
+    else:
+        known = [(float(index), state) for index, state in enumerate(states) if state in scores]
+        points = tuple((index, scores[state]) for index, state in known)
+        names, x_label = [state for _, state in known], " → ".join(states)
+    if len(points) < 2:
+        return None
+    lines, legend = [Line("model", points, 0, marks=True)], [(0, "model")]
+    rows = [(name, f"{value:.4f}") for name, (_, value) in zip(names, points, strict=True)]
+    if baseline in scores:
+        lines.append(Line(baseline, ((points[0][0], scores[baseline]), (points[-1][0], scores[baseline])), 1, dashed=True))
+        legend.append((1, f"{baseline} (dashed)"))
+        rows.append((baseline, f"{scores[baseline]:.4f}"))
+    svg = line_chart(
+        task,
+        ", ".join(" ".join(row) for row in rows),
+        lines,
+        x_label=x_label,
+        dividers=_dividers(stages) if steps else (),
+        y_range=(0.0, None),
+        x_ticks=bool(steps),
+    )
+    return Figure(task, svg, tuple(legend), ("when", "score"), tuple(rows))
 
 
 def _single(
