@@ -1,8 +1,17 @@
 """Recipe files: finding, extending, overriding."""
 
-import pytest
+import tomllib
 
-from openembed.recipe_files import merge, override, packaged_recipes, read_recipe
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openembed.recipe_files import merge, override, packaged_recipes, read_recipe, to_toml
+
+PLAIN = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
+)
 
 
 def write(folder, name, text):
@@ -95,3 +104,12 @@ def test_merge_leaves_its_inputs_alone():
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merge(base, over) == {"a": {"b": 1, "c": 2}}
     assert (base, over) == ({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), VALUES, max_size=5))
+def test_to_toml_reads_back_equal(table):
+    assert tomllib.loads(to_toml(table)) == table
+
+
+def test_to_toml_leaves_out_what_has_no_value():
+    assert tomllib.loads(to_toml({"a": None, "b": {"c": None, "d": 1}, "e": [{"f": None}]})) == {"b": {"d": 1}, "e": [{}]}
