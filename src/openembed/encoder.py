@@ -195,14 +195,17 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights: equal exactly when vectors are. Computed once a state of the weights."""
+        """SHA-256 over configuration and weights, computed once a state of the weights.
+
+        Weights count in bfloat16, so a model has one fingerprint whether it is loaded in float32 or bfloat16.
+        """
         state = self.state_dict()
         versions = tuple((name, t.data_ptr(), t._version) for name, t in state.items())
         if self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.sha256(self.config.model_dump_json(exclude={"backbone": {"path", "revision"}}).encode())
             for name, tensor in sorted(state.items()):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().to(torch.bfloat16).cpu().contiguous().flatten().view(torch.uint8).numpy())
             self._fingerprint = (versions, digest.hexdigest())
         return self._fingerprint[1]
 

@@ -94,8 +94,11 @@ class TextTokenizer:
         return TokenRows(ids, starts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of token ids, special tokens left out."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        """Returns the text of a row's token ids, without what the model puts before and after."""
+        body = [int(i) for i in ids]
+        body = body[len(self.prefix) :] if body[: len(self.prefix)] == self.prefix else body
+        body = body[: -len(self.suffix)] if self.suffix and body[-len(self.suffix) :] == self.suffix else body
+        return self.backend.decode(body, skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
         """Writes ``tokenizer.json``."""

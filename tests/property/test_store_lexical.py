@@ -42,11 +42,23 @@ def test_scores_equal_bm25s_built_on_the_live_documents(tmp_path_factory, data, 
     if not any(live[i] and analyzer(language).terms(live[i]) for i in live):
         return  # bm25s cannot index a corpus without a single token
     queries = data.draw(st.lists(text, min_size=1, max_size=3))
-    for hits, scores_N in zip(
-        store.bm25(queries, 100), from_scratch(list(live.values()), queries, analyzer(language)), strict=True
-    ):
+    check(store, live, queries)
+
+
+def check(store, live, queries):
+    expected = from_scratch(list(live.values()), queries, store.analyzer)
+    for hits, scores_N in zip(store.bm25(queries, 100), expected, strict=True):
         assert hits == {i: float(score) for i, score in zip(live, scores_N, strict=True) if score > 0}
         assert list(hits) == sorted(hits, key=lambda i: (hits[i], i), reverse=True)
+
+
+def test_deletions_change_the_statistics_at_once(tmp_path):
+    live = {f"d{n}": " ".join(WORDS[n % 5 : n % 7 + 5]) for n in range(30)}
+    store = Store.create(tmp_path / "index", [Document(i, text) for i, text in live.items()])
+    check(store, live, ["retrieval of vectors", "vector żółw vector"])
+    gone = [f"d{n}" for n in range(0, 30, 3)]
+    store.delete(gone)
+    check(store, {i: t for i, t in live.items() if i not in gone}, ["retrieval of vectors", "vector żółw vector"])
 
 
 def test_polish_words_meet_through_their_stem():

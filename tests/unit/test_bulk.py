@@ -96,7 +96,9 @@ def test_rows_after_the_last_saved_chunk_and_a_torn_journal_line_are_done_again(
         (out / "vectors.npy.partial").write_bytes(vectors[:-1] + b"garbage" * 50)
         copy = tmp_path / f"copy{cut}"
         shutil.copytree(out, copy)
-        assert encode_file(BagOfWords(), corpus, copy, CONFIG).resumed == 8
+        with pytest.raises(RuntimeError):
+            encode_file(Failing(5), corpus, copy, CONFIG)
+        assert encode_file(BagOfWords(), corpus, copy, CONFIG).resumed == 12
         assert contents(copy) == whole
 
 

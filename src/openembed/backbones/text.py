@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -91,7 +94,7 @@ class TextBackbone(nn.Module):
         pieces = []
         for run in packed.layout.runs:
             ids = packed.ids_T[run.start : run.stop].view(run.count, run.length)
-            mask = self._open_mask(run.count, run.length) if self.bidirectional and is_decoder(self.model) else None
+            mask = self._open_mask(run.count, run.length) if self.bidirectional and has_causal_layers(self.model) else None
             options = {"use_cache": False} if self._takes_cache else {}
             hidden = self.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state
             pieces.append(hidden.reshape(run.count * run.length, -1))
@@ -149,8 +152,11 @@ def open_sliding_window(model: nn.Module) -> None:
 
 def is_decoder(model: nn.Module) -> bool:
     """True when the checkpoint's own attention is causal: its layers say so and its configuration does not object."""
-    if getattr(model.config, "is_causal", None) is False:
-        return False
+    return getattr(model.config, "is_causal", None) is not False and has_causal_layers(model)
+
+
+def has_causal_layers(model: nn.Module) -> bool:
+    """True for a decoder's code, whatever its configuration says."""
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
@@ -171,7 +177,8 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
     options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype, "trust_remote_code": False}
     if config.revision is not None:
         options["revision"] = config.revision
-    model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
+    with quiet_unless_terminal():
+        model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
     absent = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if absent or report.get("mismatched_keys"):
         raise ValueError(
@@ -179,6 +186,21 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
             f"misshapen {list(report.get('mismatched_keys') or [])[:5] or 'none'}. Download the model again."
         )
     return model
+
+
+@contextmanager
+def quiet_unless_terminal() -> Iterator[None]:
+    """Keeps transformers' progress bars away from standard error where that is no terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    silence = not sys.stderr.isatty() and transformers_logging.is_progress_bar_enabled()
+    if silence:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silence:
+            transformers_logging.enable_progress_bar()
 
 
 def _position_offset(model: nn.Module) -> int:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from openembed.backbones.probe import check
-from openembed.backbones.text import load_text_backbone
+from openembed.backbones.text import load_text_backbone, quiet_unless_terminal
 from openembed.checkpoints.sentence_transformers_export import write_sentence_transformers_files
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
@@ -77,7 +77,8 @@ def _write(encoder: Encoder, folder: Path) -> None:
     config = encoder.config.model_dump(mode="json")
     config["backbone"] = {**config["backbone"], "path": ".", "revision": None, "architecture": None}
     config["tokenizer_path"] = None
-    encoder.backbone.model.save_pretrained(folder)
+    with quiet_unless_terminal():
+        encoder.backbone.model.save_pretrained(folder)
     encoder.tokenizer.save(folder)
     parts = _head_parts(encoder)
     if parts:

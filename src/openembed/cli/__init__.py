@@ -7,6 +7,8 @@ import sys
 
 import typer
 
+from openembed.cli import models, search
+
 app = typer.Typer(
     name="openembed",
     help="Turn language models into retrievers: run, train, evaluate, index and search embedding models.",
@@ -14,6 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for module in (models, search):
+    module.register(app)
 
 
 def main() -> None:

@@ -96,7 +96,8 @@ class LatentAttention(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor]:
         """Returns ``A`` and ``B``, both ``(H·L, D)``: ``A_h = K_h Wq_h / √d``, ``B_h = V_h Wo_hᵀ``.
 
-        They are kept until a weight changes. At the released size this replaces 536.9 M parameters by 33.6 M and is exact to rounding.
+        They are kept until a weight changes. At the released size this replaces 536.9 M parameters by 33.6 M, exactly to
+        rounding.
         """
         sources = (
             self.latents,

@@ -136,6 +136,7 @@ class _Run:
         if config.lora is not None:
             with seeded(derive(config.seed, "lora"), encoder.device):
                 add_lora(encoder.backbone.model, config.lora)
+        _widen(encoder, everything=config.compute.precision == "fp32")
         if config.compute.gradient_checkpointing:
             encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         encoder.train()
@@ -208,6 +209,13 @@ def row_source(config: SourceConfig, encoder: Encoder) -> RowSource:
         in_batch=config.in_batch,
         loss_weight=config.loss_weight,
     )
+
+
+def _widen(encoder: Encoder, *, everything: bool) -> None:
+    """Puts trainable parameters (or all) in fp32: an update smaller than half precision resolves would be lost."""
+    for parameter in encoder.parameters():
+        if everything or parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def _due(done: int, every: int | None, steps: int) -> bool:

@@ -1,0 +1,89 @@
+"""Commands about models and this machine: verify and doctor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from openembed.cli.output import JsonFlag, console, print_json
+
+HeadOption = Annotated[str | None, typer.Option(help="Head for a plain transformers model: mean, last_token, cls, ...")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to ``app``."""
+    app.command()(verify)
+    app.command()(doctor)
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    head: HeadOption = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Proves that MODEL does what it should here: mask, end token, instruction span, padding, order, packing, precision."""
+    import openembed
+    from openembed.verify import verify as run_checks
+
+    encoder = openembed.load(model, device, dtype, head={"kind": head} if head else None)
+    checks = run_checks(encoder)
+    if as_json:
+        print_json({"model": model, "checks": [asdict(check) for check in checks]})
+    else:
+        _print_checks(model, checks)
+    if any(check.passed is False for check in checks):
+        raise typer.Exit(1)
+
+
+def _print_checks(model: str, checks: list[Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=model, show_lines=False, title_justify="left")
+    for column in ("check", "", "what was seen"):
+        table.add_column(column, overflow="fold")
+    signs = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[dim]n/a[/]"}
+    for check in checks:
+        table.add_row(check.name, signs[check.passed], check.detail)
+    console().print(table)
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Prints versions, devices, optional engines and combinations known to break."""
+    from openembed.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        print_json(found)
+    else:
+        _print_diagnosis(found)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+def _print_diagnosis(found: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = console()
+    table = Table(title=f"Python {found['python']} on {found['system']}", title_justify="left")
+    for column in ("package", "version", "for"):
+        table.add_column(column)
+    for name, version in found["versions"].items():
+        table.add_row(name, version or "[red]missing[/]", "")
+    for name, row in found["optional"].items():
+        table.add_row(f"[dim]{name}[/]", row["version"] or "[dim]not installed[/]", f"[dim]{escape(row['for'])}[/]")
+    out.print(table)
+    cpu = found["devices"]["cpu"]
+    out.print(f"CPU: {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}, oneDNN {cpu['onednn']}")
+    for gpu in found["devices"]["cuda"]:
+        out.print(f"GPU: {gpu['name']}, {gpu['memory_gib']} GiB")
+    if not found["devices"]["cuda"]:
+        out.print("GPU: none that torch can use")
+    for problem in found["problems"]:
+        out.print(f"[red]problem:[/] {problem}", soft_wrap=True)
+    if not found["problems"]:
+        out.print("[green]no problem found[/]")

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from tiny_training import tiny_encoder
+
+from openembed.data.margin import MarginConfig
+from openembed.data.mine import MineConfig, mine
+from openembed.records import Document, Example, Query
+
+
+class Teacher:
+    """Hands out given two-dimensional vectors by text."""
+
+    fingerprint = "toy"
+
+    def __init__(self, angles):
+        self.angles = angles
+
+    def encode_queries(self, texts, **_options):
+        return np.array([[np.cos(self.angles[t]), np.sin(self.angles[t])] for t in texts], dtype=np.float32)
+
+    encode_documents = encode_queries
+
+
+def angle(cosine):
+    return float(np.arccos(cosine))
+
+
+SCORES = {"q": 1.0, "p1": 0.9, "p2": 0.8, "near": 0.85, "at": 0.765, "hard": 0.7, "far": 0.1, "P1": 0.88, "opposite": -0.9}
+TEACHER = Teacher({text: angle(cosine) for text, cosine in SCORES.items()})
+CORPUS = [Document(text.upper() if text != "P1" else "copy", text) for text in SCORES]
+BOTH = Example(Query("1", "q"), (Document("P1", "p1"), Document("P2", "p2")), (), "s")
+
+
+def texts(result):
+    return [document.text for document in result.examples[0].negatives]
+
+
+def test_percent_of_the_lowest_positive():
+    result = mine([BOTH], CORPUS, MineConfig(), TEACHER)  # ceiling 0.8 · 0.95 = 0.76
+    assert texts(result) == ["hard", "far", "opposite"]
+    assert result.notes == [{"mined": {"teacher": "toy", "ranks": [3, 4, 5]}}]
+    assert result.report == {"queries": 1, "negatives": 3, "without_negatives": 0, "refused": 2}
+    example = result.examples[0]
+    np.testing.assert_allclose(example.positive_scores, [0.9, 0.8], atol=1e-6)
+    np.testing.assert_allclose(example.negative_scores, [0.7, 0.1, -0.9], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"kind": "none"}, ["near", "at", "hard", "far", "opposite"]),
+        ({"kind": "margin", "value": 0.02}, ["at", "hard", "far", "opposite"]),
+        ({"kind": "absolute", "value": 0.5}, ["far", "opposite"]),
+        ({"kind": "percent", "value": 0.01}, ["opposite"]),
+    ],
+)
+def test_filters(rule, expected):
+    assert texts(mine([BOTH], CORPUS, MineConfig(filter=rule), TEACHER)) == expected
+
+
+def test_keep_depth_and_skip():
+    none = {"kind": "none"}
+    assert texts(mine([BOTH], CORPUS, MineConfig(filter=none, keep=2), TEACHER)) == ["near", "at"]
+    assert texts(mine([BOTH], CORPUS, MineConfig(filter=none, depth=2, skip=1), TEACHER)) == ["at", "hard"]
+
+
+def test_positive_score_that_is_not_positive_uses_the_margin():
+    example = Example(Query("1", "q"), (Document("OPPOSITE", "opposite"),), (), "s")
+    result = mine([example], CORPUS, MineConfig(), TEACHER)  # ceiling -0.9 - 0.05: nothing is below
+    assert texts(result) == []
+    assert result.report["without_negatives"] == 1
+    assert MarginConfig().ceiling(np.array([-0.9, np.nan, 0.5])).tolist() == pytest.approx([-0.95, np.inf, 0.475])
+
+
+def test_positive_outside_the_corpus_and_small_blocks():
+    examples = [BOTH, Example(Query("2", "far"), (Document("x", "hard"),), (), "s")]
+    corpus = [document for document in CORPUS if document.text not in ("p1", "hard")]
+    whole = mine(examples, corpus, MineConfig(), TEACHER)
+    assert texts(whole) == ["hard", "far", "opposite"]
+    small = mine(examples, corpus, MineConfig(block_scores=1), TEACHER)
+    assert (small.notes, small.report) == (whole.notes, whole.report)
+    for one, other in zip(small.examples, whole.examples, strict=True):
+        assert (one.negatives, one.positives) == (other.negatives, other.positives)
+        np.testing.assert_allclose(one.negative_scores, other.negative_scores, atol=1e-6)
+
+
+def test_bm25_teacher():
+    corpus = [Document(str(n), text) for n, text in enumerate(["red apple pie", "red apple", "green apple", "blue sky"])]
+    example = Example(Query("1", "red apple pie"), (corpus[1],), (), "s")
+    result = mine([example, Example(Query("2", "zzz"), (corpus[3],), (), "s")], corpus, MineConfig(teacher="bm25"))
+    assert texts(result) == ["green apple", "blue sky"]
+    assert all(np.isfinite(result.examples[1].negative_scores))
+
+
+def test_encoder_teacher_and_its_absence(tmp_path):
+    with pytest.raises(ValueError, match="needs an encoder"):
+        mine([BOTH], CORPUS, MineConfig())
+    corpus = [Document(str(n), f"w{n} w{n + 1}") for n in range(20)]
+    examples = [Example(Query(str(n), f"w{n}"), (corpus[n],), (), "s") for n in range(5)]
+    result = mine(examples, corpus, MineConfig(keep=3, filter={"kind": "none"}), tiny_encoder(tmp_path))
+    for example in result.examples:
+        assert len(example.negatives) == 3
+        assert example.positives[0] not in example.negatives
+        assert list(example.negative_scores) == sorted(example.negative_scores, reverse=True)
