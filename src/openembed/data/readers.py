@@ -15,7 +15,7 @@ BEIR_HEADER = ("query-id", "corpus-id", "score")
 
 
 def jsonl_path(folder: str | Path, stem: str) -> Path:
-    """Returns ``stem.jsonl`` or ``stem.jsonl.gz`` of a folder; raises ``FileNotFoundError`` naming both when neither is."""
+    """Returns ``stem.jsonl`` or ``stem.jsonl.gz`` of a folder; ``FileNotFoundError`` when neither is there."""
     for suffix in (".jsonl", ".jsonl.gz"):
         path = Path(folder) / f"{stem}{suffix}"
         if path.exists():
@@ -40,7 +40,7 @@ def read_queries(folder: str | Path) -> list[Query]:
 
 
 def read_beir_qrels(path: str | Path) -> Qrels:
-    """Returns the judgements of a BEIR ``qrels/<split>.tsv`` (a header line, then query id, document id, whole-number grade)."""
+    """Returns the judgements of a BEIR ``qrels/<split>.tsv``: a header, then query id, document id, whole grade."""
     qrels: Qrels = {}
     for line, fields in _lines(path):
         if line == 1:
@@ -86,7 +86,7 @@ def read_beir(folder: str | Path, split: str = "test") -> tuple[list[Document], 
 def write_beir(
     folder: str | Path, corpus: Iterable[Document], queries: Iterable[Query], qrels: dict[str, Qrels]
 ) -> None:
-    """Writes a BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv`` for each split of ``qrels``."""
+    """Writes a BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` and a ``qrels/<split>.tsv`` for each split."""
     folder = Path(folder)
     _write_jsonl(
         folder / "corpus.jsonl", ({"_id": d.id, "title": d.title, "text": d.text, **d.metadata} for d in corpus)
@@ -103,7 +103,7 @@ def write_beir(
 
 
 def read_trec_qrels(path: str | Path) -> Qrels:
-    """Returns the judgements of a TREC qrels file (query id, iteration, document id, grade), or of a BEIR one with header."""
+    """Returns the judgements of a TREC qrels file (query id, 0, document id, grade), or of a BEIR one with header."""
     with open_text(path) as file:
         if tuple(file.readline().split()) == BEIR_HEADER:
             return read_beir_qrels(path)
@@ -124,7 +124,7 @@ def write_trec_qrels(path: str | Path, qrels: Qrels) -> None:
 
 
 def read_run(path: str | Path) -> Run:
-    """Returns a six-column TREC run (query id, Q0, document id, rank, score, tag). The score orders it, not the rank."""
+    """Returns a six-column TREC run (query id, Q0, document id, rank, score, tag), ordered by score, not by rank."""
     run: Run = {}
     for line, fields in _lines(path, separator=None):
         where = f"{path}:{line}"

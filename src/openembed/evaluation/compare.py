@@ -30,9 +30,7 @@ class Comparison:
         return {"task": self.task, **self.test.as_dict()}
 
 
-def compare_runs(
-    a: str | Path, b: str | Path, qrels: str | Path, *, metric: str = "ndcg_at_10", seed: int = 42
-) -> Comparison:
+def compare_runs(a: str | Path, b: str | Path, qrels: str | Path, *, metric: str = "ndcg_at_10", seed: int = 42) -> Comparison:
     """Returns the paired test of two TREC run files over all judged queries; a query a run lacks scores 0."""
     metric = canonical(metric)
     judgements = read_trec_qrels(qrels)

@@ -1,8 +1,8 @@
 """Ranking metrics for each query, computed by trec_eval (pytrec_eval).
 
 Rules, everywhere: documents are ordered by (score, document id) descending; a judged query that is absent from the run
-scores 0 and counts in every mean; the gain is linear; a grade of 0 or less is not relevant. Scores are compared in single
-precision, as trec_eval does.
+scores 0 and counts in every mean; the gain is linear; a grade of 0 or less is not relevant. Scores are compared in
+single precision, as trec_eval does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RETRIEVAL_METRICS = (
 
 
 def parse_metric(name: str) -> tuple[str, int]:
-    """Returns (family, k) of a name such as ``ndcg_at_10`` or ``nDCG@10``; raises ``ValueError`` listing the families."""
+    """Returns (family, k) of a name such as ``ndcg_at_10`` or ``nDCG@10``; a ``ValueError`` lists the families."""
     match = re.fullmatch(r"([a-z_]+?)(?:_at_|@)([1-9]\d*)", name.lower())
     if not match or match[1] not in FAMILIES:
         raise ValueError(f"unknown metric {name!r}; write family_at_k with a family of {', '.join(FAMILIES)}")
@@ -61,14 +61,12 @@ def per_query(run: Run, qrels: Qrels, metrics: Sequence[str] = RETRIEVAL_METRICS
     for family, k in wanted.values():
         cuts.setdefault(FAMILIES[family], set()).add(k)
     measures = {
-        measure if measure == "recip_rank" else f"{measure}.{','.join(map(str, sorted(ks)))}"
-        for measure, ks in cuts.items()
+        measure if measure == "recip_rank" else f"{measure}.{','.join(map(str, sorted(ks)))}" for measure, ks in cuts.items()
     }
     judged_run = {query_id: dict(run[query_id]) for query_id in qrels if run.get(query_id)}
     scored = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(judged_run)
     return {
-        name: {query_id: _value(scored.get(query_id), family, k) for query_id in qrels}
-        for name, (family, k) in wanted.items()
+        name: {query_id: _value(scored.get(query_id), family, k) for query_id in qrels} for name, (family, k) in wanted.items()
     }
 
 

@@ -46,9 +46,7 @@ def best_accuracy(scores_N: np.ndarray, labels_N: np.ndarray) -> float:
 
 def best_f1(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[float, float, float]:
     """Returns (F1, precision, recall) at the threshold between two distinct scores where F1 is best."""
-    hits, rows, positives = (
-        part[:-1] if isinstance(part, np.ndarray) else part for part in _cumulated(scores_N, labels_N)
-    )
+    hits, rows, positives = (part[:-1] if isinstance(part, np.ndarray) else part for part in _cumulated(scores_N, labels_N))
     if not len(hits) or not hits.any():
         return 0.0, 0.0, 0.0
     f1 = 2 * hits / (rows + positives)
@@ -59,7 +57,7 @@ def best_f1(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[float, float, f
 def evaluate_pair_classification(
     vectors: Vectors, first: Sequence[str], second: Sequence[str], labels: Sequence[int], *, seed: int = 42
 ) -> Outcome:
-    """Returns the largest average precision over cosine, dot product, Manhattan and Euclidean; accuracy and F1 beside it.
+    """Returns the largest average precision over cosine, dot, Manhattan and Euclidean; accuracy and F1 beside it.
 
     ``labels`` are 0 or 1. The interval resamples pairs and takes the maximum anew.
     """

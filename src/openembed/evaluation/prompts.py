@@ -1,6 +1,6 @@
 """Which text goes before a task's queries, documents and symmetric texts, decided as mteb decides it.
 
-In order: the instruction the caller gives; the model's own entry for the task; its entry for the kind of task; then, for a
+In order: the instruction the caller gives; the model's own entry for the task; its entry for its kind; then, for a
 model that has an instruction table (so it was trained with instructions), the kind's general instruction; else the
 model's plain query and document prompts, and nothing before symmetric texts (STS, classification, clustering, pairs).
 """
@@ -33,7 +33,7 @@ KIND_INSTRUCTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The literal prefixes of queries, documents and symmetric texts, and the arguments that make the encoder use them."""
+    """The literal prefixes of queries, documents and symmetric texts, and the arguments the encoder makes them from."""
 
     query: str
     document: str
@@ -71,18 +71,22 @@ def choose_prompts(
 
 
 def find_entry(entries: Iterable[str], names: Iterable[str]) -> str | None:
-    """Returns the entry that names a task: exactly, or else the longest that begins one of ``names`` (letters, digits only).
+    """Returns the entry for the first of ``names`` that has one; only letters and digits count, not their case.
 
-    ``Banking77`` serves ``Banking77Classification`` and ``banking77``; ``STS`` serves ``STS13``.
+    An equal name wins, then the longest entry that begins the name (``STS`` for ``STS13``), then the only entry that the
+    name begins (``Banking77Classification`` for ``banking77``, ``STSBenchmark`` for ``stsb/en``).
     """
-    entries, names = list(entries), list(names)
-    exact = next((name for name in names if name in entries), None)
-    if exact is not None:
-        return exact
+    spelled = {entry: plain(entry) for entry in entries if plain(entry)}
     for name in names:
-        begins = [entry for entry in entries if plain(entry) and plain(name).startswith(plain(entry))]
+        if name in spelled:
+            return name
+        begins = [entry for entry, letters in spelled.items() if plain(name).startswith(letters)]
         if begins:
-            return max(begins, key=lambda entry: len(plain(entry)))
+            return max(begins, key=lambda entry: len(spelled[entry]))
+        first = plain(name.split("/")[0])
+        begun = [entry for entry, letters in spelled.items() if first and letters.startswith(first)]
+        if len(begun) == 1:
+            return begun[0]
     return None
 
 

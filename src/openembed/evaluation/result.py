@@ -21,7 +21,7 @@ class Outcome:
 
     metric: str
     value: float
-    interval: Interval
+    interval: Interval | None
     metrics: Mapping[str, float]
     counts: Mapping[str, int]
     per_item: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class TaskResult:
     system: str
     metric: str
     value: float
-    interval: Interval
+    interval: Interval | None
     metrics: Mapping[str, float]
     counts: Mapping[str, int]
     seconds: float
@@ -49,9 +49,10 @@ class TaskResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON; :meth:`from_dict` reads it back."""
-        return {**vars(self), "interval": [self.interval.low, self.interval.high]}
+        interval = None if self.interval is None else [self.interval.low, self.interval.high]
+        return {**vars(self), "interval": interval}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:
         """Returns the result that :meth:`as_dict` wrote."""
-        return cls(**{**values, "interval": Interval(*values["interval"])})
+        return cls(**{**values, "interval": values["interval"] and Interval(*values["interval"])})

@@ -33,7 +33,7 @@ class RerankingItem:
 def exact_search(
     queries_QD: np.ndarray, query_ids: Sequence[str], documents_ND: np.ndarray, document_ids: Sequence[str], top_k: int
 ) -> Run:
-    """Returns the ``top_k`` documents of each query by inner product, ties by document id descending, also at the cut."""
+    """Returns the ``top_k`` documents of each query by inner product; ties, also at the cut, by id descending."""
     step = max(1, SCORES_PER_BLOCK // max(1, len(document_ids)))
     run: Run = {}
     for start in range(0, len(query_ids), step):
@@ -53,9 +53,7 @@ def top_documents(scores_N: np.ndarray, document_ids: Sequence[str], top_k: int)
     return {document_id: score for score, document_id in best}
 
 
-def score_run(
-    run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS
-) -> Outcome:
+def score_run(run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS) -> Outcome:
     """Returns the metrics of ``run`` against ``qrels``: the means, per query, and the interval of ``metric``."""
     metric = canonical(metric)
     scores = per_query(run, qrels, tuple(dict.fromkeys((metric, *extra))))
@@ -88,7 +86,7 @@ def evaluate_retrieval(
     top_k: int = TOP_K,
     ignore_identical_ids: bool = False,
 ) -> Outcome:
-    """Returns nDCG@10 (or ``metric``) of exact search. Only judged queries are searched; documents carry their title."""
+    """Returns nDCG@10 (or ``metric``) of exact search; judged queries only, documents with their title."""
     judged = [query for query in queries if qrels.get(query.id)]
     documents_ND = vectors.documents([document.full_text for document in corpus])
     queries_QD = vectors.queries([query.text for query in judged])
@@ -96,9 +94,7 @@ def evaluate_retrieval(
     return score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
 
 
-def score_retrieval(
-    run: Run, corpus: Sequence[Document], qrels: Qrels, *, metric: str, ignore_identical_ids: bool
-) -> Outcome:
+def score_retrieval(run: Run, corpus: Sequence[Document], qrels: Qrels, *, metric: str, ignore_identical_ids: bool) -> Outcome:
     """Returns the outcome of a finished run over ``corpus`` by MTEB's rules."""
     run = without_identical_ids(run) if ignore_identical_ids else run
     outcome = score_run(run, {query_id: judged for query_id, judged in qrels.items() if judged}, metric)
@@ -108,7 +104,7 @@ def score_retrieval(
 def reranking_qrels(items: Sequence[RerankingItem]) -> tuple[list[RerankingItem], Qrels, dict[str, str]]:
     """Returns the usable items, their judgements and candidate id → text.
 
-    As in MTEB, a query without a positive or without a negative is left out: every order of its candidates scores alike.
+    As in MTEB, a query without a positive or a negative is left out: every order of its candidates scores alike.
     """
     usable = [item for item in items if item.positives and item.negatives]
     qrels: Qrels = {}

@@ -37,7 +37,7 @@ def read_labelled(folder: Path, split: str) -> tuple[list[str], list[Hashable]]:
 
 
 def read_sets(folder: Path, split: str) -> list[tuple[list[str], list[Hashable]]]:
-    """Returns clustering sets: a row of ``sentences`` and ``labels`` each, or the whole split of ``text`` and ``label``."""
+    """Returns clustering sets: a row of ``sentences`` and ``labels`` each, or the whole split of texts and labels."""
     sets = []
     for where, row in _rows(folder, split):
         if "sentences" not in row:
@@ -53,9 +53,7 @@ def read_reranking(folder: Path, split: str) -> list[RerankingItem]:
     """Returns queries with positive and negative candidates; rows without an id get their number."""
     items = []
     for number, (where, row) in enumerate(_rows(folder, split)):
-        positive, negative = (
-            [row[key]] if isinstance(row.get(key), str) else row.get(key) for key in ("positive", "negative")
-        )
+        positive, negative = ([row[key]] if isinstance(row.get(key), str) else row.get(key) for key in ("positive", "negative"))
         if not isinstance(positive, list) or not isinstance(negative, list):
             raise ValueError(f"{where}: 'positive' and 'negative' must be lists of texts")
         identity = str(row.get("id", number))

@@ -1,6 +1,6 @@
-"""Runs tasks for a system and keeps what they give: a finished task is never computed twice for the same model and data.
+"""Runs tasks for a system and keeps the results: a task is never computed twice for the same model and data.
 
-Folder layout: ``<out>/<task>/result.json`` (the scores, written last), ``items.json`` (per-query scores) and ``run.trec``.
+Folder layout: ``<out>/<task>/result.json`` (scores, written last), ``items.json`` (per-query scores), ``run.trec``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openembed.data.readers import write_run
+from openembed.data.readers import read_run, write_run
 from openembed.evaluation.result import Outcome, TaskResult
 from openembed.evaluation.systems import System
 from openembed.evaluation.tasks import Task
@@ -32,22 +32,18 @@ def run_tasks(
     tasks: Sequence[Task],
     out: str | Path | None = None,
     *,
-    on_start: Callable[[Task], None] | None = None,
-    on_result: Callable[[TaskResult], None] | None = None,
+    run_file: str | Path | None = None,
 ) -> list[TaskResult]:
     """Returns the results of ``tasks`` in order.
 
     With ``out`` each finished task is written there at once, and one that is already there for the same model, data and
-    settings is read instead of computed, so an interrupted run goes on where it stopped.
+    settings is read instead of computed, so an interrupted run goes on where it stopped. ``run_file``
+    receives the ranking of a single retrieval task.
     """
     results = []
     for task in tasks:
-        if on_start is not None:
-            on_start(task)
-        result = _run_task(system, task, None if out is None else task_folder(out, task.name))
+        result = _run_task(system, task, None if out is None else task_folder(out, task.name), run_file)
         results.append(result)
-        if on_result is not None:
-            on_result(result)
     return results
 
 
@@ -72,10 +68,12 @@ def read_results(out: str | Path) -> dict[str, tuple[TaskResult, dict[str, Any]]
     return found
 
 
-def _run_task(system: System, task: Task, folder: Path | None) -> TaskResult:
+def _run_task(system: System, task: Task, folder: Path | None, run_file: str | Path | None) -> TaskResult:
     identity = _identity(system, task)
     if folder is not None and (finished := _finished(folder, identity)) is not None:
         log.info("%s: already evaluated, read from %s", task.name, folder)
+        if run_file is not None and folder is not None:
+            write_run(run_file, read_run(folder / RUN_FILE), tag=_tag(system.name))
         return finished
     started = time.perf_counter()
     outcome = system.evaluate(task)
@@ -93,6 +91,8 @@ def _run_task(system: System, task: Task, folder: Path | None) -> TaskResult:
         prompts=system.prompts(task),
         details=dict(outcome.details),
     )
+    if run_file is not None and outcome.run is not None:
+        write_run(run_file, outcome.run, tag=_tag(system.name))
     if folder is not None:
         _write(folder, identity, result, outcome)
     return result

@@ -83,8 +83,8 @@ def paired_mean_test(
 ) -> PairedTest:
     """Returns Fisher's randomisation test and a paired bootstrap of the difference of means over the same queries.
 
-    Randomisation: each query's two scores are swapped with probability 1/2; p = (1 + as extreme) / (1 + permutations), so
-    it is never 0. Bootstrap: queries drawn with replacement, p from the differences shifted to a mean of 0. Raises
+    Randomisation: each query's two scores are swapped with probability 1/2; p = (1 + as extreme) / (1 + permutations),
+    so it is never 0. Bootstrap: queries drawn with replacement, p from the differences shifted to a mean of 0. Raises
     ``ValueError`` naming queries that only one system has.
     """
     keys = _shared_keys(a, b)
@@ -163,7 +163,7 @@ def _bootstrap_values(
 
 def _percentiles(values_R: np.ndarray) -> Interval:
     if not len(values_R):
-        return Interval(float("nan"), float("nan"))
+        raise ValueError("the statistic is undefined in every resample; there are too few items")
     tail = (1 - CONFIDENCE) / 2 * 100
     low, high = np.percentile(values_R, [tail, 100 - tail])
     return Interval(float(low), float(high))
@@ -185,8 +185,8 @@ def _shared_keys(a: Mapping[str, float], b: Mapping[str, float]) -> list[str]:
     only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
     if only_a or only_b:
         raise ValueError(
-            f"the two runs score different items: {len(only_a)} only in the first ({_some(only_a)}), {len(only_b)} only in "
-            f"the second ({_some(only_b)}); compare runs of the same task and split"
+            f"the two runs score different items: {len(only_a)} only in the first ({_some(only_a)}), {len(only_b)} "
+            f"only in the second ({_some(only_b)}); compare runs of the same task and split"
         )
     return sorted(a)
 

@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from openembed.data.readers import read_beir, read_run
 from openembed.evaluation import retrieval
-from openembed.evaluation.bm25 import K1, Bm25
-from openembed.evaluation.bm25 import B as BM25_B
+from openembed.evaluation.bm25 import Bm25
 from openembed.evaluation.classification import evaluate_classification
 from openembed.evaluation.clustering import evaluate_clustering, evaluate_clustering_sets
 from openembed.evaluation.pair_classification import evaluate_pair_classification
@@ -19,8 +18,9 @@ from openembed.evaluation.prompts import Prompts, choose_prompts
 from openembed.evaluation.result import Outcome
 from openembed.evaluation.rows import read_labelled, read_pairs, read_reranking, read_sets
 from openembed.evaluation.sts import evaluate_sts
-from openembed.evaluation.tasks import Task
+from openembed.evaluation.tasks import METRICS, Task
 from openembed.evaluation.vectors import TextEncoder, VectorCache, Vectors
+from openembed.index import lexical
 from openembed.records import Run
 
 
@@ -28,6 +28,7 @@ class System(Protocol):
     """Something that can be evaluated."""
 
     name: str
+    kinds: ClassVar[tuple[str, ...]]
 
     @property
     def fingerprint(self) -> str:
@@ -47,10 +48,11 @@ class System(Protocol):
 class EncoderSystem:
     """A dense encoder, searched exactly.
 
-    ``options`` go to ``encode``: with ``normalize`` (the default) similarity is the cosine, without it the inner product.
+    ``options`` go to ``encode``: with ``normalize`` (the default) similarity is the cosine, else the inner product.
     ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = tuple(METRICS)
     encoder: TextEncoder
     name: str
     cache: VectorCache | None = None
@@ -83,12 +85,13 @@ class EncoderSystem:
 class Bm25System:
     """BM25 over titles and texts; the stemmer is that of the task's language."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("retrieval", "reranking")
     name: str = "bm25"
 
     @property
     def fingerprint(self) -> str:
         """Method and settings."""
-        return f"bm25 lucene k1={K1} b={BM25_B}"
+        return f"bm25 lucene k1={lexical.K1} b={lexical.B}"
 
     def prompts(self, task: Task) -> dict[str, str]:
         """Returns nothing: BM25 reads the bare texts."""
@@ -104,9 +107,7 @@ class Bm25System:
             return _score_retrieval(run, task, corpus, qrels)
         if task.kind == "reranking":
             return self._rerank(task)
-        raise ValueError(
-            f"{task.name}: BM25 ranks documents and cannot do {task.kind}; choose retrieval or reranking tasks"
-        )
+        raise ValueError(f"{task.name}: BM25 ranks documents and cannot do {task.kind}; choose retrieval or reranking tasks")
 
     def _rerank(self, task: Task) -> Outcome:
         items = read_reranking(task.folder, task.split)
@@ -125,6 +126,7 @@ class Bm25System:
 class RunSystem:
     """A finished TREC run file, scored against a retrieval task's judgements."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("retrieval",)
     path: Path
     name: str
 
@@ -138,7 +140,7 @@ class RunSystem:
         return {}
 
     def evaluate(self, task: Task) -> Outcome:
-        """Returns the outcome of the run; raises ``ValueError`` for a task that is no retrieval or names it does not know."""
+        """Returns the outcome of the run; ``ValueError`` for a task that is no retrieval or a run of other queries."""
         if task.kind != "retrieval":
             raise ValueError(f"{task.name}: a TREC run can only be scored on retrieval tasks, this is {task.kind}")
         run = read_run(self.path)
@@ -149,9 +151,7 @@ class RunSystem:
 
 
 def _score_retrieval(run: Run, task: Task, corpus: list[Any], qrels: Any) -> Outcome:
-    return retrieval.score_retrieval(
-        run, corpus, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids
-    )
+    return retrieval.score_retrieval(run, corpus, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids)
 
 
 def _retrieval(vectors: Vectors, task: Task) -> Outcome:

@@ -19,8 +19,8 @@ from pydantic import Field
 
 from openembed.config import Config, parse
 from openembed.data.readers import beir_splits
-from openembed.evaluation.bm25 import STEMMERS
 from openembed.files import read_jsonl
+from openembed.index.lexical import STEMMERS
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +34,20 @@ METRICS: dict[str, str] = {
     "clustering": "v_measure",
 }
 FIXED_METRIC = frozenset({"sts", "pair_classification", "clustering"})
+LANGUAGES = frozenset(STEMMERS) | {"ja", "ko", "th", "vi", "zh"}
 SPLIT_ORDER = ("test", "dev", "validation", "val")
 LAYOUTS = (
-    "corpus.jsonl + queries.jsonl + qrels/<split>.tsv (retrieval), or <split>.jsonl with sentence1, sentence2, score (STS); "
-    "sentence1, sentence2, label (pair classification); query, positive, negative (reranking); text, label with a train "
-    "split (classification) or without (clustering); each may be .jsonl.gz"
+    "corpus.jsonl + queries.jsonl + qrels/<split>.tsv (retrieval), or <split>.jsonl with sentence1, sentence2, score "
+    "(STS); sentence1, sentence2, label (pair classification); query, positive, negative (reranking); text, label with "
+    "a train split (classification) or without (clustering); each may be .jsonl.gz"
 )
 
 
 class TaskFile(Config):
     """What ``task.toml`` may set; everything left out is found from the files.
 
-    ``prompt_task``: the name the model's instruction table has for this task. ``fraction`` and ``max_documents``: how much
-    of a clustering set is embedded (mteb's default 4 %). ``protocol`` chooses mteb's clustering protocol.
+    ``prompt_task``: the name the model's instruction table has for this task. ``fraction`` and ``max_documents``: how
+    much of a clustering set is embedded (mteb's default 4 %). ``protocol`` chooses mteb's clustering protocol.
     """
 
     name: str | None = None
@@ -82,9 +83,7 @@ class Task(TaskFile):
 
     def files(self) -> list[Path]:
         """Returns the files the score depends on, sorted."""
-        stems = {"retrieval": ("corpus", "queries"), "classification": ("train", self.split)}.get(
-            self.kind, (self.split,)
-        )
+        stems = {"retrieval": ("corpus", "queries"), "classification": ("train", self.split)}.get(self.kind, (self.split,))
         found = [path for stem in stems if (path := _split_file(self.folder, stem))]
         qrels = self.folder / "qrels" / f"{self.split}.tsv"
         return sorted([*found, qrels] if self.kind == "retrieval" else found)
@@ -102,8 +101,8 @@ class Task(TaskFile):
 def find_tasks(root: str | Path, overrides: dict[str, Any] | None = None) -> list[Task]:
     """Returns the task of folder ``root``, or all tasks of the folders in it, in the order of their names.
 
-    ``overrides`` (fields of :class:`TaskFile`) win over ``task.toml``. Folders in no known layout are passed over with a
-    warning. Raises ``ValueError`` when nothing is found, and ``FileNotFoundError`` when ``root`` is no folder.
+    ``overrides`` (fields of :class:`TaskFile`) win over ``task.toml``. Folders in no known layout are passed over with
+    a warning. Raises ``ValueError`` when nothing is found, and ``FileNotFoundError`` when ``root`` is no folder.
     """
     root = Path(root)
     if not root.is_dir():
@@ -206,14 +205,14 @@ def _metric(kind: str, wanted: str | None, folder: Path) -> str:
 def _language(name: str) -> str:
     """A two-letter code that is a part of the name (``stsb/pl``, ``poquad-pl``), or English."""
     last = name.replace("-", "/").replace("_", "/").split("/")[-1]
-    return last if last in STEMMERS else "en"
+    return last if last in LANGUAGES else "en"
 
 
 def _name(folder: Path, root: Path) -> str:
     if folder != root:
         return folder.relative_to(root).as_posix()
     resolved = folder.resolve()
-    return f"{resolved.parent.name}/{resolved.name}" if resolved.name in STEMMERS else resolved.name
+    return f"{resolved.parent.name}/{resolved.name}" if resolved.name in LANGUAGES else resolved.name
 
 
 def _split_file(folder: Path, stem: str) -> Path | None:

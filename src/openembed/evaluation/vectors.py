@@ -76,9 +76,7 @@ class Vectors:
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Returns query vectors ``(N, D)``."""
-        return self._get(
-            "query", self._prompts.query, texts, self._encoder.encode_queries, self._prompts.query_arguments
-        )
+        return self._get("query", self._prompts.query, texts, self._encoder.encode_queries, self._prompts.query_arguments)
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         """Returns document vectors ``(N, D)``."""
@@ -127,8 +125,8 @@ class Vectors:
 class VectorCache:
     """Vectors on disk by (encoder fingerprint, side, prefix, options, text); survives interruption at any moment.
 
-    Rows are appended to ``vectors.f32`` and, once they are on the disk, their keys to ``keys.bin``; a row without its key
-    is overwritten by the next append. Appends of several processes take turns.
+    Rows are appended to ``vectors.f32`` and, once they are on the disk, their keys to ``keys.bin``; a row without its
+    key is overwritten by the next append. Appends of several processes take turns.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str, width: int) -> None:

@@ -1,0 +1,206 @@
+"""``openembed evaluate`` and ``openembed compare``: how good a model is, and whether one is better than another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openembed.cli.output import JsonFlag, console, print_json
+
+if TYPE_CHECKING:
+    from openembed.evaluation.compare import Comparison
+    from openembed.evaluation.result import TaskResult
+    from openembed.evaluation.systems import System
+    from openembed.evaluation.tasks import Task
+
+
+def register(app: typer.Typer) -> None:
+    """Adds ``evaluate`` and ``compare`` to ``app``."""
+    app.command("evaluate")(evaluate)
+    app.command("compare")(compare)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model (folder or hub id), 'bm25', or a TREC run file.")],
+    data: Annotated[Path, typer.Option("--data", help="A task folder, or a folder of task folders.")],
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", help="mteb task class to run on the local data.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split to evaluate (default: test, else dev).")] = None,
+    metric: Annotated[str | None, typer.Option(help="Main metric, such as ndcg_at_10 or recall_at_100.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Instruction of the queries, or of both sides of pairs.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Language of BM25's stemmer: en, pl, …, or none.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; a rerun resumes there.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps vectors from run to run.")] = None,
+    run_file: Annotated[Path | None, typer.Option("--run-file", help="Write the ranking as a TREC run.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a text may have (default: the model's).")] = None,
+    normalize: Annotated[bool, typer.Option(help="Compare by cosine; --no-normalize: by inner product.")] = True,
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Precision of the weights, such as float32 or bfloat16.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Evaluate a model, BM25 or a TREC run on local data by MTEB's protocols, or on mteb's own task classes (--tasks).
+
+    Layouts: BEIR retrieval, reranking, STS, pair classification, classification, clustering.
+    """
+    options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
+    if not normalize:
+        options["normalize"] = False
+    if tasks:
+        _refuse({"--metric": metric, "--language": language, "--run-file": run_file, "--cache": cache}, "--tasks")
+        results = _run_mteb(model, tasks, data, out, split, instruction, options, device, dtype)
+    else:
+        chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
+        overrides = {key: value for key, value in chosen.items() if value is not None}
+        results = _run_local(
+            _system(model, cache, options, device, dtype, quiet=as_json), data, overrides, out, run_file
+        )
+    if as_json:
+        print_json({"model": model, "results": [result.as_dict() for result in results]})
+    else:
+        _print_results(model, results)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="Results folder of the first system, or its TREC run.")],
+    b: Annotated[Path, typer.Argument(help="Results folder of the second system, or its TREC run.")],
+    qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgements (TREC or BEIR), for two runs.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric to compare (default: the task's main one).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 42,
+    as_json: JsonFlag = False,
+) -> None:
+    """Test whether two systems differ: randomisation test and paired bootstrap over the same queries."""
+    from openembed.evaluation.compare import compare_results, compare_runs
+
+    if a.is_file() and b.is_file():
+        if qrels is None:
+            raise ValueError("two TREC runs need judgements: add --qrels FILE")
+        comparisons = [compare_runs(a, b, qrels, metric=metric or "ndcg_at_10", seed=seed)]
+    elif a.is_dir() and b.is_dir():
+        _refuse({"--qrels": qrels}, "results folders")
+        comparisons = compare_results(a, b, metric=metric, seed=seed)
+    else:
+        raise ValueError(f"give two results folders or two TREC runs that exist, got {a} and {b}")
+    if as_json:
+        print_json({"a": str(a), "b": str(b), "comparisons": [comparison.as_dict() for comparison in comparisons]})
+    else:
+        _print_comparisons(a, b, comparisons)
+
+
+def _system(
+    model: str, cache: Path | None, options: dict[str, Any], device: str | None, dtype: str | None, *, quiet: bool
+) -> System:
+    from openembed.evaluation.systems import Bm25System, EncoderSystem, RunSystem
+
+    if model == "bm25":
+        return Bm25System()
+    if Path(model).is_file():
+        return RunSystem(Path(model), Path(model).stem)
+    from openembed import load
+    from openembed.evaluation.vectors import VectorCache
+
+    encoder = load(model, device=device, dtype=dtype)
+    vectors = None if cache is None else VectorCache(cache, encoder.fingerprint, encoder.width)
+    return EncoderSystem(encoder, model, vectors, options, progress=not quiet)
+
+
+def _run_local(
+    system: System, data: Path, overrides: dict[str, Any], out: Path | None, run_file: Path | None
+) -> list[TaskResult]:
+    from openembed.evaluation.runner import run_tasks
+    from openembed.evaluation.tasks import find_tasks
+
+    tasks = find_tasks(data, overrides)
+    usable = [task for task in tasks if task.kind in system.kinds]
+    if not usable:
+        raise ValueError(f"{system.name} does {', '.join(system.kinds)}; {data} holds {_kinds(tasks)}")
+    if run_file is not None and (len(usable) != 1 or usable[0].kind not in ("retrieval", "reranking")):
+        raise ValueError(
+            f"--run-file writes the ranking of one retrieval or reranking task; {data} holds {_kinds(usable)}"
+        )
+    return run_tasks(system, usable, out, run_file=run_file)
+
+
+def _run_mteb(
+    model: str,
+    tasks: list[str],
+    data: Path,
+    out: Path | None,
+    split: str | None,
+    instruction: str | None,
+    options: dict[str, Any],
+    device: str | None,
+    dtype: str | None,
+) -> list[TaskResult]:
+    from openembed.evaluation.mteb import require_mteb, run_mteb
+
+    require_mteb()
+    if model == "bm25" or Path(model).is_file():
+        raise ValueError(f"--tasks runs encoders; evaluate {model} without --tasks")
+    from openembed import load
+
+    encoder = load(model, device=device, dtype=dtype)
+    return run_mteb(encoder, model, tasks, data, out, split=split, instruction=instruction, options=options)
+
+
+def _kinds(tasks: list[Task]) -> str:
+    return ", ".join(f"{task.name} ({task.kind})" for task in tasks)
+
+
+def _refuse(options: dict[str, Any], what: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} cannot be combined with {what}; leave it out")
+
+
+def _print_results(model: str, results: list[TaskResult]) -> None:
+    from rich.table import Table
+
+    table = Table(title=model)
+    for name in ("task", "kind", "split", "metric"):
+        table.add_column(name, no_wrap=True)
+    for name in ("score", "95 % interval", "items", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in results:
+        interval = "" if r.interval is None else f"{r.interval.low * 100:.2f} to {r.interval.high * 100:.2f}"
+        items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), None)
+        row = (
+            r.task,
+            r.kind,
+            r.split,
+            r.metric,
+            f"{r.value * 100:.2f}",
+            interval,
+            str(items or ""),
+            f"{r.seconds:.1f}",
+        )
+        table.add_row(*row)
+    console().print(table)
+
+
+def _print_comparisons(a: Path, b: Path, comparisons: list[Comparison]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"A = {a}, B = {b}")
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    for name in ("A", "B", "A - B", "95 % interval", "p (randomisation)", "p (bootstrap)", "items"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for comparison in comparisons:
+        t = comparison.test
+        table.add_row(
+            comparison.task,
+            t.metric,
+            f"{t.a * 100:.2f}",
+            f"{t.b * 100:.2f}",
+            f"{t.difference * 100:+.2f}",
+            f"{t.interval.low * 100:+.2f} to {t.interval.high * 100:+.2f}",
+            "" if t.p_randomization is None else f"{t.p_randomization:.4f}",
+            f"{t.p_bootstrap:.4f}",
+            str(t.items),
+        )
+    console().print(table)
