@@ -202,7 +202,8 @@ class Encoder(nn.Module):
         state = self.state_dict()
         versions = tuple((name, t.data_ptr(), t._version) for name, t in state.items())
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            digest = hashlib.sha256(self.config.model_dump_json(exclude={"backbone": {"path", "revision"}}).encode())
+            origin = {"backbone": {"path", "revision", "architecture"}, "tokenizer_path": True}
+            digest = hashlib.sha256(self.config.model_dump_json(exclude=origin).encode())
             for name, tensor in sorted(state.items()):
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().to(torch.bfloat16).cpu().contiguous().flatten().view(torch.uint8).numpy())

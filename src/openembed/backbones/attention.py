@@ -149,15 +149,14 @@ def transformers_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls in every layer: ``(n, heads, T, d)`` in, ``(n, T, H, d)`` out.
+    """The function transformers calls in every layer: ``(1, heads, T, d)`` in, ``(1, T, H, d)`` out.
 
-    ``layout`` and ``bidirectional`` reach it as keyword arguments of the model's forward. Without them (a batch of texts
-    of equal length, or a family whose code does not hand them on) it is plain attention under the mask it is given;
-    the load-time probe then finds that texts cannot be packed.
+    ``layout`` and ``bidirectional`` reach it as keyword arguments of the model's forward. Raises ``RuntimeError`` where
+    a family's code does not hand them on; the load-time probe then runs that family without packing.
     """
     layout, bidirectional = kwargs.get("layout"), kwargs.get("bidirectional")
     if layout is None or bidirectional is None:
-        return _masked_attention(module, query, key, value, attention_mask, scaling), None
+        raise RuntimeError(f"{type(module).__name__} does not pass keyword arguments on to its attention function")
     view = Visibility(
         causal=not bidirectional,
         window=kwargs.get("sliding_window") if kwargs.get("sliding_window") is not None else None,
@@ -168,17 +167,6 @@ def transformers_attention(
         query[0], key[0], value[0], layout, view, scale=scaling, dropout=dropout if module.training else 0.0
     )
     return out_THd.unsqueeze(0), None
-
-
-def _masked_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
-) -> Tensor:
-    opened = getattr(getattr(module, "config", None), "is_causal", None) is False
-    causal = mask is None and query.shape[2] > 1 and getattr(module, "is_causal", False) and not opened
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
-    )
-    return out.transpose(1, 2).contiguous()
 
 
 def install_attention() -> str:

@@ -82,28 +82,41 @@ def _measure(backbone: TextBackbone, rng: np.random.Generator) -> Probe:
 
 
 def check(backbone: TextBackbone) -> Probe:
-    """Returns the probe of a sound backbone; chooses equal-length groups where a family cannot be packed.
+    """Returns the probe of a sound backbone; leaves packing for groups of equal length where a family needs that.
 
     Raises ``ValueError`` when the model stays causal though a bidirectional one was asked for (or the reverse), or when
-    texts still influence one another.
+    texts influence one another however it is run.
     """
     probe, reason = _try(backbone)
-    if probe is None or not probe.isolated:
-        why = reason or f"packed and alone differ by {probe.packed_difference:.1e}"  # type: ignore[union-attr]
-        logger.warning("%s cannot be packed (%s): texts run in groups of equal length", _name(backbone), why)
-        backbone.packable = False
-        probe, reason = _try(backbone)
+    if _sound(backbone, probe):
+        return probe  # type: ignore[return-value]
+    reason = reason or _difference(probe)
+    for open_masks in (False, True) if backbone.bidirectional else (False,):
+        backbone.stop_packing(open_masks=open_masks)
+        latest, failure = _try(backbone)
+        probe = latest or probe
+        if _sound(backbone, latest):
+            logger.warning("%s cannot be packed (%s): texts run in groups of equal length", _name(backbone), reason)
+            return latest  # type: ignore[return-value]
     if probe is None:
-        raise ValueError(f"{_name(backbone)} cannot be used as a text backbone: {reason}")
+        raise ValueError(f"{_name(backbone)} cannot be used as a text backbone: {failure}")
     if not probe.isolated:
-        raise ValueError(
-            f"{_name(backbone)} mixes neighbouring texts (difference {probe.packed_difference:.1e}, leak "
-            f"{probe.neighbour_leak:.1e}, allowed {probe.tolerance:.0e}): its vectors would depend on the batch. "
-            "Use another model family."
-        )
-    if probe.bidirectional != backbone.bidirectional:
-        raise ValueError(_wrong_view(backbone, probe))
-    return probe
+        raise ValueError(f"{_name(backbone)} mixes neighbouring texts ({_difference(probe)}): its vectors would depend on the "
+            "batch. Use another model family.")  # fmt: skip
+    raise ValueError(_wrong_view(backbone, probe))
+
+
+def _sound(backbone: TextBackbone, probe: Probe | None) -> bool:
+    return probe is not None and probe.isolated and probe.bidirectional == backbone.bidirectional
+
+
+def _difference(probe: Probe | None) -> str:
+    if probe is None:
+        return ""
+    return (
+        f"packed and alone differ by {probe.packed_difference:.1e}, neighbours leak {probe.neighbour_leak:.1e}, "
+        f"allowed {probe.tolerance:.0e}"
+    )
 
 
 def _wrong_view(backbone: TextBackbone, probe: Probe) -> str:

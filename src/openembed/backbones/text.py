@@ -16,7 +16,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from openembed.backbones.attention import install_attention
+from openembed.backbones.attention import ATTENTION_NAME, install_attention
 from openembed.config import Config
 from openembed.packing import Packed
 
@@ -59,6 +59,7 @@ class TextBackbone(nn.Module):
         self.model = model
         self.bidirectional = bidirectional
         self.packable = True
+        self._open_masks = False
         parameters = inspect.signature(model.forward).parameters
         self._takes_cache = "use_cache" in parameters
         self._takes_positions = "position_ids" in parameters
@@ -78,6 +79,15 @@ class TextBackbone(nn.Module):
         """Returns the last hidden state of every token, ``(T, D)``."""
         return self._forward_packed(packed) if self.packable else self._forward_equal_lengths(packed)
 
+    def stop_packing(self, *, open_masks: bool) -> None:
+        """Runs groups of texts of equal length through the family's own attention from now on.
+
+        ``open_masks`` hands decoders an explicit mask that hides nothing, for those that ignore ``config.is_causal``.
+        """
+        self.packable, self._open_masks = False, open_masks
+        if self.model.config._attn_implementation == ATTENTION_NAME:
+            self.model.config._attn_implementation = "sdpa" if getattr(self.model, "_supports_sdpa", False) else "eager"
+
     def _forward_packed(self, packed: Packed) -> Tensor:
         if not self._takes_positions:
             raise RuntimeError(f"{type(self.model).__name__} takes no position_ids")
@@ -94,7 +104,7 @@ class TextBackbone(nn.Module):
         pieces = []
         for run in packed.layout.runs:
             ids = packed.ids_T[run.start : run.stop].view(run.count, run.length)
-            mask = self._open_mask(run.count, run.length) if self.bidirectional and has_causal_layers(self.model) else None
+            mask = self._open_mask(run.count, run.length) if self._open_masks else None
             options = {"use_cache": False} if self._takes_cache else {}
             hidden = self.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state
             pieces.append(hidden.reshape(run.count * run.length, -1))
@@ -136,7 +146,7 @@ def load_text_backbone(config: BackboneConfig, *, dtype: torch.dtype | None = No
 def wrap(model: nn.Module, config: BackboneConfig) -> TextBackbone:
     """Returns ``model`` as a backbone with the mask that ``config`` asks for, recorded in the model's own config too."""
     causal = {"bidirectional": False, "causal": True, "model": is_decoder(model)}[config.attention]
-    if config.attention != "model" and not causal and is_decoder(model):
+    if config.attention == "bidirectional":
         model.config.is_causal = False
     if config.sliding_window == "off":
         open_sliding_window(model)

@@ -1,0 +1,179 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samples import TEXTS
+
+import openembed
+from openembed.config import parse
+from openembed.encoder import EncoderConfig, PromptConfig
+
+
+@pytest.fixture(scope="module")
+def encoder(make_encoder):
+    return make_encoder(head={"kind": "latent_attention", "latents": 6, "heads": 2})
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(len(TEXTS))), budget=st.integers(1, 300))
+def test_batching_and_order_do_not_change_a_vector(encoder, order, budget):
+    expected = encoder.encode(TEXTS)
+    values = encoder.encode([TEXTS[i] for i in order], token_budget=budget)
+    np.testing.assert_allclose(values, expected[list(order)], atol=1e-6)
+
+
+def test_vectors_are_float32_of_length_one_unless_asked(encoder):
+    values = encoder.encode(TEXTS)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-5)
+    raw = encoder.encode(TEXTS, normalize=False)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), values, atol=1e-6)
+    assert encoder.encode([]).shape == (0, encoder.width)
+
+
+def test_encoding_leaves_the_training_mode_as_it_was(encoder):
+    encoder.train()
+    first = encoder.encode(TEXTS)
+    assert encoder.training
+    encoder.eval()
+    np.testing.assert_array_equal(first, encoder.encode(TEXTS))
+
+
+def test_saved_encoder_is_the_same_and_replaces_whole(make_encoder, tmp_path):
+    for head in ({"kind": "mean"}, {"kind": "self_attention", "heads": 4}, {"kind": "latent_attention", "latents": 3}):
+        encoder = make_encoder(head=head, projections=[{"width": 6}])
+        encoder.save(tmp_path / "model")
+        again = openembed.load(tmp_path / "model")
+        np.testing.assert_array_equal(encoder.encode(TEXTS), again.encode(TEXTS))
+        assert again.fingerprint == encoder.fingerprint
+    assert sorted(os.listdir(tmp_path)) == ["model"]
+
+
+def test_fingerprint_follows_weights_and_configuration(make_encoder):
+    encoder = make_encoder()
+    before = encoder.fingerprint
+    assert before == make_encoder().fingerprint != make_encoder(seed=1).fingerprint
+    assert before != make_encoder(max_length=100).fingerprint
+    with torch.no_grad():
+        next(encoder.parameters()).mul_(1.5)
+    assert encoder.fingerprint != before
+
+
+def test_saving_over_something_else_is_refused(make_encoder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="no openembed checkpoint"):
+        make_encoder().save(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_save_that_fails_leaves_the_older_checkpoint(make_encoder, tmp_path, monkeypatch):
+    make_encoder().save(tmp_path / "model")
+    before = openembed.load(tmp_path / "model").fingerprint
+    changed = make_encoder(seed=5)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("openembed.checkpoints.native.write_sentence_transformers_files", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        changed.save(tmp_path / "model")
+    assert openembed.load(tmp_path / "model").fingerprint == before
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_damaged_and_missing_files_are_named(make_encoder, tmp_path):
+    make_encoder(head={"kind": "latent_attention", "latents": 3}).save(tmp_path / "whole")
+
+    def broken(name, change):
+        folder = tmp_path / "broken"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+        change(folder / name)
+        return folder
+
+    def truncate(path):
+        path.write_bytes(path.read_bytes()[:-100])
+
+    for name, change, message in [
+        ("model.safetensors", truncate, r"model\.safetensors: truncated or damaged"),
+        ("head.safetensors", truncate, r"head\.safetensors: truncated or damaged"),
+        ("head.safetensors", os.unlink, r"head\.safetensors: no such file"),
+        ("tokenizer.json", os.unlink, r"tokenizer\.json: no such file"),
+        ("openembed.json", truncate, r"openembed\.json: not valid JSON"),
+        ("openembed.json", lambda p: _edit(p, nonsense=1), r"openembed\.json: nonsense: Extra inputs"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            openembed.load(broken(name, change))
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_weights_that_are_missing_are_not_made_up(make_encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    make_encoder().save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({k: v for k, v in tensors.items() if "layers.1.mlp.up_proj" not in k}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights are incomplete; missing .*layers\.1\.mlp\.up_proj"):
+        openembed.load(tmp_path / "model")
+
+
+def test_a_model_that_is_nowhere_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="no such model folder"):
+        openembed.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no model here"):
+        openembed.load(tmp_path)
+
+
+def test_a_plain_model_needs_a_head(make_encoder, tmp_path):
+    encoder = make_encoder(attention="causal")
+    encoder.backbone.model.save_pretrained(tmp_path)
+    encoder.tokenizer.save(tmp_path)
+    with pytest.raises(ValueError, match="has no head"):
+        openembed.load(tmp_path)
+    opened = openembed.load(tmp_path, head={"kind": "last_token"})
+    assert not opened.backbone.bidirectional
+    assert opened.encode(["a"]).shape == (1, 32)
+    with pytest.raises(ValueError, match="kind"):
+        openembed.load(tmp_path, head={"kind": "nonsense"})
+
+
+def test_dtype_and_configuration_errors(make_encoder, tmp_path):
+    make_encoder().save(tmp_path / "model")
+    assert openembed.load(tmp_path / "model", dtype="bfloat16").encode(["a"]).dtype == np.float32
+    with pytest.raises(ValueError, match="dtype 'int3' is not supported"):
+        openembed.load(tmp_path / "model", dtype="int3")
+    with pytest.raises(ValueError, match=r"test: head\.latent_attention\.latnets: Extra inputs.*got 3"):
+        make_encoder(head={"kind": "latent_attention", "latnets": 3})
+    with pytest.raises(ValueError, match="tokenizer_path"):
+        openembed.build(parse(EncoderConfig, {"backbone": {"architecture": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1,
+                        "n_head": 2, "vocab_size": 300}}, "head": {"kind": "mean"}}, "test"))  # fmt: skip
+    with pytest.raises(ValueError, match="vocab_size is 100"):
+        make_encoder(architecture={"vocab_size": 100})
+
+
+def test_precision_that_overflows_is_named(make_encoder):
+    encoder = make_encoder()
+    with torch.no_grad():
+        encoder.backbone.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(ValueError, match="not finite"):
+        encoder.encode(["a"])
+
+
+def test_prompts_render_once():
+    prompts = PromptConfig(template="Instruct: {task}\nQuery: ")
+    rendered = prompts.render("find it")
+    assert rendered == "Instruct: find it\nQuery: "
+    assert prompts.render(rendered) == rendered
+    assert prompts.render("Instruct: find it\nQuery:") == "Instruct: find it\nQuery:"
+    assert prompts.render("") == ""
+    assert PromptConfig(template="{task}: ").render("query") == "query: "
