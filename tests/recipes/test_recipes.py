@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from openembed.cli.recipes import register
-from openembed.recipe import MineStage, TrainStage, load_recipe
-from openembed.recipe_files import packaged_recipes
-from openembed.recipe_run import run_recipe
+from openembed.recipe.config import MineStage, TrainStage, load_recipe
+from openembed.recipe.files import packaged_recipes
+from openembed.recipe.run import run_recipe
 
 NAMES = [recipe.name for recipe in packaged_recipes()]
 
@@ -90,7 +90,7 @@ def test_nv_embed_v2_is_example_based_where_the_paper_says():
 
 def load_table(name):
     from openembed.data.sources import SourceConfig
-    from openembed.recipe_files import read_recipe
+    from openembed.recipe.files import read_recipe
 
     return {key: SourceConfig(name=key, **row) for key, row in read_recipe(name).table["source"].items()}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from openembed.recipe import Expect, Recipe, load_recipe, parse_recipe
-from openembed.recipe_files import RecipeFile
+from openembed.recipe.config import Expect, Recipe, load_recipe, parse_recipe
+from openembed.recipe.files import RecipeFile
 
 SMALL = """
 seed = 3

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openembed.recipe_files import merge, override, packaged_recipes, read_recipe, to_toml
+from openembed.recipe.files import merge, override, packaged_recipes, read_recipe, to_toml
 
 PLAIN = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
 VALUES = st.recursive(

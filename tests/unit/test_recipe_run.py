@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import openembed.recipe_run as recipe_run
-from openembed.recipe import load_recipe
-from openembed.recipe_run import run_recipe
+import openembed.recipe.run as recipe_run
+from openembed.recipe.config import load_recipe
+from openembed.recipe.run import run_recipe
 
 ASK = """
 title = "Ask"

@@ -11,8 +11,8 @@ import typer
 from openembed.cli.output import JsonFlag, console, print_json
 
 if TYPE_CHECKING:
-    from openembed.recipe import Recipe
-    from openembed.recipe_run import StageDone
+    from openembed.recipe.config import Recipe
+    from openembed.recipe.run import StageDone
     from openembed.report import Report
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a packaged recipe, or a TOML file.")]
@@ -62,7 +62,7 @@ def demo(
 
 def list_recipes(as_json: JsonFlag = False) -> None:
     """List the packaged recipes."""
-    from openembed.recipe_files import packaged_recipes
+    from openembed.recipe.files import packaged_recipes
 
     summaries = [recipe.summary for recipe in packaged_recipes()]
     if as_json:
@@ -78,7 +78,7 @@ def list_recipes(as_json: JsonFlag = False) -> None:
 
 def show(recipe: RecipeName, smoke: Smoke = False, settings: Settings = None, as_json: JsonFlag = False) -> None:
     """Print the resolved recipe, every default written out."""
-    from openembed.recipe import load_recipe
+    from openembed.recipe.config import load_recipe
 
     loaded = load_recipe(recipe, settings or (), smoke=smoke)
     if as_json:
@@ -89,8 +89,8 @@ def show(recipe: RecipeName, smoke: Smoke = False, settings: Settings = None, as
 
 def check(recipe: RecipeName, settings: Settings = None, data: Data = None, as_json: JsonFlag = False) -> None:
     """Check that a recipe is whole, and say which of its data and models are not on this machine."""
-    from openembed.recipe import load_recipe
-    from openembed.recipe_files import read_recipe
+    from openembed.recipe.config import load_recipe
+    from openembed.recipe.files import read_recipe
 
     loaded = load_recipe(recipe, settings or ())
     missing = _missing(loaded, _base(read_recipe(recipe).path, read_recipe(recipe).packaged, data))
@@ -113,10 +113,10 @@ def _run(
     device: str | None,
     as_json: bool,
 ) -> None:
-    from openembed.recipe import load_recipe
-    from openembed.recipe_files import read_recipe
-    from openembed.recipe_run import run_recipe
-    from openembed.recipe_stages import Workplace
+    from openembed.recipe.config import load_recipe
+    from openembed.recipe.files import read_recipe
+    from openembed.recipe.run import run_recipe
+    from openembed.recipe.stages import Workplace
 
     _quiet()
     file = read_recipe(name)
@@ -132,7 +132,7 @@ def _run(
 
     command = " ".join(["openembed", *sys.argv[1:]])
     done = run_recipe(recipe, out, base=base, device=device, command=command, on_stage=announce)
-    from openembed.recipe_report import build_report
+    from openembed.recipe.report import build_report
 
     _say(build_report(Workplace(recipe, out, base, device), command), done, out, as_json)
 
@@ -203,8 +203,8 @@ def _base(path: Path, packaged: bool, data: Path | None) -> Path:
 
 def _missing(recipe: Recipe, base: Path) -> list[dict[str, str]]:
     """What a run would have to find elsewhere: files that are not there, hub data sets, models of the hub."""
-    from openembed.recipe import BM25, UNTRAINED, model_references, stage_paths, stage_sources
-    from openembed.recipe_stages import Workplace
+    from openembed.recipe.config import BM25, UNTRAINED, model_references, stage_paths, stage_sources
+    from openembed.recipe.stages import Workplace
 
     place = Workplace(recipe, Path(), base)
     found: dict[tuple[str, str], None] = {}

@@ -92,7 +92,7 @@ def _value(text: str) -> Any:
 
 
 def _folder() -> Path:
-    return Path(__file__).parent / "recipes"
+    return Path(__file__).parents[1] / "recipes"
 
 
 def _find(name: str) -> tuple[Path, bool]:

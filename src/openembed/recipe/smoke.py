@@ -9,8 +9,8 @@ from openembed.backbones.text import BackboneConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.heads import LatentAttentionConfig
-from openembed.recipe import BM25, UNTRAINED, EvaluateStage, IndexStage, MineStage, Recipe, StageConfig, TrainStage
-from openembed.recipe import MINED as STAGE
+from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, IndexStage, MineStage, Recipe, StageConfig, TrainStage
+from openembed.recipe.config import MINED as STAGE
 from openembed.train.cached import ComputeConfig
 
 TOY = "package:demo/toy"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from openembed.data.sources import SourceConfig
 from openembed.files import read_json, write_json
-from openembed.recipe import (
+from openembed.recipe.config import (
     BM25,
     MINED,
     UNTRAINED,

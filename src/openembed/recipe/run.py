@@ -20,9 +20,9 @@ from pathlib import Path
 from openembed import __version__
 from openembed.files import atomic_write, read_json, write_json
 from openembed.locks import exclusive
-from openembed.recipe import Recipe, StageConfig, check_references, model_references, needed_stages, stage_paths
-from openembed.recipe_files import to_toml
-from openembed.recipe_stages import Workplace, run_stage
+from openembed.recipe.config import Recipe, StageConfig, check_references, model_references, needed_stages, stage_paths
+from openembed.recipe.files import to_toml
+from openembed.recipe.stages import Workplace, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def run_recipe(
         for name in recipe.stage:
             hashes[name] = stage_hash(place, name, hashes)
             done.append(_run(place, name, hashes[name], on_stage))
-        from openembed.recipe_report import build_report
+        from openembed.recipe.report import build_report
         from openembed.report import write_report
 
         write_report(build_report(place, command), out / "report.html")

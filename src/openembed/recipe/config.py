@@ -16,7 +16,7 @@ from openembed.config import Config, parse
 from openembed.data.margin import MarginConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
-from openembed.recipe_files import RecipeFile, override, read_recipe, to_toml
+from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
 from openembed.seeds import derive
 from openembed.steps import StepConfig
 from openembed.train.loop import TrainConfig
@@ -137,14 +137,14 @@ class Recipe(Config):
 def load_recipe(name_or_path: str | Path, settings: Iterable[str] = (), *, smoke: bool = False) -> Recipe:
     """Returns the recipe of a packaged name or TOML file with ``settings`` (``path.to.key=value``) applied.
 
-    ``smoke`` shrinks it to run on a CPU, offline, in seconds (see :mod:`openembed.recipe_smoke`). Raises ``ValueError``
+    ``smoke`` shrinks it to run on a CPU, offline, in seconds (see :mod:`openembed.recipe.smoke`). Raises ``ValueError``
     with lines of the form ``file: path.to.key: reason (got value)``.
     """
     file = read_recipe(name_or_path)
     table = override(file.table, settings)
     recipe = parse_recipe(RecipeFile(file.name, file.path, file.packaged, table))
     if smoke:
-        from openembed.recipe_smoke import shrink
+        from openembed.recipe.smoke import shrink
 
         return shrink(recipe)
     return recipe
