@@ -1,0 +1,293 @@
+"""Recipes: an ordered set of typed stages, and what they should show.
+
+The stage configs are the Python API too; TOML files are read by :func:`load_recipe`. A stage refers to an earlier one by
+name: a train stage as a model, a mine stage's output as the source ``<stage>/<source>``, an index stage as an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from openembed.config import Config, parse
+from openembed.data.margin import MarginConfig
+from openembed.data.sources import SourceConfig
+from openembed.encoder import EncoderConfig
+from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
+from openembed.seeds import derive
+from openembed.steps import StepConfig
+from openembed.train.loop import TrainConfig
+
+UNTRAINED, BM25 = "untrained", "bm25"
+"""Names of models that are no stage: the recipe's encoder before training, and lexical search."""
+MINED = "stage:"
+"""Begins the path of a source that a mine stage writes: ``stage:<mine stage>/<source>.jsonl``."""
+
+
+class TaskConfig(Config):
+    """One evaluation: a folder in a layout that ``openembed evaluate`` reads, and the instruction of its queries."""
+
+    name: str
+    path: str
+    note: str = ""
+    instruction: str | None = None
+    document_instruction: str | None = None
+
+
+class MineStage(Config):
+    """Finds hard negatives for the rows of ``sources``, each in its own documents (a BEIR folder's whole corpus).
+
+    ``teacher``: a model as in :class:`EvaluateStage`. ``keep``, ``depth``, ``skip`` and ``filter`` are those of
+    :class:`openembed.data.mine.MineConfig`; instructions are the sources' own.
+    """
+
+    do: Literal["mine"]
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    teacher: str = BM25
+    keep: int = Field(20, ge=1)
+    depth: int = Field(100, ge=1)
+    skip: int = Field(0, ge=0)
+    filter: MarginConfig = MarginConfig()
+
+
+class TrainStage(TrainConfig):
+    """Trains the model ``start``: ``untrained`` (the recipe's encoder), an earlier train stage, a folder or a hub id.
+
+    Every ``evaluate_every`` steps, and at the end, it is scored on the tasks ``watch``. A stage without ``seed`` in TOML
+    gets one derived from the recipe's seed and the stage's name.
+    """
+
+    do: Literal["train"]
+    start: str = UNTRAINED
+    watch: tuple[TaskConfig, ...] = ()
+
+    @property
+    def training(self) -> TrainConfig:
+        """The part that decides the weights."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+class EvaluateStage(Config):
+    """Scores ``models`` on ``tasks``. A model is ``untrained``, ``bm25``, a train stage, a folder or a hub id."""
+
+    do: Literal["evaluate"]
+    models: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+
+
+class IndexStage(Config):
+    """Indexes the documents of ``corpus`` (a file or BEIR folder) with ``model``; ``bm25`` indexes words alone."""
+
+    do: Literal["index"]
+    corpus: str
+    model: str = BM25
+    language: str = "en"
+
+
+class SearchStage(Config):
+    """Answers ``queries`` from the ``index`` stage's documents, ranked by ``steps``, keeping ``k`` documents each."""
+
+    do: Literal["search"]
+    index: str
+    queries: tuple[str, ...] = Field(min_length=1)
+    steps: tuple[StepConfig, ...] = Field(min_length=1)
+    k: int = Field(3, ge=1)
+
+
+StageConfig = Annotated[MineStage | TrainStage | EvaluateStage | IndexStage | SearchStage, Field(discriminator="do")]
+
+
+class Expect(Config):
+    """A number the recipe should show, from the ``paper`` or ``measured`` by us (then with date, commit and hardware)."""
+
+    metric: str
+    value: float
+    status: Literal["paper", "measured"]
+    source: str
+    date: str | None = None
+    commit: str | None = None
+    hardware: str | None = None
+
+    @model_validator(mode="after")
+    def _measured_says_where(self) -> Expect:
+        if self.status == "measured" and not (self.date and self.commit and self.hardware):
+            raise ValueError("a measured value needs date, commit and hardware")
+        return self
+
+
+class Recipe(Config):
+    """Stages in order, by name. ``encoder`` is what train stages that start from ``untrained`` build, with ``seed``."""
+
+    name: str
+    title: str = ""
+    description: str = ""
+    seed: int = 0
+    encoder: EncoderConfig | None = None
+    stage: dict[str, StageConfig] = Field(min_length=1)
+    expect: tuple[Expect, ...] = ()
+
+    def to_toml(self) -> str:
+        """Returns the resolved recipe, every default written out; reading it back gives an equal recipe."""
+        return to_toml(self.model_dump(mode="json"))
+
+
+def load_recipe(name_or_path: str | Path, settings: Iterable[str] = (), *, smoke: bool = False) -> Recipe:
+    """Returns the recipe of a packaged name or TOML file with ``settings`` (``path.to.key=value``) applied.
+
+    ``smoke`` shrinks it to run on a CPU, offline, in seconds (see :mod:`openembed.recipe.smoke`). Raises ``ValueError``
+    with lines of the form ``file: path.to.key: reason (got value)``.
+    """
+    file = read_recipe(name_or_path)
+    table = override(file.table, settings)
+    recipe = parse_recipe(RecipeFile(file.name, file.path, file.packaged, table))
+    if smoke:
+        from openembed.recipe.smoke import shrink
+
+        return shrink(recipe)
+    return recipe
+
+
+def parse_recipe(file: RecipeFile) -> Recipe:
+    """Returns the recipe of a read file. Source names in stages are replaced by the tables ``[source.NAME]``."""
+    where = str(file.path)
+    table = dict(file.table)
+    named = table.pop("source", {})
+    if not isinstance(named, Mapping):
+        raise ValueError(f"{where}: source: expected tables [source.NAME] (got {named!r})")
+    tables = {name: {"name": name, **row} if isinstance(row, Mapping) else row for name, row in named.items()}
+    sources = parse(_Sources, {"source": tables}, where).source
+    stages = table.get("stage", {})
+    if isinstance(stages, Mapping):
+        expanded = {name: _expand(name, stage, sources, where) for name, stage in stages.items()}
+        table["stage"] = {name: _seeded(name, stage, table.get("seed", 0)) for name, stage in expanded.items()}
+    recipe = parse(Recipe, {"name": file.name, **table}, where)
+    problems = check_references(recipe)
+    if problems:
+        raise ValueError("\n".join(f"{where}: {problem}" for problem in problems))
+    return recipe
+
+
+class _Sources(Config):
+    source: dict[str, SourceConfig]
+
+
+def _seeded(name: str, stage: Any, seed: Any) -> Any:
+    if not isinstance(stage, Mapping) or stage.get("do") != "train" or not isinstance(seed, int):
+        return stage
+    return {"seed": derive(seed, name) % 2**31, **stage}
+
+
+def _expand(name: str, stage: Any, sources: Mapping[str, SourceConfig], where: str) -> Any:
+    """The stage with names of sources replaced by the sources themselves, in ``sources`` or ``data.sources``."""
+    if not isinstance(stage, Mapping):
+        return stage
+    if isinstance(stage.get("data"), Mapping):
+        inner = _expand(f"{name}.data", stage["data"], sources, where)
+        return {**stage, "data": inner}
+    listed = stage.get("sources")
+    if not isinstance(listed, (list, tuple)):
+        return stage
+    places = [f"{where}: stage.{name}.sources.{index}" for index in range(len(listed))]
+    return {**stage, "sources": [_source(item, sources, place) for item, place in zip(listed, places, strict=True)]}
+
+
+def _source(item: Any, sources: Mapping[str, SourceConfig], where: str) -> Any:
+    if not isinstance(item, str):
+        return item
+    mined, _, name = item.rpartition("/")
+    if name not in sources:
+        known = ", ".join(sources) or "none"
+        raise ValueError(f"{where}: no table [source.{name}] (got {item!r}); known: {known}")
+    given = sources[name].model_dump(exclude_unset=True)
+    if mined:
+        kept = ("name", "instruction", "document_instruction", "in_batch", "weight", "loss_weight")
+        return {key: given[key] for key in kept if key in given} | {"path": f"{MINED}{mined}/{name}.jsonl"}
+    return given
+
+
+def model_references(stage: StageConfig) -> dict[str, str]:
+    """Returns the models a stage needs: key → reference."""
+    match stage:
+        case MineStage():
+            return {"teacher": stage.teacher}
+        case TrainStage():
+            return {"start": stage.start}
+        case EvaluateStage():
+            return {f"models.{index}": model for index, model in enumerate(stage.models)}
+        case IndexStage():
+            return {"model": stage.model}
+        case SearchStage():
+            return {}
+
+
+def stage_sources(stage: StageConfig) -> tuple[SourceConfig, ...]:
+    """Returns the sources a stage reads."""
+    match stage:
+        case MineStage():
+            return stage.sources
+        case TrainStage():
+            return stage.data.sources
+        case _:
+            return ()
+
+
+def needed_stages(recipe: Recipe, name: str) -> list[str]:
+    """Returns the earlier stages whose output stage ``name`` reads, in order."""
+    stage = recipe.stage[name]
+    wanted = set(model_references(stage).values())
+    wanted |= {s.path.removeprefix(MINED).split("/")[0] for s in stage_sources(stage) if (s.path or "").startswith(MINED)}
+    if isinstance(stage, SearchStage):
+        wanted.add(stage.index)
+    return [other for other in recipe.stage if other in wanted]
+
+
+def stage_paths(stage: StageConfig) -> list[str]:
+    """Returns the files and folders outside the run that a stage reads, as the recipe names them."""
+    paths = [source.path for source in stage_sources(stage) if source.path and not source.path.startswith(MINED)]
+    if isinstance(stage, EvaluateStage):
+        paths += [task.path for task in stage.tasks]
+    if isinstance(stage, TrainStage):
+        paths += [task.path for task in stage.watch]
+    if isinstance(stage, IndexStage):
+        paths.append(stage.corpus)
+    return paths
+
+
+def check_references(recipe: Recipe) -> list[str]:
+    """Returns a line ``path.to.key: reason (got value)`` for each reference to a stage that is not there.
+
+    A stage may refer only to stages before it. A model that is no stage at all is taken for a folder or hub id.
+    """
+    problems = []
+    for number, (name, stage) in enumerate(recipe.stage.items()):
+        earlier = dict(list(recipe.stage.items())[:number])
+        for key, model in model_references(stage).items():
+            problems += _wrong_model(recipe, earlier, f"stage.{name}.{key}", model)
+        for source in stage_sources(stage):
+            problems += _wrong_source(earlier, f"stage.{name}", source.path or "")
+        if isinstance(stage, TrainStage) and stage.start == BM25:
+            problems.append(f"stage.{name}.start: BM25 has nothing to train (got 'bm25')")
+        if isinstance(stage, SearchStage) and not isinstance(earlier.get(stage.index), IndexStage):
+            problems.append(f"stage.{name}.index: no earlier index stage of this name (got {stage.index!r})")
+    return problems
+
+
+def _wrong_model(recipe: Recipe, earlier: Mapping[str, StageConfig], where: str, model: str) -> list[str]:
+    if model == UNTRAINED and recipe.encoder is None:
+        return [f"{where}: needs an [encoder] table (got 'untrained')"]
+    if model in recipe.stage and not isinstance(earlier.get(model), TrainStage):
+        return [f"{where}: no earlier train stage of this name (got {model!r})"]
+    return []
+
+
+def _wrong_source(earlier: Mapping[str, StageConfig], where: str, path: str) -> list[str]:
+    if not path.startswith(MINED):
+        return []
+    stage, _, name = path.removeprefix(MINED).removesuffix(".jsonl").partition("/")
+    miner = earlier.get(stage)
+    if isinstance(miner, MineStage) and name in {source.name for source in miner.sources}:
+        return []
+    return [f"{where}: no earlier mine stage {stage!r} with source {name!r} (got '{stage}/{name}')"]

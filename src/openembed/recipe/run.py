@@ -1,0 +1,149 @@
+"""Runs recipes stage by stage; what is finished and unchanged is not done again.
+
+``OUT/recipe.toml`` (resolved), ``OUT/report.html``, and a folder a stage with its outputs and ``state.json``: the hash of
+everything the stage depends on (its settings, the seed, its input files, the stages it reads) and whether it finished. A
+stage whose hash is the same and which finished is skipped; one that was interrupted goes on where its part can (training
+from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from openembed import __version__
+from openembed.files import atomic_write, read_json, write_json
+from openembed.locks import exclusive
+from openembed.recipe.config import Recipe, StageConfig, check_references, model_references, needed_stages, stage_paths
+from openembed.recipe.files import to_toml
+from openembed.recipe.stages import Workplace, run_stage
+
+logger = logging.getLogger(__name__)
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A finished stage; ``skipped``: it had been finished by an earlier run."""
+
+    name: str
+    do: str
+    folder: Path
+    skipped: bool
+    seconds: float
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    base: str | Path = ".",
+    device: str | None = None,
+    command: str = "",
+    on_stage: Callable[[str, str], None] | None = None,
+) -> list[StageDone]:
+    """Runs every stage of ``recipe`` into folder ``out``, writes ``out/report.html``, and returns what was done.
+
+    Relative paths of the recipe count from ``base``. ``on_stage(name, "running" | "skipped")`` is called as stages
+    begin. Raises ``ValueError`` for a reference to a stage that is not there, when another run holds ``out``, and what
+    the stages raise.
+    """
+    problems = check_references(recipe)
+    if problems:
+        raise ValueError("\n".join(f"recipe {recipe.name}: {problem}" for problem in problems))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    place = Workplace(recipe, out, Path(base), device)
+    with exclusive(out):
+        with atomic_write(out / "recipe.toml") as file:
+            file.write(recipe.to_toml())
+        hashes: dict[str, str] = {}
+        done = []
+        for name in recipe.stage:
+            hashes[name] = stage_hash(place, name, hashes)
+            done.append(_run(place, name, hashes[name], on_stage))
+        from openembed.recipe.report import build_report
+        from openembed.report import write_report
+
+        write_report(build_report(place, command), out / "report.html")
+    return done
+
+
+def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
+    """Returns the hash of everything stage ``name`` depends on; ``earlier`` are the hashes of the stages before it."""
+    recipe, stage = place.recipe, place.recipe.stage[name]
+    depends_on_encoder = "untrained" in model_references(stage).values() and recipe.encoder is not None
+    parts = {
+        "version": __version__,
+        "seed": recipe.seed,
+        "stage": stage.model_dump(mode="json"),
+        "encoder": recipe.encoder.model_dump(mode="json") if depends_on_encoder else None,
+        "reads": {other: earlier[other] for other in needed_stages(recipe, name)},
+        "files": {path: digest(place.locate(path)) for path in stage_paths(stage)},
+        "models": {ref: _model_identity(Path(ref)) for ref in model_references(stage).values() if Path(ref).is_dir()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, or of the names and contents of a folder's files; empty when nothing is there."""
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    total = hashlib.sha256()
+    for item in files:
+        with item.open("rb") as file:
+            total.update(f"{item.relative_to(path)}\n".encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest() if files else ""
+
+
+def _model_identity(folder: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times: weights are too large to read on every run."""
+    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _run(place: Workplace, name: str, identity: str, on_stage: Callable[[str, str], None] | None) -> StageDone:
+    stage: StageConfig = place.recipe.stage[name]
+    folder = place.out / name
+    state = _read_state(folder)
+    same = state.get("hash") == identity
+    if same and state.get("finished"):
+        if on_stage is not None:
+            on_stage(name, "skipped")
+        return StageDone(name, stage.do, folder, True, state["seconds"])
+    if on_stage is not None:
+        on_stage(name, "running")
+    if folder.exists() and not same:
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    before = state.get("seconds", 0.0) if same else 0.0
+    write_json(folder / STATE, {"hash": identity, "finished": False, "seconds": before})
+    with atomic_write(folder / "recipe.toml") as file:
+        file.write(to_toml({"name": place.recipe.name, "seed": place.recipe.seed, **_stage_table(place, name)}))
+    started = time.perf_counter()
+    run_stage(place, name)
+    seconds = before + time.perf_counter() - started
+    write_json(folder / STATE, {"hash": identity, "finished": True, "seconds": seconds})
+    logger.info("stage %s (%s) took %.1f s", name, stage.do, seconds)
+    return StageDone(name, stage.do, folder, False, seconds)
+
+
+def _stage_table(place: Workplace, name: str) -> dict:
+    dumped = place.recipe.model_dump(mode="json")
+    return {"encoder": dumped["encoder"], "stage": {name: dumped["stage"][name]}}
+
+
+def _read_state(folder: Path) -> dict:
+    path = folder / STATE
+    if not path.is_file():
+        return {}
+    try:
+        return read_json(path)
+    except ValueError:
+        return {}

@@ -1,0 +1,100 @@
+"""The smoke version of a recipe: the same stages, sources and objectives on a toy model and toy data.
+
+It runs on a CPU, offline, in seconds, and shows that a recipe's parts fit together; its scores mean nothing.
+"""
+
+from __future__ import annotations
+
+from openembed.backbones.text import BackboneConfig
+from openembed.data.sources import SourceConfig
+from openembed.encoder import EncoderConfig
+from openembed.heads import LatentAttentionConfig
+from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, IndexStage, MineStage, Recipe, StageConfig, TrainStage
+from openembed.recipe.config import MINED as STAGE
+from openembed.train.cached import ComputeConfig
+
+TOY = "package:demo/toy"
+FILES = {
+    "pairs": f"{TOY}/pairs.jsonl.gz",
+    "label_text": f"{TOY}/classes.jsonl.gz",
+    "class_examples": f"{TOY}/classes.jsonl.gz",
+    "scored_pairs": f"{TOY}/scored.jsonl.gz",
+}
+ARCHITECTURE = {
+    "model_type": "mistral",
+    "vocab_size": 8192,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+STEPS, ROWS, NEGATIVES, MAX_LENGTH, TASKS = 5, 8, 2, 64, 2
+
+
+def shrink(recipe: Recipe) -> Recipe:
+    """Returns ``recipe`` with a toy encoder, a few rows of packaged data a source, and five steps a train stage."""
+    encoder = None if recipe.encoder is None else _encoder(recipe.encoder)
+    stages = {name: _stage(stage, recipe) for name, stage in recipe.stage.items()}
+    return recipe.model_copy(update={"encoder": encoder, "stage": stages, "expect": ()})
+
+
+def _encoder(config: EncoderConfig) -> EncoderConfig:
+    head = config.head
+    if isinstance(head, LatentAttentionConfig):
+        head = head.model_copy(update={"latents": 8, "heads": 2, "head_width": 16, "expansion": 1})
+    backbone = BackboneConfig(architecture=ARCHITECTURE, attention=config.backbone.attention)
+    tokenizer = config.tokenizer.model_copy(update={"eos_token": "</s>"})
+    changes = {"backbone": backbone, "head": head, "tokenizer": tokenizer, "max_length": MAX_LENGTH}
+    return config.model_copy(update={**changes, "tokenizer_path": "package:demo/tokenizer"})
+
+
+def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
+    match stage:
+        case MineStage():
+            return stage.model_copy(
+                update={
+                    "sources": tuple(map(_source, stage.sources)),
+                    "teacher": _model(stage.teacher, recipe),
+                    "keep": NEGATIVES,
+                }
+            )
+        case TrainStage():
+            return _train(stage, recipe)
+        case EvaluateStage():
+            tasks = tuple(task.model_copy(update={"path": f"{TOY}/retrieval"}) for task in stage.tasks[:TASKS])
+            models = tuple(dict.fromkeys(_model(model, recipe) for model in stage.models))
+            return stage.model_copy(update={"models": models, "tasks": tasks})
+        case IndexStage():
+            return stage.model_copy(update={"corpus": f"{TOY}/retrieval", "model": _model(stage.model, recipe)})
+        case _:
+            return stage
+
+
+def _train(stage: TrainStage, recipe: Recipe) -> TrainStage:
+    data = stage.data.model_copy(update={"sources": tuple(map(_source, stage.data.sources))})
+    batch = stage.batch.model_copy(update={"size": ROWS, "negatives": min(stage.batch.negatives, NEGATIVES), "accumulation": 1})
+    optimizer = stage.optimizer.model_copy(update={"warmup": 1})
+    changes = {
+        "steps": STEPS,
+        "batch": batch,
+        "optimizer": optimizer,
+        "data": data,
+        "compute": ComputeConfig(max_length=MAX_LENGTH),
+    }
+    return stage.model_copy(update={**changes, "start": _model(stage.start, recipe)})
+
+
+def _source(source: SourceConfig) -> SourceConfig:
+    """The source with toy rows of its construction; a mined source keeps pointing at the mine stage's output."""
+    if (source.path or "").startswith(STAGE):
+        return source
+    return source.model_copy(
+        update={"path": FILES[source.construction], "hub": None, "columns": {}, "split": "train", "count": None}
+    )
+
+
+def _model(reference: str, recipe: Recipe) -> str:
+    """A stage or BM25 as it is; a model that would have to be downloaded becomes the untrained toy."""
+    return reference if reference in (UNTRAINED, BM25, *recipe.stage) else UNTRAINED

@@ -1,0 +1,213 @@
+"""What each kind of stage does in its folder.
+
+``mine`` writes ``<source>.jsonl`` and ``report.json``, ``train`` writes ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openembed.data.sources import SourceConfig
+from openembed.files import read_json, write_json
+from openembed.recipe.config import (
+    BM25,
+    MINED,
+    UNTRAINED,
+    EvaluateStage,
+    IndexStage,
+    MineStage,
+    Recipe,
+    SearchStage,
+    TaskConfig,
+    TrainStage,
+)
+
+if TYPE_CHECKING:
+    from openembed.encoder import Encoder
+    from openembed.evaluation.tasks import Task
+    from openembed.records import Document
+
+MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a recipe runs: its output folder, the folder that its relative paths count from, and the device."""
+
+    recipe: Recipe
+    out: Path
+    base: Path
+    device: str | None = None
+
+    def locate(self, path: str) -> Path:
+        """Returns the place of a path of the recipe: in the package, in a stage's output, or under ``base``."""
+        if path.startswith("package:"):
+            return Path(str(resources.files("openembed"))) / path.removeprefix("package:")
+        if path.startswith(MINED):
+            return self.out / path.removeprefix(MINED)
+        return self.base / path
+
+    def located(self, source: SourceConfig) -> SourceConfig:
+        """Returns ``source`` with an absolute path."""
+        if source.path is None:
+            return source
+        return source.model_copy(update={"path": str(self.locate(source.path).absolute())})
+
+    def model_folder(self, reference: str) -> str:
+        """Returns the folder of a train stage's model, or the reference itself (a folder or hub id)."""
+        return str(self.out / reference / MODEL) if reference in self.recipe.stage else reference
+
+    def model(self, reference: str, dtype: str | None = None) -> Encoder:
+        """Returns the encoder of a model reference; ``dtype`` None: the best for the device."""
+        from openembed.checkpoints import build, load
+
+        if reference != UNTRAINED:
+            return load(self.model_folder(reference), device=self.device, dtype=dtype)
+        config = self.recipe.encoder
+        assert config is not None, "references are checked before a recipe runs"
+        if config.tokenizer_path is not None and config.tokenizer_path.startswith("package:"):
+            config = config.model_copy(update={"tokenizer_path": str(self.locate(config.tokenizer_path))})
+        return build(config, seed=self.recipe.seed).to(self.device or _best_device())
+
+
+def run_stage(place: Workplace, name: str) -> None:
+    """Runs stage ``name`` into its folder; the stages it reads must be finished."""
+    stage, folder = place.recipe.stage[name], place.out / name
+    match stage:
+        case MineStage():
+            _mine(place, stage, folder)
+        case TrainStage():
+            _train(place, stage, folder)
+        case EvaluateStage():
+            _evaluate(place, stage, folder)
+        case IndexStage():
+            _index(place, stage, folder)
+        case SearchStage():
+            _search(place, stage, folder)
+
+
+def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
+    from openembed.data.examples import write_examples
+    from openembed.data.mine import MineConfig, mine
+    from openembed.data.sources import load_source
+
+    encoder = None if stage.teacher == BM25 else place.model(stage.teacher)
+    reports = read_json(folder / MINED_REPORT) if (folder / MINED_REPORT).is_file() else {}
+    for source in stage.sources:
+        if source.name in reports:
+            continue
+        config = MineConfig(
+            teacher="bm25" if encoder is None else "encoder",
+            instruction=source.instruction,
+            document_instruction=source.document_instruction,
+            **{name: getattr(stage, name) for name in ("keep", "depth", "skip", "filter")},
+        )
+        located = place.located(source)
+        mined = mine(load_source(located, seed=place.recipe.seed), _corpus(located), config, encoder)
+        write_examples(folder / f"{source.name}.jsonl", mined.examples, mined.notes)
+        reports[source.name] = mined.report
+        write_json(folder / MINED_REPORT, reports)
+
+
+def _corpus(source: SourceConfig) -> list[Document]:
+    """The documents of a BEIR folder; nothing for other sources, whose positives are their documents."""
+    from openembed.data.readers import read_beir
+
+    if source.path is None or not Path(source.path).is_dir():
+        return []
+    return list(read_beir(Path(source.path), source.split)[0])
+
+
+def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
+    from openembed.data.sources import load_source
+    from openembed.evaluation.systems import EncoderSystem
+    from openembed.train.loop import train
+
+    examples = {s.name: load_source(place.located(s), seed=stage.seed) for s in stage.data.sources}
+    watched = [_task(place, task) for task in stage.watch]
+
+    def evaluate(encoder: Encoder, _step: int) -> dict[str, float]:
+        system = EncoderSystem(encoder, "training")
+        return {task.name: system.evaluate(task).value for task in watched}
+
+    # Weights are trained in float32; compute.precision says in what the products are taken.
+    encoder = place.model(stage.start, dtype="float32")
+    train(stage.training, encoder, folder, examples=examples, evaluate=evaluate if watched else None)
+
+
+def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
+    from openembed.evaluation.runner import run_tasks
+    from openembed.evaluation.systems import Bm25System, EncoderSystem
+
+    tasks = [_task(place, task) for task in stage.tasks]
+    for model in stage.models:
+        if model == BM25:
+            ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
+            run_tasks(Bm25System(), ranked, folder / BM25)
+        else:
+            run_tasks(EncoderSystem(place.model(model), model), tasks, folder / folder_name(model))
+
+
+def _task(place: Workplace, task: TaskConfig) -> Task:
+    from openembed.evaluation.tasks import read_task
+
+    folder = place.locate(task.path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder (task {task.name})")
+    overrides = task.model_dump(include={"name", "instruction", "document_instruction"}, exclude_none=True)
+    found = read_task(folder, task.name, overrides)
+    if found is None:
+        raise ValueError(f"{folder}: in no known evaluation layout (task {task.name})")
+    return found
+
+
+def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
+    from openembed.documents import read_documents
+    from openembed.index.store import Store, describe_model
+
+    directory, documents = folder / STORE, read_documents(place.locate(stage.corpus))
+    shutil.rmtree(directory, ignore_errors=True)  # what an interrupted run left
+    if stage.model == BM25:
+        Store.create(directory, documents, language=stage.language)
+        return
+    encoder = place.model(stage.model)
+    info = describe_model(place.model_folder(stage.model), encoder)
+    Store.create(directory, language=stage.language, model=info).add(documents, encoder)
+
+
+def _search(place: Workplace, stage: SearchStage, folder: Path) -> None:
+    from openembed.index.store import Store
+    from openembed.records import Query
+    from openembed.steps import Search
+
+    store = Store(place.out / stage.index / STORE)
+    index = place.recipe.stage[stage.index]
+    assert isinstance(index, IndexStage), "references are checked before a recipe runs"
+    encoder = None if index.model == BM25 else place.model(index.model)
+    search = Search(tuple(Query(str(number), text) for number, text in enumerate(stage.queries)))
+    for step in stage.steps:
+        search = step.build(store, encoder)(search)
+    answers = []
+    for query in search.queries:
+        hits = []
+        for identifier, score in list(search.run[query.id].items())[: stage.k]:
+            document = store.document(identifier)
+            hits.append({"id": identifier, "score": score, "title": document.title, "text": document.text})
+        answers.append({"query": query.text, "system": index.model, "hits": hits})
+    write_json(folder / SEARCHES, answers)
+
+
+def folder_name(model: str) -> str:
+    """Returns a model reference as the name of one folder."""
+    return model.strip("/").replace("/", "__")
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

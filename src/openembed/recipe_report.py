@@ -1,0 +1,101 @@
+"""The report of a run folder, from what its stages wrote."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+from openembed import __version__
+from openembed.files import read_json, read_jsonl
+from openembed.recipe import BM25, UNTRAINED, EvaluateStage, SearchStage, TrainStage
+from openembed.recipe_stages import METRICS, SEARCHES, Workplace, folder_name
+from openembed.report import Hit, Report, Score, Search, TaskScores, TrainingRun
+
+METRIC_NAMES = {
+    "ndcg_at_10": "nDCG@10",
+    "cosine_spearman": "Spearman",
+    "accuracy": "accuracy",
+    "map_at_1000": "MAP",
+    "max_ap": "average precision",
+    "v_measure": "V-measure",
+}
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy")
+
+
+def build_report(place: Workplace, command: str = "") -> Report:
+    """Returns the report of what the finished stages of ``place`` wrote."""
+    recipe = place.recipe
+    training = [
+        TrainingRun(name, [row for _, row in read_jsonl(place.out / name / METRICS)])
+        for name, stage in recipe.stage.items()
+        if isinstance(stage, TrainStage) and (place.out / name / METRICS).is_file()
+    ]
+    searches = [
+        Search(answer["query"], answer["system"], [Hit(h["score"], h["text"], h["title"]) for h in answer["hits"]])
+        for name, stage in recipe.stage.items()
+        if isinstance(stage, SearchStage) and (place.out / name / SEARCHES).is_file()
+        for answer in read_json(place.out / name / SEARCHES)
+    ]
+    systems = _systems(place)
+    return Report(
+        title=recipe.title or recipe.name,
+        summary=" ".join(recipe.description.split()),
+        systems=[label(system) for system in systems],
+        baseline=label(BM25),
+        tasks=task_scores(place),
+        training=training,
+        searches=searches,
+        recipe=recipe.to_toml(),
+        environment=environment(place, command),
+    )
+
+
+def task_scores(place: Workplace) -> list[TaskScores]:
+    """Returns the scores of every model on every task of the recipe's evaluate stages."""
+    tasks = []
+    for name, stage in place.recipe.stage.items():
+        if not isinstance(stage, EvaluateStage):
+            continue
+        for task in stage.tasks:
+            scores, metric = {}, ""
+            for model in stage.models:
+                path = place.out / name / folder_name(model) / task.name.replace("/", "__") / "result.json"
+                if path.is_file():
+                    result = read_json(path)["result"]
+                    scores[label(model)] = Score(result["value"], *result["interval"])
+                    metric = METRIC_NAMES.get(result["metric"], result["metric"])
+            if scores:
+                tasks.append(TaskScores(task.name, metric, scores, task.note))
+    return tasks
+
+
+def label(model: str) -> str:
+    """Returns a model reference as people write it: ``bm25`` → BM25, ``stage1`` → stage 1."""
+    if model == BM25:
+        return "BM25"
+    return f"stage {model[5:]}" if model.startswith("stage") and model[5:].isdigit() else model
+
+
+def environment(place: Workplace, command: str) -> dict[str, str]:
+    """Returns what is needed to run it again: command, seed, device, versions."""
+    import torch
+
+    device = place.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    return {
+        **({"command": command} if command else {}),
+        "recipe": place.recipe.name,
+        "seed": str(place.recipe.seed),
+        "device": f"{device} ({name}), {torch.get_num_threads()} threads, {os.cpu_count()} cores",
+        "openembed": __version__,
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _systems(place: Workplace) -> list[str]:
+    """The models of all evaluate stages: untrained first, then in the order given, BM25 last."""
+    models = [m for stage in place.recipe.stage.values() if isinstance(stage, EvaluateStage) for m in stage.models]
+    return sorted(dict.fromkeys(models), key=lambda model: (model == BM25, model != UNTRAINED))

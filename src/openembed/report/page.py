@@ -1,0 +1,158 @@
+"""From a run's plain results to one HTML page without any outside asset."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openembed.files import atomic_write
+from openembed.report.sections import Figure, evaluation_figures, training_figures
+
+COMMON = frozenset({"the", "are", "and", "for", "who", "why", "how", "what", "does", "which", "when", "where", "can", "was"})
+"""Words of a question that would be highlighted everywhere."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score in 0..1 with its confidence interval where one is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One evaluation task: what every system scored. ``note`` says what the task is, in a few words."""
+
+    task: str
+    metric: str
+    scores: Mapping[str, Score]
+    note: str = ""
+
+    @property
+    def winner(self) -> str:
+        """The system with the highest score; the first of equals."""
+        return max(self.scores, key=lambda system: self.scores[system].value)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The metrics of one training stage: one object a step, as ``metrics.jsonl`` holds them."""
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result of a search."""
+
+    score: float
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A question, what was found, and by which system."""
+
+    query: str
+    system: str
+    hits: Sequence[Hit]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows; a part left empty leaves its section with a line that says so.
+
+    ``systems`` orders the columns of the headline table, the model's states first (untrained, stage 1, stage 2);
+    ``baseline`` names the column that is not the model.
+    """
+
+    title: str
+    summary: str = ""
+    systems: Sequence[str] = ()
+    baseline: str = "BM25"
+    tasks: Sequence[TaskScores] = ()
+    training: Sequence[TrainingRun] = ()
+    searches: Sequence[Search] = ()
+    recipe: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def states(self) -> list[str]:
+        """The columns that are the model."""
+        return [system for system in self.systems if system != self.baseline]
+
+
+def verdicts(report: Report) -> list[str]:
+    """Returns plain sentences: what training gained, and on which tasks the baseline is ahead of the final model."""
+    states = report.states
+    compared = [task for task in report.tasks if len(states) > 1 and {states[0], states[-1]} <= set(task.scores)]
+    lines = []
+    better = [task for task in compared if task.scores[states[-1]].value > task.scores[states[0]].value]
+    if compared:
+        lines.append(f"After {states[-1]} the model is better than {states[0]} on {len(better)} of {len(compared)} tasks.")
+        worse = [task.task for task in compared if task not in better]
+        lines += [f"It is not better on: {', '.join(worse)}."] if worse else []
+    for task in report.tasks:
+        if not states or not {states[-1], report.baseline} <= set(task.scores):
+            continue
+        mine, theirs = task.scores[states[-1]], task.scores[report.baseline]
+        if theirs.value > mine.value:
+            near = " (their intervals overlap)" if _overlap(mine, theirs) else ""
+            lines.append(
+                f"{report.baseline} is ahead of {states[-1]} on {task.task}: {theirs.value:.3f} against {mine.value:.3f}{near}."
+            )
+    if not any(line.startswith(f"{report.baseline} is ahead") for line in lines) and any(
+        report.baseline in task.scores for task in report.tasks
+    ):
+        lines.append(f"{report.baseline} is ahead on no task.")
+    return lines
+
+
+def render(report: Report) -> str:
+    """Returns the page as HTML text. It refers to nothing outside itself."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["highlight"] = lambda text, query: Markup(highlight(text, query))
+    environment.filters["svg"] = Markup
+    stages = [(run.name, run.rows) for run in report.training]
+    scores = {task.task: {name: score.value for name, score in task.scores.items()} for task in report.tasks}
+    sections: dict[str, list[Figure]] = training_figures(stages)
+    sections["evaluation"] = evaluation_figures(stages, report.states, report.baseline, scores)
+    return environment.get_template("page.html").render(report=report, verdicts=verdicts(report), figures=sections)
+
+
+def write_report(report: Report, path: str | Path) -> Path:
+    """Writes the page to ``path``, atomically, and returns the path."""
+    with atomic_write(path) as file:
+        file.write(render(report))
+    return Path(path)
+
+
+def highlight(text: str, query: str) -> str:
+    """Returns ``text`` as HTML with the words of ``query`` in ``<mark>``, short and common ones left out."""
+    words = {re.escape(word) for word in re.findall(r"\w{3,}", query) if word.casefold() not in COMMON}
+    if not words:
+        return html.escape(text)
+    pattern = re.compile(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b", re.I)
+    pieces = pattern.split(text)
+    return "".join(
+        f"<mark>{html.escape(piece)}</mark>" if index % 2 else html.escape(piece) for index, piece in enumerate(pieces)
+    )
+
+
+def _overlap(one: Score, other: Score) -> bool:
+    if None in (one.low, one.high, other.low, other.high):
+        return False
+    return one.low <= other.high and other.low <= one.high  # type: ignore[operator]

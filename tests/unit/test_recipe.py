@@ -1,0 +1,138 @@
+"""Recipes: errors that name the place, references, the resolved form, and the smoke version."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from openembed.recipe.config import Expect, Recipe, load_recipe, parse_recipe
+from openembed.recipe.files import RecipeFile
+
+SMALL = """
+seed = 3
+[encoder]
+tokenizer_path = "package:demo/tokenizer"
+head = { kind = "mean" }
+backbone.architecture = { model_type = "mistral", vocab_size = 8192, hidden_size = 32 }
+[source.a]
+path = "a.jsonl"
+instruction = "Find it"
+weight = 2.0
+[source.b]
+path = "b.jsonl"
+construction = "class_examples"
+[stage.mine]
+do = "mine"
+sources = ["a"]
+[stage.one]
+do = "train"
+steps = 5
+data.sources = ["mine/a", "b"]
+[stage.two]
+do = "train"
+start = "one"
+steps = 5
+data.sources = ["b"]
+[stage.eval]
+do = "evaluate"
+models = ["untrained", "two", "bm25"]
+tasks = [{ name = "t", path = "t" }]
+[stage.index]
+do = "index"
+corpus = "c.jsonl"
+[stage.ask]
+do = "search"
+index = "index"
+queries = ["why"]
+steps = [{ kind = "bm25" }]
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_sources_are_filled_in_and_mined_ones_point_at_the_stage(path):
+    recipe = load_recipe(path)
+    mined, plain = recipe.stage["one"].data.sources
+    assert (mined.name, mined.path, mined.instruction, mined.weight) == ("a", "stage:mine/a.jsonl", "Find it", 2.0)
+    assert (plain.name, plain.path, plain.construction) == ("b", "b.jsonl", "class_examples")
+    assert recipe.stage["mine"].sources[0].path == "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stage.one.stpes=5", r"small\.toml: stage\.one\.train\.stpes: Extra inputs are not permitted \(got 5\)"),
+        ("stage.one.optimizer.lr=fast", r"stage\.one\.train\.optimizer\.lr: .*valid number.*\(got 'fast'\)"),
+        ("stage.one.do=dance", r"stage\.one: Input tag 'dance' .* 'mine', 'train', 'evaluate', 'index', 'search'"),
+        ("encoder.head.kind=meen", r"encoder\.head: Input tag 'meen' .*'mean'"),
+        ("source.a.pth=x", r"small\.toml: source\.a\.pth: Extra inputs are not permitted \(got 'x'\)"),
+        ("source=5", r"small\.toml: source: expected tables \[source\.NAME\] \(got 5\)"),
+        ("stage.one.data.sources=['c']", r"stage\.one\.data\.sources\.0: no table \[source\.c\] .*known: a, b"),
+        ("stage.one.data.sources=['mine/b']", r"stage\.one: no earlier mine stage 'mine' with source 'b'"),
+        ("stage.one.start=two", r"stage\.one\.start: no earlier train stage of this name \(got 'two'\)"),
+        ("stage.two.start=mine", r"stage\.two\.start: no earlier train stage of this name \(got 'mine'\)"),
+        ("stage.two.start=bm25", r"stage\.two\.start: BM25 has nothing to train"),
+        ("stage.ask.index=one", r"stage\.ask\.index: no earlier index stage of this name \(got 'one'\)"),
+        ("colour=3", r"small\.toml: colour: Extra inputs are not permitted \(got 3\)"),
+    ],
+)
+def test_errors_name_file_key_reason_and_value(path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path, [setting])
+
+
+def test_every_error_is_reported_at_once(path):
+    with pytest.raises(ValueError, match="stpes") as error:
+        load_recipe(path, ["stage.one.stpes=5", "colour=3"])
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_untrained_needs_an_encoder(path):
+    path.write_text(SMALL.replace("[encoder]", "[other]"))
+    with pytest.raises(ValueError, match="other"):
+        load_recipe(path)
+    table = tomllib.loads(SMALL)
+    del table["encoder"]
+    with pytest.raises(ValueError, match=r"stage\.one\.start: needs an \[encoder\] table \(got 'untrained'\)"):
+        parse_recipe(RecipeFile("small", path, False, table))
+
+
+@pytest.mark.parametrize("name", ["small", "nv_embed_v1", "nv_embed_v2", "demo"])
+def test_the_resolved_recipe_reads_back_equal(path, name):
+    recipe = load_recipe(path if name == "small" else name)
+    again = parse_recipe(RecipeFile(recipe.name, Path("again.toml"), False, tomllib.loads(recipe.to_toml())))
+    assert again == recipe
+
+
+def test_measured_values_say_when_and_where():
+    Expect(metric="m", value=1, status="paper", source="arXiv")
+    with pytest.raises(ValueError, match="needs date, commit and hardware"):
+        Expect(metric="m", value=1, status="measured", source="us")
+
+
+@pytest.mark.parametrize("name", ["nv_embed_v1", "nv_embed_v2", "demo"])
+def test_smoke_needs_nothing_but_the_package(name):
+    recipe = load_recipe(name, smoke=True)
+    assert isinstance(recipe, Recipe)
+    full = load_recipe(name)
+    assert list(recipe.stage) == list(full.stage)
+    text = recipe.to_toml()
+    assert "hub" not in [key.strip() for line in text.splitlines() for key in line.split("=")[:1]]
+    assert recipe.encoder.backbone.path is None
+    for stage in recipe.stage.values():
+        for source in getattr(stage, "sources", ()) or getattr(getattr(stage, "data", None), "sources", ()):
+            assert source.hub is None
+            assert source.path.startswith(("package:", "stage:"))
+
+
+def test_smoke_keeps_sources_constructions_and_objective():
+    full, small = load_recipe("nv_embed_v2"), load_recipe("nv_embed_v2", smoke=True)
+    for name in ("stage1", "stage2"):
+        assert full.stage[name].objective == small.stage[name].objective
+        kinds = [(s.name, s.construction, s.instruction) for s in full.stage[name].data.sources]
+        assert kinds == [(s.name, s.construction, s.instruction) for s in small.stage[name].data.sources]
