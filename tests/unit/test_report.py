@@ -119,6 +119,15 @@ def test_a_loss_of_the_model_is_said():
     assert lines == ["After stage 2 the model is better than untrained on 0 of 1 tasks.", "It is not better on: sts."]
 
 
+def test_a_gain_within_the_intervals_is_said():
+    scores = {"untrained": Score(0.50, 0.45, 0.55), "stage 2": Score(0.53, 0.48, 0.58)}
+    lines = verdicts(Report("x", systems=("untrained", "stage 2"), tasks=[TaskScores("sts", "Spearman", scores)]))
+    assert lines == [
+        "After stage 2 the model is better than untrained on 1 of 1 tasks.",
+        "It is better, but within the intervals, on: sts.",
+    ]
+
+
 def test_overlapping_intervals_are_said():
     close = {"stage 2": Score(0.50, 0.45, 0.55), "BM25": Score(0.53, 0.48, 0.58)}
     lines = verdicts(Report("x", systems=("stage 2", "BM25"), tasks=[TaskScores("t", "nDCG@10", close)]))

@@ -27,12 +27,12 @@ def build_report(place: Workplace, command: str = "") -> Report:
     """Returns the report of what the finished stages of ``place`` wrote."""
     recipe = place.recipe
     training = [
-        TrainingRun(name, [row for _, row in read_jsonl(place.out / name / METRICS)])
+        TrainingRun(label(name), [row for _, row in read_jsonl(place.out / name / METRICS)])
         for name, stage in recipe.stage.items()
         if isinstance(stage, TrainStage) and (place.out / name / METRICS).is_file()
     ]
     searches = [
-        Search(answer["query"], answer["system"], [Hit(h["score"], h["text"], h["title"]) for h in answer["hits"]])
+        Search(answer["query"], label(answer["system"]), [Hit(h["score"], h["text"], h["title"]) for h in answer["hits"]])
         for name, stage in recipe.stage.items()
         if isinstance(stage, SearchStage) and (place.out / name / SEARCHES).is_file()
         for answer in read_json(place.out / name / SEARCHES)

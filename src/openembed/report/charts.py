@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 36
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 22, 36
 MAX_POINTS = 160
 COLORS = 8
 """The page defines the CSS variables --c0 … --c7."""
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Divider:
-    """A vertical line at ``x`` with a label to its right, such as the start of a stage."""
+    """A vertical line at ``x`` with a label above it, such as the start of a stage."""
 
     x: float
     label: str
@@ -162,7 +162,7 @@ def _dividers(frame: _Frame, dividers: Sequence[Divider]) -> list[str]:
     for item in dividers:
         x = frame.x(item.x)
         line = f'<line class="divider" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        parts += [line, f'<text x="{x + 4:.1f}" y="{TOP + 8}">{escape(item.label)}</text>']
+        parts += [line, f'<text x="{x:.1f}" y="{TOP - 7}">{escape(item.label)}</text>']
     return parts
 
 

@@ -95,10 +95,13 @@ def verdicts(report: Report) -> list[str]:
     states = report.states
     compared = [task for task in report.tasks if len(states) > 1 and {states[0], states[-1]} <= set(task.scores)]
     lines = []
-    better = [task for task in compared if task.scores[states[-1]].value > task.scores[states[0]].value]
     if compared:
-        lines.append(f"After {states[-1]} the model is better than {states[0]} on {len(better)} of {len(compared)} tasks.")
-        worse = [task.task for task in compared if task not in better]
+        pairs = {task.task: (task.scores[states[0]], task.scores[states[-1]]) for task in compared}
+        worse = [name for name, (before, after) in pairs.items() if after.value <= before.value]
+        close = [name for name, (before, after) in pairs.items() if name not in worse and _overlap(before, after)]
+        better = len(pairs) - len(worse)
+        lines.append(f"After {states[-1]} the model is better than {states[0]} on {better} of {len(pairs)} tasks.")
+        lines += [f"It is better, but within the intervals, on: {', '.join(close)}."] if close else []
         lines += [f"It is not better on: {', '.join(worse)}."] if worse else []
     for task in report.tasks:
         if not states or not {states[-1], report.baseline} <= set(task.scores):
