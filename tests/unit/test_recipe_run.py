@@ -113,7 +113,14 @@ seed = 3
 [encoder]
 tokenizer_path = "package:demo/tokenizer"
 head = { kind = "latent_attention", latents = 4, heads = 1 }
-backbone.architecture = { model_type = "mistral", vocab_size = 8192, hidden_size = 8, intermediate_size = 8, num_hidden_layers = 1, num_attention_heads = 1, num_key_value_heads = 1 }
+[encoder.backbone.architecture]
+model_type = "mistral"
+vocab_size = 8192
+hidden_size = 8
+intermediate_size = 8
+num_hidden_layers = 1
+num_attention_heads = 1
+num_key_value_heads = 1
 [source.a]
 path = "package:demo/toy/pairs.jsonl.gz"
 count = 8

@@ -136,7 +136,7 @@ def _run(place: Workplace, name: str, identity: str, on_stage: Callable[[str, st
     if on_stage is not None:
         on_stage(name, "running")
     if folder.exists() and not same:
-        _make_room(folder, known=(folder / STATE).is_file(), keep=isinstance(stage, TrainStage) and (folder / CHECKPOINTS).is_dir())
+        _make_room(folder, training=isinstance(stage, TrainStage))
     folder.mkdir(exist_ok=True)
     before = state.get("seconds", 0.0) if same else 0.0
     write_json(folder / STATE, {"hash": identity, "finished": False, "seconds": before})
@@ -150,11 +150,11 @@ def _run(place: Workplace, name: str, identity: str, on_stage: Callable[[str, st
     return StageDone(name, stage.do, folder, False, seconds)
 
 
-def _make_room(folder: Path, *, known: bool, keep: bool) -> None:
+def _make_room(folder: Path, *, training: bool) -> None:
     """Empties a stage's folder, or moves it to ``<folder>.old``; ``ValueError`` when it is not a stage's."""
-    if not known and any(folder.iterdir()):
+    if not (folder / STATE).is_file() and any(folder.iterdir()):
         raise ValueError(f"{folder}: exists and was not written by a run ({STATE} is missing); choose another --out or move it")
-    if keep:
+    if training and (folder / CHECKPOINTS).is_dir():
         old = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
