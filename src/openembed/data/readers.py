@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from openembed.files import atomic_write, open_text, read_jsonl
+from openembed.files import atomic_write, read_jsonl, read_lines
 from openembed.records import Document, Qrels, Query, Run
 
 BEIR_HEADER = ("query-id", "corpus-id", "score")
@@ -104,9 +104,8 @@ def write_beir(
 
 def read_trec_qrels(path: str | Path) -> Qrels:
     """Returns the judgements of a TREC qrels file (query id, 0, document id, grade), or of a BEIR one with header."""
-    with open_text(path) as file:
-        if tuple(file.readline().split()) == BEIR_HEADER:
-            return read_beir_qrels(path)
+    if tuple(next(_lines(path, separator=None), (0, []))[1]) == BEIR_HEADER:
+        return read_beir_qrels(path)
     qrels: Qrels = {}
     for line, fields in _lines(path, separator=None):
         if len(fields) != 4:
@@ -160,10 +159,9 @@ def ranked(ranking: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def _lines(path: str | Path, separator: str | None = "\t") -> Iterator[tuple[int, list[str]]]:
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.rstrip("\r\n").split(separator)
+    for number, line in read_lines(path):
+        if line.strip():
+            yield number, line.split(separator)
 
 
 def _judge(qrels: Qrels, query_id: str, document_id: str, grade: str, where: str) -> None:
