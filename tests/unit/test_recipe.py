@@ -138,6 +138,13 @@ def test_smoke_keeps_sources_constructions_and_objective():
         assert kinds == [(s.name, s.construction, s.instruction) for s in small.stage[name].data.sources]
 
 
+def test_smoke_says_that_its_scores_mean_nothing():
+    recipe = load_recipe("nv_embed_v2", smoke=True)
+    assert recipe.title.endswith("(smoke run)")
+    assert "scores mean nothing" in recipe.description
+    assert {task.note for task in recipe.stage["evaluate"].tasks} == {"toy data"}
+
+
 @pytest.mark.parametrize("name", ["../up", "a.b", ""])
 def test_names_of_stages_and_sources_cannot_leave_their_folder(path, name):
     for kind in ("stage", "source"):
