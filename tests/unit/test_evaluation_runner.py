@@ -154,6 +154,13 @@ def test_bm25_ranks_by_shared_words_and_leaves_others_out(tmp_path):
         run_tasks(Bm25System(), find_tasks(tmp_path / "s"))
 
 
+def test_bm25_over_documents_without_words_is_refused(tmp_path):
+    folder = small_retrieval(tmp_path / "set")
+    write_rows(folder / "corpus.jsonl", [{"_id": f"d{number}", "text": ""} for number in range(1, 5)])
+    with pytest.raises(ValueError, match="no document holds a word that BM25 could index"):
+        run_tasks(Bm25System(), find_tasks(folder))
+
+
 def test_a_run_of_other_queries_is_refused(tmp_path):
     (tmp_path / "x.trec").write_text("zz Q0 d1 1 1.0 t\n")
     with pytest.raises(ValueError, match="ranks none of the judged queries"):

@@ -117,9 +117,7 @@ def _ready(encoder: Encoder, device: torch.device) -> Encoder:
     return encoder.to(device).eval()
 
 
-def _open(
-    folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None, head_dtype: torch.dtype | None
-) -> Encoder:
+def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None, head_dtype: torch.dtype | None) -> Encoder:
     if (folder / CONFIG_NAME).is_file():
         return load_native(folder, dtype, head_dtype)
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():

@@ -24,7 +24,10 @@ class Bm25:
             raise ValueError("there are no documents to search")
         self._analyzer = analyzer(language)
         self._model = bm25s.BM25(k1=k1, b=b, method="lucene")
-        self._model.index(self._analyzer.tokenize(texts), show_progress=False)
+        tokenized = self._analyzer.tokenize(texts)
+        if not any(tokenized.ids):
+            raise ValueError(f"no document holds a word that BM25 could index (language {language!r}); are the texts empty?")
+        self._model.index(tokenized, show_progress=False)
         self._count = len(texts)
 
     def scores(self, query: str) -> np.ndarray:
