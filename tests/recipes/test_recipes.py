@@ -88,6 +88,24 @@ def test_nv_embed_v2_is_example_based_where_the_paper_says():
     assert (mine.filter.kind, mine.filter.value, mine.teacher) == ("percent", 0.95, "intfloat/e5-mistral-7b-instruct")
 
 
+def test_nv_embed_similarity_negatives():
+    v1, v2 = (load_recipe(name).stage["mine_similarity"] for name in ("nv_embed_v1", "nv_embed_v2"))
+    assert (v1.teacher, v1.skip, v1.filter.kind) == ("bm25", 1, "none")
+    assert (v2.teacher, v2.skip, v2.filter.kind, v2.filter.value) == ("intfloat/e5-mistral-7b-instruct", 0, "percent", 0.95)
+    assert [s.document_instruction for s in v2.sources] == ["Retrieve semantically similar text."] * 3
+    assert not any(s.document_instruction for s in v1.sources)
+
+
+def test_nv_embed_trains_beside_a_frozen_16_bit_backbone():
+    import torch
+
+    from openembed.recipe.stages import backbone_dtype
+
+    for name in ("nv_embed_v1", "nv_embed_v2"):
+        stages = [stage for stage in load_recipe(name).stage.values() if isinstance(stage, TrainStage)]
+        assert [backbone_dtype(stage) for stage in stages] == [torch.bfloat16] * 2
+
+
 def load_table(name):
     from openembed.data.sources import SourceConfig
     from openembed.recipe.files import read_recipe

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_notice_names_every_source_with_a_free_licence():
         assert "Source: http" in text, names
         assert re.search(r"Licence: [^.]*Creative Commons Attribution", text), names
     assert not re.search(r"non-?commercial|research use|GPL", notice, re.I)
+
+
+def test_package_metadata_names_the_licences_of_the_data():
+    licence = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["license"]
+    assert set(licence.split(" AND ")) == {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "ODC-By-1.0"}
+
+
+def test_notice_pins_every_textbook_repository():
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    assert len(set(re.findall(r"osbooks-[a-z-]+ +([0-9a-f]{40})", notice))) == 14
 
 
 def test_demo_folder_stays_small():

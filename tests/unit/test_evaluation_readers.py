@@ -95,3 +95,16 @@ def test_trec_qrels_and_beir_qrels_read_alike(tmp_path):
     write_trec_qrels(tmp_path / "qrels.txt", qrels)
     write_beir(tmp_path, [], [], {"test": qrels})
     assert read_trec_qrels(tmp_path / "qrels.txt") == qrels == read_trec_qrels(tmp_path / "qrels" / "test.tsv")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    (tmp_path / "qrels.txt").write_text("\ufeffq 0 a 1\n", encoding="utf-8")
+    assert read_trec_qrels(tmp_path / "qrels.txt") == {"q": {"a": 1}}
+    (tmp_path / "x.trec").write_text("\ufeffq Q0 a 1 0.9 tag\n", encoding="utf-8")
+    assert read_run(tmp_path / "x.trec") == {"q": {"a": 0.9}}
+
+
+def test_broken_utf_8_is_named_by_line(tmp_path):
+    (tmp_path / "x.trec").write_bytes(b"q Q0 a 1 0.9 tag\nq Q0 \xff 2 0.8 tag\n")
+    with pytest.raises(ValueError, match=r"x\.trec:2: not UTF-8"):
+        read_run(tmp_path / "x.trec")

@@ -76,12 +76,43 @@ def test_what_cannot_be_evaluated_is_said(tmp_path):
     [
         ({"sentence1": "a", "sentence2": "b", "score": "high"}, "test.jsonl:4: 'score' must be a number, got 'high'"),
         ({"sentence1": "a", "sentence2": None, "score": 1}, "test.jsonl:4: 'sentence2' must be a text"),
+        ({"sentence1": "a", "sentence2": "b", "score": float("nan")}, "test.jsonl:4: 'score' must be a number, got nan"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, message):
     write_rows(tmp_path / "test.jsonl", [*LAYOUTS["sts"], row])
     with pytest.raises(ValueError, match=message):
         run_tasks(EncoderSystem(WordEncoder(), "words"), find_tasks(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("pair_classification", {"sentence1": "a", "sentence2": "b", "label": 0.7}, "test.jsonl:3: 'label' must be 0 or 1"),
+        ("reranking", {"query": "a", "positive": [1], "negative": []}, "test.jsonl:2: 'positive' and 'negative' must be lists"),
+        ("reranking", {"id": "0", "query": "a", "positive": ["b"], "negative": []}, "test.jsonl:2: id '0' is already at"),
+    ],
+)
+def test_bad_rows_of_other_layouts_are_named(tmp_path, kind, row, message):
+    write_rows(tmp_path / "test.jsonl", [*LAYOUTS[kind], row])
+    with pytest.raises(ValueError, match=message):
+        run_tasks(EncoderSystem(WordEncoder(), "words"), find_tasks(tmp_path))
+
+
+@pytest.mark.parametrize("row", [{"sentences": ["a", 3], "labels": [0, 1]}, {"sentences": ["a", "b"], "labels": [0, None]}])
+def test_bad_clustering_sets_are_named(tmp_path, row):
+    write_rows(tmp_path / "test.jsonl", [row])
+    with pytest.raises(ValueError, match=r"test\.jsonl:1: '(sentences|labels)' must be"):
+        run_tasks(EncoderSystem(WordEncoder(), "words"), find_tasks(tmp_path))
+
+
+def test_a_split_asked_of_many_folders_passes_over_those_without_it(tmp_path, caplog):
+    small_retrieval(tmp_path / "many" / "set")
+    write_rows(tmp_path / "many" / "s" / "dev.jsonl", LAYOUTS["sts"])
+    assert [task.name for task in find_tasks(tmp_path / "many", {"split": "dev"})] == ["s"]
+    assert "set: no split 'dev'; it has test; passed over" in caplog.text
+    with pytest.raises(ValueError, match=r"no split 'train'; it has dev\n.*no split 'train'; it has test"):
+        find_tasks(tmp_path / "many", {"split": "train"})
 
 
 def test_a_finished_task_is_read_not_computed(tmp_path):
@@ -121,6 +152,13 @@ def test_bm25_ranks_by_shared_words_and_leaves_others_out(tmp_path):
     write_rows(tmp_path / "s" / "test.jsonl", LAYOUTS["sts"])
     with pytest.raises(ValueError, match="cannot do sts"):
         run_tasks(Bm25System(), find_tasks(tmp_path / "s"))
+
+
+def test_bm25_over_documents_without_words_is_refused(tmp_path):
+    folder = small_retrieval(tmp_path / "set")
+    write_rows(folder / "corpus.jsonl", [{"_id": f"d{number}", "text": ""} for number in range(1, 5)])
+    with pytest.raises(ValueError, match="no document holds a word that BM25 could index"):
+        run_tasks(Bm25System(), find_tasks(folder))
 
 
 def test_a_run_of_other_queries_is_refused(tmp_path):
@@ -174,12 +212,21 @@ def test_command_line(tmp_path, cli):
     assert "+0.00" in runs.output
 
 
+def test_several_data_folders_are_all_evaluated(tmp_path, cli):
+    folders = [small_retrieval(tmp_path / name) for name in ("one", "two")]
+    ran = cli("evaluate", "bm25", "--data", folders[0], "--data", folders[1], "--json")
+    assert [result["task"] for result in json.loads(ran.output)["results"]] == ["one", "two"]
+    same = cli("evaluate", "bm25", "--data", folders[0], "--data", small_retrieval(tmp_path / "else" / "one"))
+    assert "two tasks are named 'one'" in str(same.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["evaluate", "bm25", "--data", "{sts}"], "bm25 does retrieval, reranking; .* holds s \\(sts\\)"),
         (["evaluate", "bm25", "--data", "{set}", "--tasks", "SciFact"], "--tasks runs encoders"),
         (["evaluate", "bm25", "--data", "{set}", "--tasks", "SciFact", "--metric", "mrr_at_10"], "--metric cannot be"),
+        (["evaluate", "m", "--data", "{set}", "--data", "{sts}", "--tasks", "SciFact"], "in one folder; got 2"),
         (["compare", "{run}", "{run}"], "add --qrels"),
         (["compare", "{set}", "{run}"], "two results folders or two TREC runs"),
     ],

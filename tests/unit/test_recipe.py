@@ -136,3 +136,32 @@ def test_smoke_keeps_sources_constructions_and_objective():
         assert full.stage[name].objective == small.stage[name].objective
         kinds = [(s.name, s.construction, s.instruction) for s in full.stage[name].data.sources]
         assert kinds == [(s.name, s.construction, s.instruction) for s in small.stage[name].data.sources]
+
+
+def test_smoke_says_that_its_scores_mean_nothing():
+    recipe = load_recipe("nv_embed_v2", smoke=True)
+    assert recipe.title.endswith("(smoke run)")
+    assert "scores mean nothing" in recipe.description
+    assert {task.note for task in recipe.stage["evaluate"].tasks} == {"toy data"}
+
+
+@pytest.mark.parametrize("name", ["../up", "a.b", ""])
+def test_names_of_stages_and_sources_cannot_leave_their_folder(path, name):
+    for kind in ("stage", "source"):
+        table = tomllib.loads(SMALL)
+        table[kind][name] = dict(next(iter(table[kind].values())))
+        with pytest.raises(ValueError, match="should match pattern"):
+            parse_recipe(RecipeFile("small", path, False, table))
+
+
+def test_a_stage_cannot_take_the_name_of_a_model(path):
+    path.write_text(SMALL.replace("[stage.mine]", "[stage.bm25]").replace("mine/a", "bm25/a"))
+    with pytest.raises(ValueError, match=r"stage\.bm25: this name stands for a model"):
+        load_recipe(path)
+
+
+def test_every_choice_of_training_can_be_written_in_toml(path):
+    settings = ["stage.one.compute.live_chunks='all'", "stage.one.optimizer.clip=0"]
+    recipe = load_recipe(path, settings)
+    assert (recipe.stage["one"].compute.live_chunks, recipe.stage["one"].optimizer.clip) == ("all", 0)
+    assert parse_recipe(RecipeFile(recipe.name, path, False, tomllib.loads(recipe.to_toml()))) == recipe

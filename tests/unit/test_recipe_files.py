@@ -25,6 +25,7 @@ def test_packaged_recipes_are_listed_with_their_stages():
     assert {"demo", "nv_embed_v1", "nv_embed_v2"} <= set(summaries)
     assert summaries["nv_embed_v2"]["stages"] == {
         "mine": "mine",
+        "mine_similarity": "mine",
         "stage1": "train",
         "stage2": "train",
         "evaluate": "evaluate",

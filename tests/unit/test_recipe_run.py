@@ -97,3 +97,89 @@ def test_the_python_api_checks_references_too(folder):
     with pytest.raises(ValueError, match=r"recipe ask: stage\.ask\.index: no earlier index stage"):
         run_recipe(recipe.model_copy(update={"stage": stages}), folder / "out")
     assert not Path(folder / "out").exists()
+
+
+def test_a_folder_that_no_run_wrote_is_never_emptied(folder):
+    own = folder / "out" / "index" / "mine.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("precious")
+    with pytest.raises(ValueError, match=r"index: exists and was not written by a run \(state.json is missing\)"):
+        run(folder)
+    assert own.read_text() == "precious"
+
+
+TRAIN = """
+seed = 3
+[encoder]
+tokenizer_path = "package:demo/tokenizer"
+head = { kind = "latent_attention", latents = 4, heads = 1 }
+[encoder.backbone.architecture]
+model_type = "mistral"
+vocab_size = 8192
+hidden_size = 8
+intermediate_size = 8
+num_hidden_layers = 1
+num_attention_heads = 1
+num_key_value_heads = 1
+[source.a]
+path = "package:demo/toy/pairs.jsonl.gz"
+count = 8
+[stage.one]
+do = "train"
+steps = 2
+batch = { size = 4, negatives = 0 }
+data.sources = ["a"]
+[stage.two]
+do = "train"
+start = "one"
+steps = 2
+batch = { size = 4, negatives = 0 }
+data.sources = ["a"]
+"""
+
+
+def train(folder, *settings):
+    path = folder / "train.toml"
+    path.write_text(TRAIN)
+    done = run_recipe(load_recipe(path, settings), folder / "out", base=folder, device="cpu")
+    return [stage.skipped for stage in done]
+
+
+def test_what_is_only_reported_does_not_train_anew_and_old_training_is_kept(tmp_path):
+    assert train(tmp_path) == [False, False]
+    assert train(tmp_path, "stage.one.save_every=1", "stage.two.evaluate_every=1") == [True, True]
+    before = (tmp_path / "out/two/model/model.safetensors").read_bytes()
+    assert train(tmp_path, "stage.two.steps=3") == [True, False]
+    assert (tmp_path / "out/two.old/model/model.safetensors").read_bytes() == before
+    assert len((tmp_path / "out/two/metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_frozen_backbone_is_trained_around_in_16_bits(tmp_path, monkeypatch):
+    import torch
+
+    from openembed.train import loop
+
+    seen = []
+    real = loop.train
+
+    def watching(config, encoder, *rest, **options):
+        result = real(config, encoder, *rest, **options)
+        seen.append(({p.dtype for p in encoder.backbone.parameters()}, {p.dtype for p in encoder.head.parameters()}))
+        return result
+
+    monkeypatch.setattr(loop, "train", watching)
+    lora = [f"stage.{name}.lora={{ rank = 2 }}" for name in ("one", "two")]
+    bf16 = [f"stage.{name}.compute.precision='bf16'" for name in ("one", "two")]
+    train(tmp_path, *lora, *bf16)
+    assert seen == [({torch.bfloat16}, {torch.float32})] * 2
+    seen.clear()
+    train(tmp_path, *bf16)
+    assert seen == [({torch.float32}, {torch.float32})] * 2
+
+
+def test_a_model_folder_counts_from_the_base_too(tmp_path):
+    train(tmp_path)
+    (tmp_path / "out/one/model").rename(tmp_path / "mine")
+    recipe = load_recipe(tmp_path / "train.toml", ["stage.two.start='mine'"])
+    recipe = recipe.model_copy(update={"stage": {"two": recipe.stage["two"]}})
+    assert run_recipe(recipe, tmp_path / "other", base=tmp_path, device="cpu")[0].folder.is_dir()

@@ -37,7 +37,7 @@ def plain(encoder, objective, prepared, compute, seed):
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 @pytest.mark.parametrize("chunk_tokens", [1, 17, 60, 10_000])
-@pytest.mark.parametrize("live_chunks", [0, 1, 2, None])
+@pytest.mark.parametrize("live_chunks", [0, 1, 2, "all"])
 def test_cached_equals_plain_with_dropout(tmp_path, family, chunk_tokens, live_chunks):
     encoder = tiny_encoder(tmp_path, family, dropout=0.2).train()
     if family == "llama":

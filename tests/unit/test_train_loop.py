@@ -60,7 +60,7 @@ def test_half_precision_weights_are_trained_in_full(tmp_path, precision, lora):
 
 def test_same_metrics_whatever_the_micro_batches(tmp_path):
     losses = []
-    for number, compute in enumerate([{"chunk_tokens": 20}, {"chunk_tokens": 5000, "live_chunks": None}]):
+    for number, compute in enumerate([{"chunk_tokens": 20}, {"chunk_tokens": 5000, "live_chunks": "all"}]):
         encoder = tiny_encoder(tmp_path / "tokenizer", dropout=0.0)
         train(train_config(compute=compute), encoder, tmp_path / str(number) / "out", examples=two_sources())
         losses.append([line["loss"] for line in metrics(tmp_path / str(number))])

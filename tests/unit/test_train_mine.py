@@ -3,7 +3,7 @@ import pytest
 from tiny_training import tiny_encoder
 
 from openembed.data.margin import MarginConfig
-from openembed.data.mine import MineConfig, mine
+from openembed.data.mine import MineConfig, best_first, mine
 from openembed.records import Document, Example, Query
 
 
@@ -102,3 +102,29 @@ def test_encoder_teacher_and_its_absence(tmp_path):
         assert len(example.negatives) == 3
         assert example.positives[0] not in example.negatives
         assert list(example.negative_scores) == sorted(example.negative_scores, reverse=True)
+
+
+def test_mined_examples_with_a_lone_surrogate_are_written_and_read_back(tmp_path):
+    from openembed.data.examples import write_examples
+    from openembed.data.sources import SourceConfig, load_source
+
+    documents = [Document("1", "apples x\ud800"), Document("2", "cars red")]
+    asked = [Query("q", "cars \ud800"), Query("ü", "ü")]
+    rows = [Example(query, (document,), source="s") for query, document in zip(asked, documents, strict=True)]
+    mined = mine(rows, documents, MineConfig(teacher="bm25", filter={"kind": "none"}))
+    write_examples(tmp_path / "s.jsonl", mined.examples, mined.notes)
+    assert load_source(SourceConfig(name="s", path=str(tmp_path / "s.jsonl"))) == mined.examples
+    write_examples(tmp_path / "t.jsonl", [Example(Query("ü", "ü"), (documents[1],))])
+    assert "ü" in (tmp_path / "t.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [1, 5, 29, 30, 90])
+def test_best_first_is_the_stable_order_whatever_is_sorted_first(count):
+    scores_N = np.random.default_rng(count).integers(0, 6, 30).astype(np.float32)
+    assert list(best_first(scores_N, count)) == np.argsort(-scores_N, kind="stable").tolist()
+
+
+def test_bm25_mines_nothing_among_documents_without_words():
+    documents = [Document("1", ""), Document("2", "a")]
+    mined = mine([Example(Query("q", "cars"), (documents[0],), source="s")], documents, MineConfig(teacher="bm25"))
+    assert mined.report == {"queries": 1, "negatives": 0, "without_negatives": 1, "refused": 1}

@@ -23,7 +23,7 @@ class Stopped(Exception):
     pass
 
 
-def run(folder, stop_after=None, **changes):
+def run(folder, stop_after=None, family="llama", **changes):
     config = train_config(evaluate_every=1, **changes)
 
     def evaluate(encoder, step):
@@ -32,7 +32,7 @@ def run(folder, stop_after=None, **changes):
             raise Stopped
         return {"step": step}
 
-    encoder = tiny_encoder(folder / "tokenizer")
+    encoder = tiny_encoder(folder / "tokenizer", family)
     return train(config, encoder, folder / "out", examples=two_sources(), evaluate=evaluate)
 
 
@@ -59,6 +59,15 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, lora, stop_after):
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert steps(tmp_path / "cut") == list(range(1, 9))
     assert result.evaluation == whole.evaluation == {"step": 8.0}
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_resumes_where_some_parameters_never_get_a_gradient(tmp_path, lora):
+    run(tmp_path / "whole", family="bert", lora=lora)  # its pooler takes no part in the vectors
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", stop_after=4, family="bert", lora=lora)
+    assert run(tmp_path / "cut", family="bert", lora=lora).resumed_from == 3
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
 KILLED = """

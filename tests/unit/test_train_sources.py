@@ -132,3 +132,11 @@ def test_scored_pairs_both_directions_and_count(tmp_path):
     capped = config.model_copy(update={"count": 3})
     assert len(load_source(capped, tmp_path)) == 3
     assert load_source(capped, tmp_path, seed=1) == load_source(capped, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("score", ['"high"', "null", "NaN", "true"])
+def test_a_score_that_is_no_number_is_named(tmp_path, score):
+    (tmp_path / "s.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "score": ' + score + "}\n")
+    config = source(name="s", path=str(tmp_path / "s.jsonl"), construction="scored_pairs")
+    with pytest.raises(ValueError, match=r"s\.jsonl:1: 'score' must be a number"):
+        load_source(config)

@@ -32,12 +32,14 @@ def load(
     dtype: str | torch.dtype | None = None,
     *,
     head: Mapping[str, Any] | None = None,
+    head_dtype: torch.dtype | None = None,
 ) -> Encoder:
     """Returns the encoder stored in a folder or on the hub, ready to encode.
 
     Opens NV-Embed v1/v2 layouts, sentence-transformers dense checkpoints, what :meth:`Encoder.save` wrote, and with
     ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
     a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
+    ``head_dtype`` is that of the stored head and projections, where it should differ (training adapts them in float32).
     Before it is returned the model is probed: it must see what it should and not mix neighbouring texts.
 
     Raises ``ValueError`` for a layout that is not known, damaged weights or a failed probe, ``FileNotFoundError`` for a
@@ -46,7 +48,7 @@ def load(
     chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = resolve(path_or_hub_id)
     check_folder(folder)
-    encoder = _open(folder, _dtype(dtype, chosen_device), head)
+    encoder = _open(folder, _dtype(dtype, chosen_device), head, head_dtype)
     return _ready(encoder, chosen_device)
 
 
@@ -115,19 +117,19 @@ def _ready(encoder: Encoder, device: torch.device) -> Encoder:
     return encoder.to(device).eval()
 
 
-def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None) -> Encoder:
+def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None, head_dtype: torch.dtype | None) -> Encoder:
     if (folder / CONFIG_NAME).is_file():
-        return load_native(folder, dtype)
+        return load_native(folder, dtype, head_dtype)
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise ValueError(f"{folder}: no model here (neither {CONFIG_NAME}, config.json nor modules.json)")
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "nvembed":
-        encoder = load_nv_embed(folder, dtype)
+        encoder = load_nv_embed(folder, dtype, head_dtype)
         check(encoder.backbone)
         return encoder
     if head is not None:
         return _with_head(folder, dtype, head)
     if (folder / "modules.json").is_file():
-        return load_sentence_transformers(folder, dtype)
+        return load_sentence_transformers(folder, dtype, head_dtype)
     raise ValueError(
         f"{folder}: a plain transformers model has no head, so its vectors are undefined. Say which: "
         "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean)."

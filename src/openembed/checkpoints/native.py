@@ -45,7 +45,7 @@ def save_encoder(encoder: Encoder, path: str | Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_native(folder: Path, dtype: torch.dtype | None) -> Encoder:
+def load_native(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None = None) -> Encoder:
     """Returns the encoder saved in ``folder``; raises ``ValueError`` naming the file that is missing or damaged."""
     stored = read_json(folder / CONFIG_NAME)
     stored["backbone"] = {**stored["backbone"], "path": str(folder)}
@@ -56,7 +56,7 @@ def load_native(folder: Path, dtype: torch.dtype | None) -> Encoder:
     if _head_parts(encoder):
         if not (folder / HEAD_NAME).is_file():
             raise ValueError(f"{folder / HEAD_NAME}: no such file, though the head of {CONFIG_NAME} has weights")
-        place_head(encoder, read_file(folder / HEAD_NAME), dtype, str(folder / HEAD_NAME))
+        place_head(encoder, read_file(folder / HEAD_NAME), head_dtype or dtype, str(folder / HEAD_NAME))
     return encoder.eval()
 
 

@@ -63,7 +63,7 @@ PUBLISHED_MAX_LENGTH = 4096
 """The default of the released ``encode``; the published scores were made with 512 (paper, section 5)."""
 
 
-def load_nv_embed(folder: Path, dtype: torch.dtype | None) -> Encoder:
+def load_nv_embed(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None = None) -> Encoder:
     """Returns the encoder of an NV-Embed layout; raises ``ValueError`` for any tensor missing, left over or misshapen."""
     settings = read_json(folder / "config.json")
     groups = _split(read_tensors(folder), folder)
@@ -73,7 +73,7 @@ def load_nv_embed(folder: Path, dtype: torch.dtype | None) -> Encoder:
     head_tensors = groups[HEAD_PREFIX]
     head_config = _head_config(settings.get("latent_attention_config", {}), head_tensors)
     head = _empty(lambda: LatentAttention(head_config, head_tensors["latents"].shape[1]))
-    place(head, head_tensors, dtype, f"{folder} ({HEAD_PREFIX}*)")
+    place(head, head_tensors, head_dtype or dtype, f"{folder} ({HEAD_PREFIX}*)")
     config = EncoderConfig(
         backbone=backbone_config,
         head=head_config,

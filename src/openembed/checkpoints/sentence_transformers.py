@@ -37,7 +37,7 @@ LEGACY_POOLING = {
 """The flags older releases wrote, in the order their outputs are concatenated."""
 
 
-def load_sentence_transformers(folder: Path, dtype: torch.dtype | None) -> Encoder:
+def load_sentence_transformers(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None = None) -> Encoder:
     """Returns the encoder; raises ``ValueError`` naming the first module that has no counterpart here."""
     from openembed.checkpoints import read_tokenizer
 
@@ -70,7 +70,7 @@ def load_sentence_transformers(folder: Path, dtype: torch.dtype | None) -> Encod
     config = parse(EncoderConfig, fields, str(folder))
     encoder = Encoder(config, read_tokenizer(body, config.tokenizer), backbone, config.head.build(backbone.width))
     for projection, path in zip(encoder.projections, modules["Dense"], strict=True):
-        place(projection, _dense_weights(path), dtype, str(path))
+        place(projection, _dense_weights(path), head_dtype or dtype, str(path))
     return encoder.eval()
 
 

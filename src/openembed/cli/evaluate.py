@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model (folder or hub id), 'bm25', or a TREC run file.")],
-    data: Annotated[Path, typer.Option("--data", help="A task folder, or a folder of task folders.")],
+    data: Annotated[list[Path], typer.Option("--data", help="A task folder, or a folder of them; may be repeated.")],
     tasks: Annotated[list[str] | None, typer.Option("--tasks", help="mteb task class to run on the local data.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate (default: test, else dev).")] = None,
     metric: Annotated[str | None, typer.Option(help="Main metric, such as ndcg_at_10 or recall_at_100.")] = None,
@@ -48,7 +48,9 @@ def evaluate(
         options["normalize"] = False
     if tasks:
         _refuse({"--metric": metric, "--language": language, "--run-file": run_file, "--cache": cache}, "--tasks")
-        results = _run_mteb(model, tasks, data, out, split, instruction, options, device, dtype)
+        if len(data) > 1:
+            raise ValueError(f"--tasks looks for its data in one folder; got {len(data)}: {_listed(data)}")
+        results = _run_mteb(model, tasks, data[0], out, split, instruction, options, device, dtype)
     else:
         chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
         overrides = {key: value for key, value in chosen.items() if value is not None}
@@ -106,17 +108,18 @@ def _system(
 
 
 def _run_local(
-    system: System, data: Path, overrides: dict[str, Any], out: Path | None, run_file: Path | None
+    system: System, data: list[Path], overrides: dict[str, Any], out: Path | None, run_file: Path | None
 ) -> list[TaskResult]:
     from openembed.evaluation.runner import run_tasks
-    from openembed.evaluation.tasks import find_tasks
+    from openembed.evaluation.tasks import find_all_tasks
 
-    tasks = find_tasks(data, overrides)
+    tasks = find_all_tasks(data, overrides)
     usable = [task for task in tasks if task.kind in system.kinds]
     if not usable:
-        raise ValueError(f"{system.name} does {', '.join(system.kinds)}; {data} holds {_kinds(tasks)}")
+        raise ValueError(f"{system.name} does {', '.join(system.kinds)}; {_listed(data)} holds {_kinds(tasks)}")
     if run_file is not None and (len(usable) != 1 or usable[0].kind not in ("retrieval", "reranking")):
-        raise ValueError(f"--run-file writes the ranking of one retrieval or reranking task; {data} holds {_kinds(usable)}")
+        held = f"{_listed(data)} holds {_kinds(usable)}"
+        raise ValueError(f"--run-file writes the ranking of one retrieval or reranking task; {held}")
     return run_tasks(system, usable, out, run_file=run_file)
 
 
@@ -140,6 +143,10 @@ def _run_mteb(
 
     encoder = load(model, device=device, dtype=dtype)
     return run_mteb(encoder, model, tasks, data, out, split=split, instruction=instruction, options=options)
+
+
+def _listed(data: list[Path]) -> str:
+    return ", ".join(map(str, data))
 
 
 def _kinds(tasks: list[Task]) -> str:

@@ -216,9 +216,9 @@ def _missing(recipe: Recipe, base: Path) -> list[dict[str, str]]:
             if source.hub is not None:
                 found["hub data set", source.hub.id] = None
         for model in model_references(stage).values():
-            if model not in (UNTRAINED, BM25, *recipe.stage) and not Path(model).is_dir():
+            if model not in (UNTRAINED, BM25, *recipe.stage) and not Path(place.model_folder(model)).is_dir():
                 found["hub model", model] = None
     backbone = recipe.encoder.backbone.path if recipe.encoder else None
-    if backbone is not None and not Path(backbone).is_dir():
+    if backbone is not None and not Path(place.model_folder(backbone)).is_dir():
         found["hub model", backbone] = None
     return [{"kind": kind, "name": name} for kind, name in found]

@@ -45,7 +45,17 @@ def write_examples(path: str | Path, examples: Iterable[Example], notes: Iterabl
                 "negatives": _rows(example.negatives, example.negative_scores),
                 **next(remaining, {}),
             }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_line(row))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """The row as one JSON line; escaped where it holds a lone surrogate, which UTF-8 cannot carry."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(row) + "\n"
+    return line
 
 
 def _rows(documents: Sequence[Document], scores: Sequence[float]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ NV-Retriever (arXiv 2407.15831), NV-Embed v2 section 4. Shapes: Q queries of a b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,13 +104,28 @@ def _rank(
     seen = {text_key(example.query.text), *(int(keys[number]) for number in positives)}
     ranked: list[tuple[int, int]] = []
     wanted = config.depth + config.skip
-    for number in np.argsort(-scores_N, kind="stable"):
+    for number in best_first(scores_N, 2 * wanted + len(positives)):
         if len(ranked) == wanted:
             break
         if int(keys[number]) not in seen and documents[number].id not in known_ids:
             seen.add(int(keys[number]))
-            ranked.append((len(ranked) + 1, int(number)))
+            ranked.append((len(ranked) + 1, number))
     return ranked[config.skip :]
+
+
+def best_first(scores_N: np.ndarray, count: int) -> Iterator[int]:
+    """Yields document numbers by falling score, equal ones in corpus order.
+
+    Only about the first ``count`` are sorted unless more are taken: sorting millions of scores a query takes longer than
+    computing them.
+    """
+    rest = np.arange(len(scores_N))
+    if count < len(scores_N):
+        cut = np.partition(scores_N, len(scores_N) - count)[len(scores_N) - count]
+        top = np.flatnonzero(scores_N >= cut)
+        yield from top[np.argsort(-scores_N[top], kind="stable")].tolist()
+        rest = np.flatnonzero(scores_N < cut)
+    yield from rest[np.argsort(-scores_N[rest], kind="stable")].tolist()
 
 
 def _replaced(
@@ -169,9 +184,12 @@ def _bm25(queries: list[str], documents: list[str]) -> Scorer:
     def tokens(texts: list[str]) -> list[list[str]]:
         return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
 
-    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-    index.index(tokens(documents), show_progress=False)
     empty_N = np.zeros(len(documents), dtype=np.float32)
+    indexed = tokens(documents)
+    if not any(indexed):  # bm25s cannot index a corpus without a word; nothing is like anything then
+        return lambda part: np.stack([empty_N] * (part.stop - part.start))
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    index.index(indexed, show_progress=False)
 
     def scores(part: slice) -> np.ndarray:
         known = [[word for word in words if word in index.vocab_dict] for words in tokens(queries[part])]

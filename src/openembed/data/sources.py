@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -143,7 +144,10 @@ def _scored_pairs(config: SourceConfig, rows: Iterator[tuple[str, dict[str, Any]
     examples = []
     for where, row in rows:
         first, second = _text(row, "sentence1", where), _text(row, "sentence2", where)
-        if float(row.get("score", "nan")) >= config.minimum_score:
+        score = row.get("score")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{where}: 'score' must be a number, got {score!r:.80}")
+        if score >= config.minimum_score:
             for query, document in ((first, second), (second, first)):
                 examples.append(Example(Query("", query), (Document("", document),), source=config.name))
     return examples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ def read_pairs(folder: Path, split: str, column: str) -> tuple[list[str], list[s
         first.append(_text(row, "sentence1", where))
         second.append(_text(row, "sentence2", where))
         value = row.get(column)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{where}: {column!r} must be a number, got {value!r}")
+        if column == "label" and value not in (0, 1):
+            raise ValueError(f"{where}: 'label' must be 0 or 1, got {value!r}")
         numbers.append(value)
     return first, second, numbers
 
@@ -45,18 +48,28 @@ def read_sets(folder: Path, split: str) -> list[tuple[list[str], list[Hashable]]
         sentences, labels = row["sentences"], row.get("labels")
         if not isinstance(sentences, list) or not isinstance(labels, list) or len(sentences) != len(labels):
             raise ValueError(f"{where}: 'sentences' and 'labels' must be lists of one length")
+        if not all(isinstance(sentence, str) for sentence in sentences):
+            raise ValueError(f"{where}: 'sentences' must be texts")
+        if not all(isinstance(label, int | str) for label in labels):
+            raise ValueError(f"{where}: 'labels' must be whole numbers or strings")
         sets.append((sentences, labels))
     return sets
 
 
 def read_reranking(folder: Path, split: str) -> list[RerankingItem]:
     """Returns queries with positive and negative candidates; rows without an id get their number."""
-    items = []
+    items: list[RerankingItem] = []
+    first: dict[str, str] = {}
     for number, (where, row) in enumerate(_rows(folder, split)):
         positive, negative = ([row[key]] if isinstance(row.get(key), str) else row.get(key) for key in ("positive", "negative"))
         if not isinstance(positive, list) or not isinstance(negative, list):
             raise ValueError(f"{where}: 'positive' and 'negative' must be lists of texts")
+        if not all(isinstance(text, str) for text in (*positive, *negative)):
+            raise ValueError(f"{where}: 'positive' and 'negative' must be lists of texts")
         identity = str(row.get("id", number))
+        if identity in first:
+            raise ValueError(f"{where}: id {identity!r} is already at {first[identity]}; make ids unique")
+        first[identity] = where
         items.append(RerankingItem(identity, _text(row, "query", where), tuple(positive), tuple(negative)))
     return items
 

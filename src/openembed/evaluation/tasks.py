@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,20 +101,38 @@ class Task(TaskFile):
 def find_tasks(root: str | Path, overrides: dict[str, Any] | None = None) -> list[Task]:
     """Returns the task of folder ``root``, or all tasks of the folders in it, in the order of their names.
 
-    ``overrides`` (fields of :class:`TaskFile`) win over ``task.toml``. Folders in no known layout are passed over with
-    a warning. Raises ``ValueError`` when nothing is found, and ``FileNotFoundError`` when ``root`` is no folder.
+    ``overrides`` (fields of :class:`TaskFile`) win over ``task.toml``. Folders in no known layout, and folders in
+    ``root`` without the split asked for, are passed over with a warning. Raises ``ValueError`` when nothing is found, and
+    ``FileNotFoundError`` when ``root`` is no folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; --data takes a task folder or a folder of them")
-    tasks = list(_walk(root, root, overrides or {}))
+    lacking: list[str] = []
+    tasks = list(_walk(root, root, overrides or {}, lacking))
+    if not tasks and lacking:
+        raise ValueError("\n".join(lacking))
     if not tasks:
         raise ValueError(f"{root}: holds no task in a known layout; known are {LAYOUTS}")
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{root}: two tasks are named {name!r}; set another name in task.toml")
+    _require_distinct(tasks)
     return tasks
+
+
+def find_all_tasks(roots: Sequence[str | Path], overrides: dict[str, Any] | None = None) -> list[Task]:
+    """Returns the tasks of all ``roots``, in their order; ``ValueError`` when two have one name."""
+    tasks = [task for root in roots for task in find_tasks(root, overrides)]
+    _require_distinct(tasks)
+    return tasks
+
+
+def _require_distinct(tasks: Sequence[Task]) -> None:
+    first: dict[str, Path] = {}
+    for task in tasks:
+        if task.name in first:
+            raise ValueError(
+                f"{first[task.name]} and {task.folder}: two tasks are named {task.name!r}; set another name in task.toml"
+            )
+        first[task.name] = task.folder
 
 
 def read_task(folder: Path, name: str, overrides: dict[str, Any]) -> Task | None:
@@ -136,8 +154,19 @@ def read_task(folder: Path, name: str, overrides: dict[str, Any]) -> Task | None
     return Task(**values | {"folder": folder, "split": _choose_split(folder, splits, settings.split, kind)})
 
 
-def _walk(folder: Path, root: Path, overrides: dict[str, Any]) -> Iterator[Task]:
-    task = read_task(folder, _name(folder, root), overrides)
+class NoSplit(ValueError):
+    """A task's folder has not the split asked for, or none to choose."""
+
+
+def _walk(folder: Path, root: Path, overrides: dict[str, Any], lacking: list[str]) -> Iterator[Task]:
+    try:
+        task = read_task(folder, _name(folder, root), overrides)
+    except NoSplit as error:
+        if folder == root:
+            raise
+        log.warning("%s; passed over", error)
+        lacking.append(str(error))
+        return
     if task is not None:
         yield task
         return
@@ -145,7 +174,7 @@ def _walk(folder: Path, root: Path, overrides: dict[str, Any]) -> Iterator[Task]
     if not children and any(_splits(folder)):
         log.warning("%s: in no known layout, passed over", folder)
     for child in children:
-        yield from _walk(child, root, overrides)
+        yield from _walk(child, root, overrides, lacking)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -190,9 +219,9 @@ def _choose_split(folder: Path, splits: list[str], wanted: str | None, kind: str
     if wanted is None:
         wanted = next((split for split in SPLIT_ORDER if split in usable), usable[0] if len(usable) == 1 else None)
         if wanted is None:
-            raise ValueError(f"{folder}: no test or dev split; choose one with --split: {', '.join(usable) or 'none'}")
+            raise NoSplit(f"{folder}: no test or dev split; choose one with --split: {', '.join(usable) or 'none'}")
     if wanted not in usable:
-        raise ValueError(f"{folder}: no split {wanted!r}; it has {', '.join(usable) or 'none'}")
+        raise NoSplit(f"{folder}: no split {wanted!r}; it has {', '.join(usable) or 'none'}")
     return wanted
 
 

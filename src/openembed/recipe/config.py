@@ -27,6 +27,10 @@ MINED = "stage:"
 """Begins the path of a source that a mine stage writes: ``stage:<mine stage>/<source>.jsonl``."""
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+"""Of a stage or source: it becomes the name of a folder or file."""
+
+
 class TaskConfig(Config):
     """One evaluation: a folder in a layout that ``openembed evaluate`` reads, and the instruction of its queries."""
 
@@ -126,7 +130,7 @@ class Recipe(Config):
     description: str = ""
     seed: int = 0
     encoder: EncoderConfig | None = None
-    stage: dict[str, StageConfig] = Field(min_length=1)
+    stage: dict[Name, StageConfig] = Field(min_length=1)
     expect: tuple[Expect, ...] = ()
 
     def to_toml(self) -> str:
@@ -171,7 +175,7 @@ def parse_recipe(file: RecipeFile) -> Recipe:
 
 
 class _Sources(Config):
-    source: dict[str, SourceConfig]
+    source: dict[Name, SourceConfig]
 
 
 def _seeded(name: str, stage: Any, seed: Any) -> Any:
@@ -244,12 +248,15 @@ def needed_stages(recipe: Recipe, name: str) -> list[str]:
     return [other for other in recipe.stage if other in wanted]
 
 
-def stage_paths(stage: StageConfig) -> list[str]:
-    """Returns the files and folders outside the run that a stage reads, as the recipe names them."""
+def stage_paths(stage: StageConfig, *, watched: bool = True) -> list[str]:
+    """Returns the files and folders outside the run that a stage reads, as the recipe names them.
+
+    ``watched``: with those that only score the model during training.
+    """
     paths = [source.path for source in stage_sources(stage) if source.path and not source.path.startswith(MINED)]
     if isinstance(stage, EvaluateStage):
         paths += [task.path for task in stage.tasks]
-    if isinstance(stage, TrainStage):
+    if isinstance(stage, TrainStage) and watched:
         paths += [task.path for task in stage.watch]
     if isinstance(stage, IndexStage):
         paths.append(stage.corpus)
@@ -264,6 +271,8 @@ def check_references(recipe: Recipe) -> list[str]:
     problems = []
     for number, (name, stage) in enumerate(recipe.stage.items()):
         earlier = dict(list(recipe.stage.items())[:number])
+        if name in (UNTRAINED, BM25):
+            problems.append(f"stage.{name}: this name stands for a model; choose another (got {name!r})")
         for key, model in model_references(stage).items():
             problems += _wrong_model(recipe, earlier, f"stage.{name}.{key}", model)
         for source in stage_sources(stage):

@@ -63,7 +63,7 @@ def task_scores(place: Workplace) -> list[TaskScores]:
                 path = place.out / name / folder_name(model) / task.name.replace("/", "__") / "result.json"
                 if path.is_file():
                     result = read_json(path)["result"]
-                    scores[label(model)] = Score(result["value"], *result["interval"])
+                    scores[label(model)] = Score(result["value"], *(result["interval"] or ()))
                     metric = METRIC_NAMES.get(result["metric"], result["metric"])
             if scores:
                 tasks.append(TaskScores(task.name, metric, scores, task.note))

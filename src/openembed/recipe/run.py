@@ -3,7 +3,9 @@
 ``OUT/recipe.toml`` (resolved), ``OUT/report.html``, and a folder a stage with its outputs and ``state.json``: the hash of
 everything the stage depends on (its settings, the seed, its input files, the stages it reads) and whether it finished. A
 stage whose hash is the same and which finished is skipped; one that was interrupted goes on where its part can (training
-from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder.
+from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder. Training
+is not thrown away for it: a train stage's old folder is kept as ``<stage>.old``, until the next change replaces it. A
+folder that no run wrote is never touched.
 """
 
 from __future__ import annotations
@@ -20,13 +22,24 @@ from pathlib import Path
 from openembed import __version__
 from openembed.files import atomic_write, read_json, write_json
 from openembed.locks import exclusive
-from openembed.recipe.config import Recipe, StageConfig, check_references, model_references, needed_stages, stage_paths
+from openembed.recipe.config import (
+    UNTRAINED,
+    Recipe,
+    StageConfig,
+    TrainStage,
+    check_references,
+    model_references,
+    needed_stages,
+    stage_paths,
+)
 from openembed.recipe.files import to_toml
-from openembed.recipe.stages import Workplace, run_stage
+from openembed.recipe.stages import CHECKPOINTS, Workplace, run_stage
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
+_REPORTING = {"save_every", "evaluate_every", "watch"}
+"""Settings of a train stage that leave the trained weights as they are: changing them does not train anew."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +92,18 @@ def run_recipe(
 def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
     """Returns the hash of everything stage ``name`` depends on; ``earlier`` are the hashes of the stages before it."""
     recipe, stage = place.recipe, place.recipe.stage[name]
-    depends_on_encoder = "untrained" in model_references(stage).values() and recipe.encoder is not None
+    depends_on_encoder = UNTRAINED in model_references(stage).values() and recipe.encoder is not None
+    models = {ref: Path(place.model_folder(ref)) for ref in model_references(stage).values() if ref not in recipe.stage}
+    if depends_on_encoder and recipe.encoder.backbone.path is not None:
+        models["backbone"] = Path(place.model_folder(recipe.encoder.backbone.path))
     parts = {
         "version": __version__,
         "seed": recipe.seed,
-        "stage": stage.model_dump(mode="json"),
+        "stage": stage.model_dump(mode="json", exclude=_REPORTING if isinstance(stage, TrainStage) else None),
         "encoder": recipe.encoder.model_dump(mode="json") if depends_on_encoder else None,
         "reads": {other: earlier[other] for other in needed_stages(recipe, name)},
-        "files": {path: digest(place.locate(path)) for path in stage_paths(stage)},
-        "models": {ref: _model_identity(Path(ref)) for ref in model_references(stage).values() if Path(ref).is_dir()},
+        "files": {path: digest(place.locate(path)) for path in stage_paths(stage, watched=False)},
+        "models": {ref: _model_identity(path) for ref, path in models.items() if path.is_dir()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -120,7 +136,7 @@ def _run(place: Workplace, name: str, identity: str, on_stage: Callable[[str, st
     if on_stage is not None:
         on_stage(name, "running")
     if folder.exists() and not same:
-        shutil.rmtree(folder)
+        _make_room(folder, training=isinstance(stage, TrainStage))
     folder.mkdir(exist_ok=True)
     before = state.get("seconds", 0.0) if same else 0.0
     write_json(folder / STATE, {"hash": identity, "finished": False, "seconds": before})
@@ -132,6 +148,21 @@ def _run(place: Workplace, name: str, identity: str, on_stage: Callable[[str, st
     write_json(folder / STATE, {"hash": identity, "finished": True, "seconds": seconds})
     logger.info("stage %s (%s) took %.1f s", name, stage.do, seconds)
     return StageDone(name, stage.do, folder, False, seconds)
+
+
+def _make_room(folder: Path, *, training: bool) -> None:
+    """Empties a stage's folder, or moves it to ``<folder>.old``; ``ValueError`` when it is not a stage's."""
+    if not (folder / STATE).is_file() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: exists and was not written by a run ({STATE} is missing); choose another --out or move it")
+    if training and (folder / CHECKPOINTS).is_dir():
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        logger.warning("%s: settings or data changed; the earlier training is kept in %s", folder, old)
+        return
+    for item in folder.iterdir():  # the state goes last (it is overwritten), so that a crash here leaves a known folder
+        if item.name != STATE:
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 def _stage_table(place: Workplace, name: str) -> dict:

@@ -30,6 +30,7 @@ ARCHITECTURE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+WARNING = "A toy model, five steps, toy data under the recipe's names: it shows that the parts fit; its scores mean nothing."
 STEPS, ROWS, NEGATIVES, MAX_LENGTH, TASKS = 5, 8, 2, 64, 2
 
 
@@ -37,7 +38,8 @@ def shrink(recipe: Recipe) -> Recipe:
     """Returns ``recipe`` with a toy encoder, a few rows of packaged data a source, and five steps a train stage."""
     encoder = None if recipe.encoder is None else _encoder(recipe.encoder)
     stages = {name: _stage(stage, recipe) for name, stage in recipe.stage.items()}
-    return recipe.model_copy(update={"encoder": encoder, "stage": stages, "expect": ()})
+    changes = {"title": f"{recipe.title or recipe.name} (smoke run)", "description": WARNING, "expect": ()}
+    return recipe.model_copy(update={"encoder": encoder, "stage": stages, **changes})
 
 
 def _encoder(config: EncoderConfig) -> EncoderConfig:
@@ -63,7 +65,8 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
         case TrainStage():
             return _train(stage, recipe)
         case EvaluateStage():
-            tasks = tuple(task.model_copy(update={"path": f"{TOY}/retrieval"}) for task in stage.tasks[:TASKS])
+            toy = {"path": f"{TOY}/retrieval", "note": "toy data"}
+            tasks = tuple(task.model_copy(update=toy) for task in stage.tasks[:TASKS])
             models = tuple(dict.fromkeys(_model(model, recipe) for model in stage.models))
             return stage.model_copy(update={"models": models, "tasks": tasks})
         case IndexStage():

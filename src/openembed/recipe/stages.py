@@ -28,11 +28,14 @@ from openembed.recipe.config import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
     from openembed.records import Document
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
+CHECKPOINTS = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,33 @@ class Workplace:
         return source.model_copy(update={"path": str(self.locate(source.path).absolute())})
 
     def model_folder(self, reference: str) -> str:
-        """Returns the folder of a train stage's model, or the reference itself (a folder or hub id)."""
-        return str(self.out / reference / MODEL) if reference in self.recipe.stage else reference
+        """Returns the folder of a train stage's model, or a folder under ``base``, or the reference itself (a hub id)."""
+        if reference in self.recipe.stage:
+            return str(self.out / reference / MODEL)
+        return str(self.base / reference) if (self.base / reference).is_dir() else reference
 
-    def model(self, reference: str, dtype: str | None = None) -> Encoder:
-        """Returns the encoder of a model reference; ``dtype`` None: the best for the device."""
+    def model(self, reference: str, dtype: torch.dtype | None = None) -> Encoder:
+        """Returns the encoder of a model reference, to train when ``dtype`` is given: that of the backbone alone.
+
+        A head that is to be trained stays in float32. None: everything in what is best for the device.
+        """
+        import torch
+
         from openembed.checkpoints import build, load
 
+        head_dtype = None if dtype is None else torch.float32
         if reference != UNTRAINED:
-            return load(self.model_folder(reference), device=self.device, dtype=dtype)
+            return load(self.model_folder(reference), device=self.device, dtype=dtype, head_dtype=head_dtype)
+        device = self.device or _best_device()
+        dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         config = self.recipe.encoder
         assert config is not None, "references are checked before a recipe runs"
         if config.tokenizer_path is not None and config.tokenizer_path.startswith("package:"):
             config = config.model_copy(update={"tokenizer_path": str(self.locate(config.tokenizer_path))})
-        return build(config, seed=self.recipe.seed).to(self.device or _best_device())
+        if config.backbone.path is not None:
+            found = self.model_folder(config.backbone.path)
+            config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": found})})
+        return build(config, seed=self.recipe.seed, dtype=dtype).to(device)
 
 
 def run_stage(place: Workplace, name: str) -> None:
@@ -135,9 +151,20 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
         system = EncoderSystem(encoder, "training")
         return {task.name: system.evaluate(task).value for task in watched}
 
-    # Weights are trained in float32; compute.precision says in what the products are taken.
-    encoder = place.model(stage.start, dtype="float32")
+    encoder = place.model(stage.start, dtype=backbone_dtype(stage))
     train(stage.training, encoder, folder, examples=examples, evaluate=evaluate if watched else None)
+
+
+def backbone_dtype(stage: TrainStage) -> torch.dtype:
+    """Returns the precision in which a train stage loads the backbone: whatever is trained must be float32.
+
+    Under LoRA with bf16 products the backbone is frozen and stays in 16 bits (a 7B model: 14 GB and not 28); the trainer
+    keeps adapters and head in float32.
+    """
+    import torch
+
+    frozen = stage.lora is not None and stage.compute.precision == "bf16"
+    return torch.bfloat16 if frozen else torch.float32
 
 
 def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:

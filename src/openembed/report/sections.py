@@ -36,7 +36,7 @@ def training_figures(stages: Stages) -> dict[str, list[Figure]]:
         "similarity": _similarity(stages),
         "false_negatives": _single(
             "False negatives masked",
-            "Would-be negatives refused at each step because they are known positives of the row",
+            "Would-be negatives refused at each step: known positives of the row, its own query, or too close by the teacher",
             stages,
             lambda row: row.get("false_negatives_masked"),
             floor=0.0,

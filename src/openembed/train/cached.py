@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -29,13 +29,13 @@ class ComputeConfig(Config):
     """How a step is computed; none of it changes what is learned, up to rounding and dropout draws.
 
     ``chunk_tokens``: tokens a micro-batch. ``live_chunks``: how many micro-batches keep their activations for the
-    backward pass; the others run twice (gradient caching). None keeps all: the plain step, fastest and largest.
+    backward pass; the others run twice (gradient caching). "all" is the plain step, fastest and largest.
     ``gradient_checkpointing`` recomputes inside the backbone instead. ``max_length``: tokens a text (None: the model's).
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
     chunk_tokens: int = Field(default=16384, ge=1)
-    live_chunks: int | None = Field(default=1, ge=0)
+    live_chunks: Annotated[int, Field(ge=0)] | Literal["all"] = 1
     gradient_checkpointing: bool = False
     max_length: int | None = Field(default=None, ge=1)
 
@@ -64,7 +64,7 @@ def backward(
     it again under the same dropout seed. The result does not depend on ``live_chunks``.
     """
     chunks = micro_batches(prepared.rows.lengths, compute.chunk_tokens)
-    first_live = 0 if compute.live_chunks is None else len(chunks) - compute.live_chunks
+    first_live = 0 if compute.live_chunks == "all" else len(chunks) - compute.live_chunks
     values: list[Tensor] = []
     for number, indices in enumerate(chunks):
         with nullcontext() if number >= first_live else torch.no_grad():

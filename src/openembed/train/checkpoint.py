@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 KEPT = 2
 """This many of the newest checkpoints stay on disk."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter, from the first gradient it gets; one that never gets any (BERT's pooler) has none."""
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -101,10 +103,12 @@ def restore(checkpoint: Checkpoint, encoder: nn.Module, optimizer: torch.optim.O
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-            state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-            }
+            keys = [key for key in MOMENTS if f"{name}/{key}" in moments]
+            state = {key: moments[f"{name}/{key}"] for key in keys}
+            if state:
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                }
 
 
 def _open(path: Path) -> Checkpoint:
@@ -136,7 +140,7 @@ def _moments(encoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return {
         f"{name}/{key}": value.detach().cpu().contiguous()
         for name, parameter in _trainable(encoder).items()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

@@ -12,9 +12,9 @@ from openembed.config import Config
 
 
 class OptimizerConfig(Config):
-    """AdamW with warm-up and linear decay to 0 (NV-Embed, table 11: lr 2e-5 / 1.5e-5, warm-up 500, weight decay 0.03).
+    """AdamW with warm-up and linear decay to 0 (NV-Embed v1, table 5: lr 2e-5 / 1.5e-5, warm-up 500, weight decay 0.03).
 
-    ``warmup``: steps, or a fraction of all steps when below 1. ``clip``: largest gradient norm (None does not clip).
+    ``warmup``: steps, or a fraction of all steps when below 1. ``clip``: largest gradient norm (0 does not clip).
     ``head_lr_factor`` and ``embedding_lr_factor`` scale the rate of the head (with its projections) and of the
     backbone's embedding tables. Weight decay applies to parameters of two or more dimensions: not to biases and norms.
     """
@@ -24,7 +24,7 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(default=0.03, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
-    clip: float | None = Field(default=1.0, gt=0)
+    clip: float = Field(default=1.0, ge=0)
     head_lr_factor: float = Field(default=1.0, gt=0)
     embedding_lr_factor: float = Field(default=1.0, gt=0)
 
