@@ -47,7 +47,10 @@ def is_standard(encoder: Encoder) -> bool:
     head, tokenizer = encoder.config.head, encoder.config.tokenizer
     plain = head.kind in POOLING_KINDS.values() or head.kind == "concat"
     framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
-    return plain and framed and all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
+    if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
+        return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
+    spans = head.kind == "cls" or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
+    return plain and framed and spans
 
 
 def _probe_prompts(encoder: Encoder) -> set[str]:
@@ -72,7 +75,7 @@ def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     pooling = {
         "embedding_dimension": encoder.backbone.width,
         "pooling_mode": modes,
-        "include_prompt": encoder.config.tokenizer.pool_instruction == "include",
+        "include_prompt": head.kind == "cls" or encoder.config.tokenizer.pool_instruction == "include",
     }
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling)

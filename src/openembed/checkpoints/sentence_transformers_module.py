@@ -166,7 +166,7 @@ class OpenEmbedModule(InputModule):
         self.max_seq_length = self.settings["max_length"]
         self.prefix, self.suffix = self._surroundings()
         self.model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", **model_options)
-        self.causal = self.settings["backbone"]["attention"] == "causal"
+        self.causal = self._is_causal()
         width = self.model.config.hidden_size
         self.head = build_head(self.settings["head"], width)
         width *= len(self.settings["head"].get("parts", [0]))
@@ -200,14 +200,18 @@ class OpenEmbedModule(InputModule):
         return cls(folder, **options)
 
     def save(self, output_path, *args, **kwargs):
-        """Writes the checkpoint's files with the present weights."""
+        """Writes the checkpoint's files with the present weights and ``max_seq_length``; also over themselves."""
         self.model.save_pretrained(output_path)
         parts = nn.ModuleDict({"head": self.head, "projections": self.projections})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.state_dict().items()}
         if tensors:
             save_file(tensors, os.path.join(output_path, "head.safetensors"))
-        for name in ("openembed.json", "openembed_module.py", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(os.path.join(self.folder, name), os.path.join(output_path, name))
+        for name in ("openembed_module.py", "tokenizer.json", "tokenizer_config.json"):
+            source, target = os.path.join(self.folder, name), os.path.join(output_path, name)
+            if os.path.realpath(source) != os.path.realpath(target):
+                shutil.copyfile(source, target)
+        with open(os.path.join(output_path, "openembed.json"), "w", encoding="utf-8") as file:
+            json.dump({**self.settings, "max_length": self.max_seq_length}, file, indent=2, ensure_ascii=False)
 
     def get_embedding_dimension(self):
         """Returns the width of a vector."""
@@ -249,6 +253,14 @@ class OpenEmbedModule(InputModule):
         if self.causal:
             seen = seen & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+    def _is_causal(self):
+        """Whether tokens see earlier ones only: as ``openembed.json`` says, or as the checkpoint's own code does."""
+        attention = self.settings["backbone"]["attention"]
+        if attention != "model":
+            return attention == "causal"
+        layers = any(getattr(module, "is_causal", False) is True for module in self.model.modules())
+        return layers and getattr(self.model.config, "is_causal", None) is not False
 
     def _positions(self, mask):
         embeddings = getattr(self.model, "embeddings", None)
