@@ -6,7 +6,7 @@ The caller gives texts and an instruction; beginning and end tokens, truncation 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,9 @@ from openembed.config import Config
 from openembed.packing import TokenRows
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+CHUNK = 4096
+"""Texts tokenized at a time: the backend's results take some hundred bytes a token until they are rows."""
 
 
 class TokenizerConfig(Config):
@@ -36,6 +39,15 @@ class TokenizerConfig(Config):
     truncation: Literal["keep_eos", "cut_end"] = "keep_eos"
     pool_instruction: Literal["exclude", "exclude_by_count", "exclude_by_count_and_prefix", "include"] = "exclude"
     lowercase: bool = False
+
+
+def _listed(texts: Sequence[str]) -> Sequence[str]:
+    """``texts`` where they have an order and a length; vectors could not be told apart otherwise."""
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings; got one string. Write [text] for a single text.")
+    if isinstance(texts, (Mapping, Set)) or not (hasattr(texts, "__len__") and hasattr(texts, "__getitem__")):
+        raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}; make it one with list(...)")
+    return texts if isinstance(texts, (list, tuple)) else list(texts)
 
 
 class TextTokenizer:
@@ -75,23 +87,43 @@ class TextTokenizer:
         ``instructions``: the literal prefix of all texts, or one a text. Lone surrogates become U+FFFD.
         Raises ``TypeError`` for a bare string and ``ValueError`` when an instruction leaves no room for its text.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a list of strings; got one string. Write [text] for a single text.")
-        prefixes = [instructions] * len(texts) if isinstance(instructions, str) else list(instructions)
-        if len(prefixes) != len(texts):
-            raise ValueError(f"{len(texts)} texts but {len(prefixes)} instructions; give one, or one a text")
-        prefixes = [self._clean(prefix) for prefix in prefixes]
-        joined = [prefix + self._clean(text) for prefix, text in zip(prefixes, texts, strict=True)]
-        encodings = self.backend.encode_batch(joined, add_special_tokens=False)
+        texts = _listed(texts)
+        prefixes = self._prefixes(instructions, len(texts))
         counts = self._prefix_counts(prefixes)
         ids, starts = [], np.zeros(len(texts), dtype=np.int32)
-        for i, (encoding, prefix) in enumerate(zip(encodings, prefixes, strict=True)):
-            row = self._row(encoding.ids, max_length)
-            if prefix and self.config.pool_instruction != "include":
-                starts[i] = counts[prefix] if counts else self._start(encoding, len(prefix), len(joined[i]))
-                self._require_room(int(starts[i]), len(row) - self._kept(encoding.ids, row), max_length)
-            ids.append(row)
+        for first in range(0, len(texts), CHUNK):
+            chunk = slice(first, first + CHUNK)
+            rows, starts[chunk] = self._chunk(texts[chunk], prefixes[chunk], counts, max_length)
+            ids.extend(rows)
         return TokenRows(ids, starts)
+
+    def _chunk(
+        self, texts: Sequence[str], prefixes: list[str], counts: dict[str, int], max_length: int | None
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """Rows and pool starts of some texts: the backend's results are large and kept no longer than this."""
+        joined = [prefix + self._clean(text) for prefix, text in zip(prefixes, texts, strict=True)]
+        spans = self.config.pool_instruction != "include" and any(prefixes)
+        encode = self.backend.encode_batch if spans and not counts else self.backend.encode_batch_fast
+        rows, starts = [], []
+        for encoding, prefix, text in zip(encode(joined, add_special_tokens=False), prefixes, joined, strict=True):
+            body, start = encoding.ids, 0
+            row = self._row(body, max_length)
+            if prefix and spans:
+                start = counts[prefix] if counts else self._start(encoding, len(prefix), len(text))
+                self._require_room(start, len(row) - self._kept(body, row), max_length)
+            rows.append(row)
+            starts.append(start)
+        return rows, starts
+
+    def _prefixes(self, instructions: str | Sequence[str], count: int) -> list[str]:
+        """One clean prefix a text."""
+        if isinstance(instructions, str):
+            return [self._clean(instructions)] * count
+        if not isinstance(instructions, Sequence):
+            raise TypeError(f"an instruction must be a string ('' for none), got {type(instructions).__name__}")
+        if len(instructions) != count:
+            raise ValueError(f"{count} texts but {len(instructions)} instructions; give one, or one a text")
+        return [self._clean(prefix) for prefix in instructions]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of a row's token ids, without what the model puts before and after."""

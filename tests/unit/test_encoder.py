@@ -177,3 +177,71 @@ def test_prompts_render_once():
     assert prompts.render("Instruct: find it\nQuery:") == "Instruct: find it\nQuery:"
     assert prompts.render("") == ""
     assert PromptConfig(template="{task}: ").render("query") == "query: "
+
+
+def test_a_setting_at_its_default_leaves_fingerprints_alone(make_encoder):
+    from pydantic import Field
+
+    from openembed.config import chosen
+    from openembed.heads.pooling import MeanConfig
+
+    class Later(EncoderConfig):
+        added: int = 3
+        table: dict[str, int] = Field(default_factory=dict)
+
+    config = make_encoder().config
+    assert chosen(Later(**config.model_dump())) == chosen(config)
+    assert chosen(Later(**config.model_dump(), added=4)) == {**chosen(config), "added": 4}
+    assert chosen(MeanConfig()) == {"kind": "mean"}
+    assert make_encoder().fingerprint != make_encoder(head={"kind": "cls"}).fingerprint
+
+
+def test_fingerprint_follows_the_tokenizer(make_encoder, tokenizer_dir, tmp_path):
+    from tokenizers import Tokenizer, normalizers
+
+    backend = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert make_encoder(tokenizer_path=str(tmp_path)).fingerprint != make_encoder().fingerprint
+
+
+BERT = {"model_type": "bert", "max_position_embeddings": 24}
+
+
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [(BERT, 24), ({**BERT, "model_type": "roberta", "pad_token_id": 300}, None), ({"model_type": "mistral"}, None)],
+    ids=["bert", "roberta", "mistral"],
+)
+def test_no_text_is_longer_than_the_learned_positions(make_encoder, family, positions):
+    if family["model_type"] == "roberta":  # counts from padding_idx + 1
+        family = {**family, "max_position_embeddings": 24 + 301}
+        positions = 24
+    encoder = make_encoder(architecture=family, attention="model")
+    assert encoder.encode(["word " * 100]).shape == (1, 32)
+    assert encoder.max_length == (positions or 192)
+    if positions:
+        encoder.encode(["word " * 100], max_length=positions)
+        with pytest.raises(ValueError, match="25 is more than the 24 positions"):
+            encoder.encode(["word"], max_length=25)
+
+
+def test_options_are_checked(encoder):
+    for options in ({"max_length": 0}, {"token_budget": 0}, {"max_length": -3}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            encoder.encode_queries(["a"], **options)
+    with pytest.raises(TypeError, match="batch_size"):
+        encoder.encode_documents(["a"], batch_size=3)
+    with pytest.raises(ValueError, match="not both"):
+        encoder.document_prompt(task="a", instruction="b")
+
+
+def test_encoding_leaves_each_part_in_its_own_mode(make_encoder):
+    encoder = make_encoder(architecture={"attention_dropout": 0.5})
+    expected = encoder.encode(TEXTS)
+    encoder.backbone.train()
+    encoder.training = False
+    np.testing.assert_array_equal(encoder.encode(TEXTS), expected)
+    assert encoder.backbone.training
+    assert not encoder.training
+    assert not encoder.head.training

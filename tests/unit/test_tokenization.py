@@ -111,3 +111,25 @@ def test_published_rule_on_the_reference_tokenizer(golden_dir):
     alone = len(tokenizer.backend.encode(case["instruction"], add_special_tokens=False).ids)
     assert rows.pool_starts.tolist() == [alone] * 4
     assert all(row[0] == 1 and row[-1] == 2 for row in rows.ids)
+
+
+def test_only_lists_of_strings_are_texts(make_tokenizer):
+    tokenizer = make_tokenizer()
+    np.testing.assert_array_equal(tokenizer(np.array(["one", "two"])).ids[1], tokenizer(["two"]).ids[0])
+    for texts in ({"one": 1}, {"one"}, (text for text in ["one"])):
+        with pytest.raises(TypeError, match="must be a list of strings"):
+            tokenizer(texts)
+    with pytest.raises(TypeError, match="instruction must be a string"):
+        tokenizer(["one"], None)
+    with pytest.raises(TypeError, match="NoneType"):
+        tokenizer(["one", None])
+
+
+def test_chunks_change_nothing(make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer()
+    texts, prompts = [f"text {i}" for i in range(7)], [PROMPT, ""] * 3 + [PROMPT]
+    whole = tokenizer(texts, prompts)
+    monkeypatch.setattr("openembed.tokenization.CHUNK", 3)
+    parts = tokenizer(texts, prompts)
+    np.testing.assert_array_equal(parts.pool_starts, whole.pool_starts)
+    assert [row.tolist() for row in parts.ids] == [row.tolist() for row in whole.ids]

@@ -45,9 +45,7 @@ def read_beir_qrels(path: str | Path) -> Qrels:
     for line, fields in _lines(path):
         if line == 1:
             if len(fields) != 3 or _is_integer(fields[2]):
-                raise ValueError(
-                    f"{path}:1: expected the header {' '.join(BEIR_HEADER)}, got {fields}; add the header line"
-                )
+                raise ValueError(f"{path}:1: expected the header {' '.join(BEIR_HEADER)}, got {fields}; add the header line")
             continue
         if len(fields) != 3:
             raise ValueError(f"{path}:{line}: expected 3 columns (query id, document id, grade), got {len(fields)}")
@@ -83,23 +81,17 @@ def read_beir(folder: str | Path, split: str = "test") -> tuple[list[Document], 
     return corpus, queries, qrels
 
 
-def write_beir(
-    folder: str | Path, corpus: Iterable[Document], queries: Iterable[Query], qrels: dict[str, Qrels]
-) -> None:
+def write_beir(folder: str | Path, corpus: Iterable[Document], queries: Iterable[Query], qrels: dict[str, Qrels]) -> None:
     """Writes a BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` and a ``qrels/<split>.tsv`` for each split."""
     folder = Path(folder)
-    _write_jsonl(
-        folder / "corpus.jsonl", ({"_id": d.id, "title": d.title, "text": d.text, **d.metadata} for d in corpus)
-    )
+    _write_jsonl(folder / "corpus.jsonl", ({"_id": d.id, "title": d.title, "text": d.text, **d.metadata} for d in corpus))
     _write_jsonl(folder / "queries.jsonl", ({"_id": q.id, "text": q.text, **q.metadata} for q in queries))
     for split, judgements in qrels.items():
         with atomic_write(folder / "qrels" / f"{split}.tsv") as file:
             file.write("\t".join(BEIR_HEADER) + "\n")
             for query_id, judged in judgements.items():
                 for document_id, grade in judged.items():
-                    file.write(
-                        "\t".join((_field(query_id, "\t\n\r"), _field(document_id, "\t\n\r"), str(grade))) + "\n"
-                    )
+                    file.write("\t".join((_field(query_id, "\t\n\r"), _field(document_id, "\t\n\r"), str(grade))) + "\n")
 
 
 def read_trec_qrels(path: str | Path) -> Qrels:
@@ -129,9 +121,7 @@ def read_run(path: str | Path) -> Run:
     for line, fields in _lines(path, separator=None):
         where = f"{path}:{line}"
         if len(fields) != 6:
-            raise ValueError(
-                f"{where}: expected 6 columns (query id, Q0, document id, rank, score, tag), got {len(fields)}"
-            )
+            raise ValueError(f"{where}: expected 6 columns (query id, Q0, document id, rank, score, tag), got {len(fields)}")
         query_id, _, document_id, _, score, _ = fields
         try:
             value = float(score)
