@@ -245,3 +245,85 @@ def test_encoding_leaves_each_part_in_its_own_mode(make_encoder):
     assert encoder.backbone.training
     assert not encoder.training
     assert not encoder.head.training
+
+
+def test_adapters_are_merged_before_saving(make_encoder, tmp_path):
+    from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
+
+    encoder = make_encoder()
+    add_lora(encoder.backbone.model, LoraConfig(rank=2))
+    with pytest.raises(ValueError, match="merge them before saving"):
+        encoder.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+    merge_lora(encoder.backbone.model)
+    encoder.save(tmp_path / "model")
+    openembed.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_an_older_checkpoint_is_replaced_in_one_step_where_the_system_can(make_encoder, tmp_path, monkeypatch, atomic):
+    from openembed import files
+
+    make_encoder().save(tmp_path / "model")
+    renames, rename = [], os.rename
+    monkeypatch.setattr("openembed.checkpoints.native.os.rename", lambda a, b: (renames.append(a), rename(a, b)))
+    if not atomic:
+        monkeypatch.setattr("openembed.checkpoints.native.exchange", lambda first, second: False)
+    elif not files.exchange(_folder(tmp_path / "a"), _folder(tmp_path / "b")):
+        pytest.skip("this system has no atomic exchange")
+    changed = make_encoder(seed=5)
+    changed.save(tmp_path / "model")
+    assert len(renames) == (0 if atomic else 2)
+    assert openembed.load(tmp_path / "model").fingerprint == changed.fingerprint
+    assert sorted(os.listdir(tmp_path)) == (["a", "b", "model"] if atomic else ["model"])
+
+
+def _folder(path):
+    path.mkdir()
+    return path
+
+
+def test_a_head_for_a_model_that_has_one_is_refused(make_encoder, tmp_path):
+    make_encoder().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="has its own head"):
+        openembed.load(tmp_path / "model", head={"kind": "cls"})
+
+
+def test_a_revision_reaches_the_hub(make_encoder, tmp_path, monkeypatch):
+    make_encoder().save(tmp_path / "model")
+    asked = {}
+
+    def snapshot(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path / "model")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    openembed.load("someone/model", revision="abc")
+    assert (asked["name"], asked["revision"]) == ("someone/model", "abc")
+    assert not any(pattern.endswith(".py") for pattern in asked["allow_patterns"])
+
+
+def test_the_model_is_probed_once_and_as_it_will_run(make_encoder, tmp_path, monkeypatch):
+    from openembed.backbones.prepacked import PrepackedLinear, available
+    from openembed.backbones.probe import check
+
+    make_encoder().save(tmp_path / "model")
+    probed = []
+
+    def watch(backbone):
+        probed.append(any(isinstance(module, PrepackedLinear) for module in backbone.modules()))
+        return check(backbone)
+
+    monkeypatch.setattr("openembed.checkpoints.check", watch)
+    openembed.load(tmp_path / "model")
+    assert probed == [available()]
+
+
+def test_precision_drift_is_that_of_a_model_loaded_so(make_encoder, tmp_path):
+    from openembed.verify import _rounded
+
+    encoder = make_encoder()
+    encoder.save(tmp_path / "model")
+    loaded = openembed.load(tmp_path / "model", dtype="bfloat16")
+    np.testing.assert_array_equal(_rounded(encoder, torch.bfloat16).encode(TEXTS), loaded.encode(TEXTS))
+    assert encoder.dtype == torch.float32

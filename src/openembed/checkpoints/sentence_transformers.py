@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from openembed.backbones.probe import check
 from openembed.backbones.text import BackboneConfig, load_text_backbone
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
@@ -54,7 +53,6 @@ def load_sentence_transformers(folder: Path, dtype: torch.dtype | None) -> Encod
     tokenizer_settings = _optional(body / "tokenizer_config.json")
     backbone_config = BackboneConfig(path=str(body), attention="model")
     backbone = load_text_backbone(backbone_config, dtype=dtype)
-    check(backbone)
     fields = {
         "backbone": backbone_config,
         "head": _head(pooling, folder),
