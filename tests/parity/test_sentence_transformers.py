@@ -38,6 +38,7 @@ def test_standard_heads_need_no_remote_code(make_encoder, tmp_path, head, attent
 @pytest.mark.parametrize(
     "parts",
     [
+        {"head": {"kind": "self_attention", "heads": 4}, "prompts": {"template": "</s>{task}</s>"}},
         {"head": {"kind": "latent_attention", "latents": 6, "heads": 2}},
         {"head": {"kind": "latent_attention", "latents": 6, "heads": 2, "variant": "paper"}},
         {"head": {"kind": "self_attention", "heads": 4}},
@@ -48,7 +49,18 @@ def test_standard_heads_need_no_remote_code(make_encoder, tmp_path, head, attent
         {"head": {"kind": "self_attention", "heads": 4}, "attention": "model"},
         {"head": {"kind": "concat", "parts": ["cls", "mean"]}},
     ],
-    ids=["latent", "paper", "self", "merging-template", "latent-causal", "cut-end", "projection", "own-mask", "cls-and-mean"],
+    ids=[
+        "special-prompt",
+        "latent",
+        "paper",
+        "self",
+        "merging-template",
+        "latent-causal",
+        "cut-end",
+        "projection",
+        "own-mask",
+        "cls-and-mean",
+    ],
 )
 def test_other_encoders_travel_with_their_module(make_encoder, tmp_path, parts):
     encoder = make_encoder(**parts)
@@ -118,13 +130,14 @@ def test_their_checkpoints_open_here(make_encoder, tmp_path, modes):
     np.testing.assert_allclose(encoder.encode_documents(TEXTS_THERE), model.encode_document(TEXTS_THERE), atol=1e-5)
 
 
-def test_prompts_left_out_of_pooling_as_there(make_encoder, tmp_path):
+@pytest.mark.parametrize("prompt", ["Represent this: ", "<s>ask: ", "ask</s>"])
+def test_prompts_left_out_of_pooling_as_there(make_encoder, tmp_path, prompt):
     from sentence_transformers.sentence_transformer import modules
 
     make_encoder().save(tmp_path / "body")
     transformer = modules.Transformer(str(tmp_path / "body"), model_kwargs={"dtype": torch.float32})
     pooling = modules.Pooling(transformer.get_embedding_dimension(), "mean", include_prompt=False)
-    model = st.SentenceTransformer(modules=[transformer, pooling], prompts={"query": "Represent this: "})
+    model = st.SentenceTransformer(modules=[transformer, pooling], prompts={"query": prompt})
     model.save(str(tmp_path / "theirs"))
     encoder = openembed.load(tmp_path / "theirs")
     texts = ["are judo throws allowed", "Mars is a planet"]

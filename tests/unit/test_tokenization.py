@@ -133,3 +133,15 @@ def test_chunks_change_nothing(make_tokenizer, monkeypatch):
     parts = tokenizer(texts, prompts)
     np.testing.assert_array_equal(parts.pool_starts, whole.pool_starts)
     assert [row.tolist() for row in parts.ids] == [row.tolist() for row in whole.ids]
+
+
+@pytest.mark.parametrize("rule", ["exclude", "exclude_by_count", "exclude_by_count_and_prefix", "include"])
+def test_special_tokens_of_an_instruction_are_read_and_those_of_a_text_are_not(make_tokenizer, rule):
+    tokenizer = make_tokenizer(pool_instruction=rule)
+    rows = tokenizer(["one two", "a</s>b", "one two"], ["</s>ask: ", "</s>ask: ", ""])
+    assert [row.tolist().count(1) for row in rows.ids] == [2, 2, 1]
+    assert rows.ids[0].tolist()[:2] == [0, 1]
+    np.testing.assert_array_equal(rows.ids[2], tokenizer(["one two"]).ids[0])
+    if rule == "exclude":
+        assert pooled(tokenizer, "one two", "</s>ask: ").strip() == "one two"
+        assert pooled(tokenizer, "a</s>b", "</s>ask: ").strip() == "a< /s>b"

@@ -35,7 +35,7 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
     (folder / rows[-1]["path"]).mkdir()
     write_json(folder / "modules.json", [{"idx": i, "name": str(i), **row} for i, row in enumerate(rows)])
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.config.max_length, "do_lower_case": False})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
     write_json(
         folder / "config_sentence_transformers.json",
         {"prompts": _prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
@@ -64,7 +64,7 @@ def _span_agrees(tokenizer: TextTokenizer, prompt: str) -> bool:
     """True when counting the prompt's tokens alone gives the span that offsets give, whatever text follows."""
     if tokenizer.config.pool_instruction in ("include", "exclude_by_count_and_prefix"):
         return True
-    counted = len(tokenizer.prefix) + len(tokenizer.backend.encode(prompt, add_special_tokens=False).ids)
+    counted = len(tokenizer.prefix) + len(tokenizer.prefix_ids(prompt))
     return bool((tokenizer(BOUNDARY_TEXTS, prompt).pool_starts == counted).all())
 
 

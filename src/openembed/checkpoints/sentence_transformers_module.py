@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import torch
@@ -163,6 +164,9 @@ class OpenEmbedModule(InputModule):
             self.settings = json.load(file)
         self.tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
         self.tokenizer.encode_special_tokens = True
+        self.reading_special = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+        names = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+        self.special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
         self.max_seq_length = self.settings["max_length"]
         self.prefix, self.suffix = self._surroundings()
         self.model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", **model_options)
@@ -221,10 +225,14 @@ class OpenEmbedModule(InputModule):
         """Returns padded ids with the attention and the pooling mask."""
         prompt = self._clean(prompt or "")
         rows, starts = [], []
+        marked = bool(self.special.search(prompt))
+        tokenizer = self.reading_special if marked else self.tokenizer
         for text in inputs:
-            encoding = self.tokenizer.encode(prompt + self._clean(text), add_special_tokens=False)
+            text = self._clean(text)
+            text = self.special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text) if marked else text
+            encoding = tokenizer.encode(prompt + text, add_special_tokens=False)
             rows.append(self._row(encoding.ids))
-            starts.append(self._start(encoding, prompt, len(prompt) + len(text)))
+            starts.append(self._start(encoding, prompt, len(prompt) + len(text), tokenizer))
         lengths = torch.tensor([len(row) for row in rows])
         position = torch.arange(int(lengths.max()))
         pad = self.suffix[-1] if self.suffix else 0
@@ -282,12 +290,12 @@ class OpenEmbedModule(InputModule):
             body = body[: limit - len(self.prefix) - len(self.suffix)]
         return ([*self.prefix, *body, *self.suffix] or [0])[:limit]
 
-    def _start(self, encoding, prompt, end):
+    def _start(self, encoding, prompt, end, tokenizer):
         rule = self.settings["tokenizer"]["pool_instruction"]
         if not prompt or rule == "include":
             return 0
         if rule.startswith("exclude_by_count"):
-            count = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+            count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
             return count + (len(self.prefix) if rule == "exclude_by_count_and_prefix" else 0)
         tokens = (encoding.char_to_token(i) for i in range(len(prompt), end))
         return len(self.prefix) + next((t for t in tokens if t is not None), len(encoding.ids))
