@@ -234,7 +234,18 @@ class Encoder(nn.Module):
         self, texts: Sequence[str], instructions: str | Sequence[str] = "", max_length: int | None = None
     ) -> TokenRows:
         """Returns the token rows of ``texts``; ``instructions`` is one literal prefix, or one a text."""
-        return self.tokenizer(texts, instructions, self.max_length if max_length is None else self._allowed(max_length))
+        rows = self.tokenizer(texts, instructions, self.max_length if max_length is None else self._allowed(max_length))
+        if self.tokenizer.vocabulary > self.backbone.vocabulary:
+            self._require_known(rows)
+        return rows
+
+    def _require_known(self, rows: TokenRows) -> None:
+        for i, row in enumerate(rows.ids):
+            if row.max() >= self.backbone.vocabulary:
+                name = self.tokenizer.backend.id_to_token(int(row.max()))
+                raise ValueError(
+                    f"text {i} has the token {name!r}, for which the model's {self.backbone.vocabulary} rows hold none"
+                )
 
     def forward(self, packed: Packed) -> Tensor:
         """Returns the vectors of one micro-batch, ``(B, D)`` float32, not normalised, differentiable."""

@@ -48,6 +48,7 @@ def test_standard_heads_need_no_remote_code(make_encoder, tmp_path, head, attent
         {"head": {"kind": "self_attention", "heads": 4}, "projections": [{"width": 12, "activation": "tanh"}]},
         {"head": {"kind": "self_attention", "heads": 4}, "attention": "model"},
         {"head": {"kind": "concat", "parts": ["cls", "mean"]}},
+        {"head": {"kind": "cls", "after_instruction": True}, "tokenizer": {"eos_token": "</s>", "truncation": "cut_end"}},
     ],
     ids=[
         "special-prompt",
@@ -60,6 +61,7 @@ def test_standard_heads_need_no_remote_code(make_encoder, tmp_path, head, attent
         "projection",
         "own-mask",
         "cls-and-mean",
+        "cls-after",
     ],
 )
 def test_other_encoders_travel_with_their_module(make_encoder, tmp_path, parts):
@@ -130,19 +132,25 @@ def test_their_checkpoints_open_here(make_encoder, tmp_path, modes):
     np.testing.assert_allclose(encoder.encode_documents(TEXTS_THERE), model.encode_document(TEXTS_THERE), atol=1e-5)
 
 
-@pytest.mark.parametrize("prompt", ["Represent this: ", "<s>ask: ", "ask</s>"])
-def test_prompts_left_out_of_pooling_as_there(make_encoder, tmp_path, prompt):
+@pytest.mark.parametrize(
+    ("prompt", "mode"),
+    [("Represent this: ", "mean"), ("<s>ask: ", "mean"), ("ask</s>", "max"), ("ask: ", "cls"), ("ask: ", "lasttoken")],
+)
+def test_prompts_left_out_of_pooling_as_there(make_encoder, tmp_path, prompt, mode):
     from sentence_transformers.sentence_transformer import modules
 
     make_encoder().save(tmp_path / "body")
     transformer = modules.Transformer(str(tmp_path / "body"), model_kwargs={"dtype": torch.float32})
-    pooling = modules.Pooling(transformer.get_embedding_dimension(), "mean", include_prompt=False)
+    pooling = modules.Pooling(transformer.get_embedding_dimension(), mode, include_prompt=False)
     model = st.SentenceTransformer(modules=[transformer, pooling], prompts={"query": prompt})
     model.save(str(tmp_path / "theirs"))
     encoder = openembed.load(tmp_path / "theirs")
     texts = ["are judo throws allowed", "Mars is a planet"]
     there = model.encode_query(texts, normalize_embeddings=True)
     np.testing.assert_allclose(encoder.encode_queries(texts), there, atol=1e-5)
+    encoder.save(tmp_path / "ours")
+    again = open_there(tmp_path / "ours", remote=False).encode_query(texts)
+    np.testing.assert_allclose(again, there, atol=1e-5)
 
 
 def test_an_unknown_module_is_named(minilm_dir, tmp_path):

@@ -327,3 +327,16 @@ def test_precision_drift_is_that_of_a_model_loaded_so(make_encoder, tmp_path):
     loaded = openembed.load(tmp_path / "model", dtype="bfloat16")
     np.testing.assert_array_equal(_rounded(encoder, torch.bfloat16).encode(TEXTS), loaded.encode(TEXTS))
     assert encoder.dtype == torch.float32
+
+
+def test_a_token_the_model_has_no_row_for_is_named(make_encoder, tmp_path):
+    make_encoder().save(tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    values["added_tokens"].append({"id": 384, "content": "ZZ", **flags})
+    path.write_text(json.dumps(values))
+    encoder = openembed.load(tmp_path / "model")
+    assert encoder.encode(["plain"]).shape == (1, 32)
+    with pytest.raises(ValueError, match="text 1 has the token 'ZZ'"):
+        encoder.encode(["plain", "a ZZ"])

@@ -83,6 +83,10 @@ def _head(pooling: dict[str, Any], folder: Path) -> dict[str, Any]:
     if unknown or not modes:
         raise ValueError(f"{folder}: pooling mode {unknown or 'none'} is not supported; known are {', '.join(POOLING_KINDS)}")
     kinds = [POOLING_KINDS[mode] for mode in modes]
+    if "cls" in kinds and not pooling.get("include_prompt", True):
+        if len(kinds) > 1:
+            raise ValueError(f"{folder}: cls pooling beside others with include_prompt = false is not supported")
+        return {"kind": "cls", "after_instruction": True}
     return {"kind": kinds[0]} if len(kinds) == 1 else {"kind": "concat", "parts": kinds}
 
 

@@ -49,8 +49,13 @@ def is_standard(encoder: Encoder) -> bool:
     framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
     if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
         return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
-    spans = head.kind == "cls" or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
+    spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
     return plain and framed and spans
+
+
+def _first_token(head: Any) -> bool:
+    """True for a head that takes the first token whatever is left out of pooling."""
+    return head.kind == "cls" and not head.after_instruction
 
 
 def _probe_prompts(encoder: Encoder) -> set[str]:
@@ -75,7 +80,7 @@ def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     pooling = {
         "embedding_dimension": encoder.backbone.width,
         "pooling_mode": modes,
-        "include_prompt": head.kind == "cls" or encoder.config.tokenizer.pool_instruction == "include",
+        "include_prompt": _first_token(head) or encoder.config.tokenizer.pool_instruction == "include",
     }
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling)
@@ -131,6 +136,8 @@ def _write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> 
     eos = tokenizer.config.eos_token
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", "clean_up_tokenization_spaces": False}
     pad = eos or _first_special(backend)
+    if eos is None and tokenizer.suffix:  # sentence-transformers counts a prompt's tokens less an end token it knows as one
+        eos = backend.id_to_token(tokenizer.suffix[-1])
     write_json(folder / "tokenizer_config.json", {**settings, "pad_token": pad, **({"eos_token": eos} if eos else {})})
 
 

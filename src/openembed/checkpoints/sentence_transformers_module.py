@@ -112,6 +112,7 @@ class Plain(nn.Module):
     def __init__(self, config, width):
         super().__init__()
         self.parts = config["parts"] if config["kind"] == "concat" else [config["kind"]]
+        self.after_instruction = config.get("after_instruction", False)
 
     def forward(self, x, mask, pool):
         """Returns ``(B, parts · D)``."""
@@ -123,7 +124,7 @@ class Plain(nn.Module):
             "weighted_mean": lambda: masked_mean(x, pool * position),
             "mean_sqrt_length": lambda: (x * pool[..., None]).sum(1) / pool.sum(1, keepdim=True).sqrt(),
             "max": lambda: x.masked_fill(pool[..., None] == 0, float("-inf")).amax(1),
-            "cls": lambda: x[:, 0],
+            "cls": lambda: x[torch.arange(len(x), device=x.device), pool.argmax(1)] if self.after_instruction else x[:, 0],
             "last_token": lambda: x[torch.arange(len(x), device=x.device), last],
         }
         return torch.cat([values[part]() for part in self.parts], dim=1)
