@@ -32,8 +32,8 @@ class BagOfWords:
             values_ND /= np.maximum(np.linalg.norm(values_ND, axis=1, keepdims=True), 1e-12)
         return values_ND
 
-    def encode_documents(self, texts, *, instruction=None, **options):
-        return self.encode([self.document_prompt(instruction=instruction) + text for text in texts], **options)
+    def encode_documents(self, texts, *, task=None, instruction=None, **options):
+        return self.encode([self.document_prompt(task, instruction) + text for text in texts], **options)
 
     def encode_queries(self, texts, *, task=None, instruction=None, **options):
         return self.encode([self.query_prompt(task, instruction) + text for text in texts], **options)
@@ -43,4 +43,5 @@ class BagOfWords:
         return f"Instruct: {given}\nQuery: " if given else ""
 
     def document_prompt(self, task=None, instruction=None):
-        return f"{instruction} " if instruction else ""
+        given = instruction or task
+        return f"{given} " if given else ""

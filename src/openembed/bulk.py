@@ -57,7 +57,11 @@ class EncodesTexts(Protocol):
 
 
 class BulkConfig(Config):
-    """What to encode texts as. ``task`` is for queries only; ``chunk`` is how many texts lie between two savings."""
+    """What to encode texts as. ``chunk`` is how many texts lie between two savings.
+
+    ``task`` or ``instruction`` as in ``Encoder.encode_queries`` and ``encode_documents``: retrieval tasks ask nothing of
+    documents, symmetric ones do.
+    """
 
     kind: Literal["query", "document"] = "document"
     task: str | None = None
@@ -68,15 +72,15 @@ class BulkConfig(Config):
 
     def prompt(self, encoder: Any) -> str:
         """Returns the literal text put before every text."""
-        if self.kind == "query":
-            return encoder.query_prompt(task=self.task, instruction=self.instruction)
-        return encoder.document_prompt(instruction=self.instruction)
+        prompt = encoder.query_prompt if self.kind == "query" else encoder.document_prompt
+        return prompt(task=self.task, instruction=self.instruction)
 
     def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> np.ndarray:
         """Returns float32 (N, width): queries from their text, documents from title and text."""
-        options = {"instruction": self.instruction, "normalize": self.normalize, "max_length": self.max_length}
+        options = {"normalize": self.normalize, "max_length": self.max_length}
+        options |= {"task": self.task, "instruction": self.instruction}
         if self.kind == "query":
-            return encoder.encode_queries([document.text for document in documents], task=self.task, **options)
+            return encoder.encode_queries([document.text for document in documents], **options)
         return encoder.encode_documents([document.full_text for document in documents], **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,6 +14,28 @@ class Config(BaseModel):
     """A frozen set of named settings; unknown keys are refused. Each part defines its own beside the class it builds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def chosen(config: Config) -> dict[str, Any]:
+    """Returns the settings that differ from their defaults, nested, and every ``kind``, as plain JSON values.
+
+    A field added later leaves the result of existing configurations as it is, as long as its default means what was done
+    before: what hashes and comparisons over versions need.
+    """
+    fields = type(config).model_fields
+    return {
+        name: _plain(value)
+        for name, value in config
+        if name == "kind" or fields[name].is_required() or value != fields[name].get_default(call_default_factory=True)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return chosen(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def describe_errors(error: ValidationError, where: str) -> str:

@@ -82,8 +82,8 @@ def problems(versions: dict[str, str | None], requirements: Any = None) -> list[
     if _number(versions.get("transformers")) < (5, 2):
         found.append(f"transformers {versions.get('transformers')} is too old: bidirectional decoders need 5.2 or newer")
     st = versions.get("sentence-transformers")
-    if st is not None and _number(st) < (5,):
-        found.append(f"sentence-transformers {st} cannot open what openembed saves; install 5 or newer")
+    if st is not None and _number(st) < (6,):
+        found.append(f"sentence-transformers {st} cannot open what openembed saves; install 6 or newer")
     return found
 
 

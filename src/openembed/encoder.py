@@ -6,9 +6,12 @@ Shapes: ``N`` texts, ``B`` texts of a micro-batch, ``D`` width of the representa
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openembed.backbones.text import BackboneConfig, TextBackbone
-from openembed.config import Config
+from openembed.config import Config, chosen
 from openembed.heads import HeadConfig
 from openembed.heads.projection import ProjectionConfig
 from openembed.packing import Packed, TokenRows, micro_batches, pack
@@ -28,6 +31,12 @@ CPU_TOKEN_BUDGET = 1024
 """Tokens a micro-batch on a CPU: large enough for full-speed matrix products, small enough to stay in its caches."""
 
 GPU_TOKEN_BUDGET = 65536
+
+ORIGIN = ("path", "revision", "architecture")
+"""Settings that say where a backbone came from, not what it computes."""
+
+FINGERPRINT_TEXTS = ("The quick Brown fox, 2024: naïve café?", " two  spaces\tand\nlines", "ΑΒΓ ёж 中文 かな 한국어 🙂 ﬁ", "")
+"""Texts whose token ids tell tokenizers apart."""
 
 
 class TaskInstruction(Config):
@@ -77,6 +86,27 @@ class EncoderConfig(Config):
     max_length: int = Field(512, gt=0)
 
 
+@contextmanager
+def _inference(module: nn.Module) -> Iterator[None]:
+    """Puts ``module`` in inference mode and afterwards every part of it back in its own mode."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+class EncodeOptions(TypedDict, total=False):
+    """The options of :meth:`Encoder.encode` that its query and document forms take too."""
+
+    max_length: int | None
+    normalize: bool
+    token_budget: int | None
+    progress: bool
+
+
 class Encoder(nn.Module):
     """Turns texts into dense vectors.
 
@@ -102,6 +132,18 @@ class Encoder(nn.Module):
         """Precision of the backbone's weights."""
         return next(self.backbone.parameters()).dtype
 
+    @property
+    def max_length(self) -> int:
+        """Tokens a text has at most unless a call says otherwise: the configuration's, and no more than has positions."""
+        limit = self.backbone.max_positions
+        return self.config.max_length if limit is None else min(self.config.max_length, limit)
+
+    def _allowed(self, max_length: int) -> int:
+        limit = self.backbone.max_positions
+        if limit is not None and max_length > limit:
+            raise ValueError(f"max_length {max_length} is more than the {limit} positions this model has learned")
+        return max_length
+
     def encode(
         self,
         texts: Sequence[str],
@@ -117,41 +159,47 @@ class Encoder(nn.Module):
         ``instruction`` is the literal text put before every text (``encode_queries`` renders it from a task). A text
         longer than ``max_length`` tokens is cut. Batch size and order do not change a vector. ``token_budget``: tokens a
         micro-batch, which bounds memory. Raises ``TypeError`` for a bare string, ``ValueError`` when the instruction
-        leaves no room for the text or a vector is not finite.
+        leaves no room for the text, ``max_length`` is more than the model has positions for, or a vector is not finite.
         """
         rows = self.tokenize(texts, instruction, max_length)
         out_ND = np.empty((len(rows), self.width), dtype=np.float32)
-        budget = token_budget or (CPU_TOKEN_BUDGET if self.device.type == "cpu" else GPU_TOKEN_BUDGET)
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode(), progress_bar("encode", len(rows), "texts", show=progress) as advance:
-                for indices in micro_batches(rows.lengths, budget):
-                    values_BD = self(pack(rows, indices, self.device))
-                    values_BD = F.normalize(values_BD, dim=-1) if normalize else values_BD
-                    out_ND[indices] = values_BD.cpu().numpy()
-                    advance(len(indices))
-        finally:
-            self.train(was_training)
-        if not np.isfinite(out_ND).all():
-            row = int(np.flatnonzero(~np.isfinite(out_ND).all(axis=1))[0])
-            raise ValueError(f"text {row} gave a vector that is not finite in {self.dtype}; load with dtype='float32'")
+        if token_budget is None:
+            token_budget = CPU_TOKEN_BUDGET if self.device.type == "cpu" else GPU_TOKEN_BUDGET
+        with (
+            _inference(self),
+            torch.inference_mode(),
+            progress_bar("encode", len(rows), "texts", show=progress) as advance,
+        ):
+            for indices in micro_batches(rows.lengths, token_budget):
+                values_BD = self(pack(rows, indices, self.device))
+                values_BD = F.normalize(values_BD, dim=-1) if normalize else values_BD
+                out_ND[indices] = self._finite(values_BD.cpu().numpy(), indices)
+                advance(len(indices))
         return out_ND
 
+    def _finite(self, values_BD: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """``values_BD``, checked at once: hours of work must not end in an error that was there in the first batch."""
+        bad = np.flatnonzero(~np.isfinite(values_BD).all(axis=1))
+        if len(bad):
+            row, advice = int(indices[bad[0]]), "its weights are damaged"
+            advice = advice if self.dtype == torch.float32 else "load with dtype='float32'"
+            raise ValueError(f"text {row} gave a vector that is not finite in {self.dtype}; {advice}")
+        return values_BD
+
     def encode_queries(
-        self, texts: Sequence[str], *, task: str | None = None, instruction: str | None = None, **options: object
+        self, texts: Sequence[str], *, task: str | None = None, instruction: str | None = None, **options: Unpack[EncodeOptions]
     ) -> np.ndarray:
         """Returns query vectors ``(N, D)`` under a named ``task``, an ``instruction`` or the model's own query prompt.
 
         ``options`` are those of :meth:`encode`.
         """
-        return self.encode(texts, instruction=self.query_prompt(task, instruction), **options)  # type: ignore[arg-type]
+        return self.encode(texts, instruction=self.query_prompt(task, instruction), **options)
 
     def encode_documents(
-        self, texts: Sequence[str], *, task: str | None = None, instruction: str | None = None, **options: object
+        self, texts: Sequence[str], *, task: str | None = None, instruction: str | None = None, **options: Unpack[EncodeOptions]
     ) -> np.ndarray:
         """Returns document vectors ``(N, D)``; documents carry no instruction unless one is asked for or the model has one."""
-        return self.encode(texts, instruction=self.document_prompt(task, instruction), **options)  # type: ignore[arg-type]
+        return self.encode(texts, instruction=self.document_prompt(task, instruction), **options)
 
     def query_prompt(self, task: str | None = None, instruction: str | None = None) -> str:
         """Returns the literal prefix of queries; raises ``ValueError`` for an unknown task or both given."""
@@ -165,8 +213,10 @@ class Encoder(nn.Module):
         return prompts.named[task] if task in prompts.named else prompts.render(self._task(task).query)
 
     def document_prompt(self, task: str | None = None, instruction: str | None = None) -> str:
-        """Returns the literal prefix of documents (empty for most models)."""
+        """Returns the literal prefix of documents (empty for most models); raises what :meth:`query_prompt` does."""
         prompts = self.config.prompts
+        if task is not None and instruction is not None:
+            raise ValueError("give task or instruction, not both")
         if instruction is not None:
             return prompts.render(instruction)
         if task is None or task in prompts.named:
@@ -184,7 +234,18 @@ class Encoder(nn.Module):
         self, texts: Sequence[str], instructions: str | Sequence[str] = "", max_length: int | None = None
     ) -> TokenRows:
         """Returns the token rows of ``texts``; ``instructions`` is one literal prefix, or one a text."""
-        return self.tokenizer(texts, instructions, max_length or self.config.max_length)
+        rows = self.tokenizer(texts, instructions, self.max_length if max_length is None else self._allowed(max_length))
+        if self.tokenizer.vocabulary > self.backbone.vocabulary:
+            self._require_known(rows)
+        return rows
+
+    def _require_known(self, rows: TokenRows) -> None:
+        for i, row in enumerate(rows.ids):
+            if row.max() >= self.backbone.vocabulary:
+                name = self.tokenizer.backend.id_to_token(int(row.max()))
+                raise ValueError(
+                    f"text {i} has the token {name!r}, for which the model's {self.backbone.vocabulary} rows hold none"
+                )
 
     def forward(self, packed: Packed) -> Tensor:
         """Returns the vectors of one micro-batch, ``(B, D)`` float32, not normalised, differentiable."""
@@ -195,15 +256,18 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights, computed once a state of the weights.
+        """SHA-256 over configuration, weights and what the tokenizer does, computed once a state of the weights.
 
-        Weights count in bfloat16, so a model has one fingerprint whether it is loaded in float32 or bfloat16.
+        Weights count in bfloat16, so a model has one fingerprint whether it is loaded in float32 or bfloat16. Settings
+        at their defaults do not count, so a new setting leaves the fingerprints of existing models as they are.
         """
         state = self.state_dict()
         versions = tuple((name, t.data_ptr(), t._version) for name, t in state.items())
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            origin = {"backbone": {"path", "revision", "architecture"}, "tokenizer_path": True}
-            digest = hashlib.sha256(self.config.model_dump_json(exclude=origin).encode())
+            settings = chosen(self.config.model_copy(update={"tokenizer_path": None}))
+            settings["backbone"] = {k: v for k, v in settings["backbone"].items() if k not in ORIGIN}
+            rows = [row.tolist() for row in self.tokenizer(FINGERPRINT_TEXTS).ids]
+            digest = hashlib.sha256(json.dumps([settings, rows], sort_keys=True).encode())
             for name, tensor in sorted(state.items()):
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().to(torch.bfloat16).cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -52,6 +54,15 @@ def fsync_directory(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def exchange(first: str | Path, second: str | Path) -> bool:
+    """Swaps two existing paths in one atomic step; returns False, having done nothing, where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), swap) == 0
 
 
 def write_json(path: str | Path, value: Any) -> None:

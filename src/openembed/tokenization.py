@@ -6,9 +6,10 @@ The caller gives texts and an instruction; beginning and end tokens, truncation 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,6 +18,9 @@ from openembed.config import Config
 from openembed.packing import TokenRows
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+CHUNK = 4096
+"""Texts tokenized at a time: the backend's results take some hundred bytes a token until they are rows."""
 
 
 class TokenizerConfig(Config):
@@ -38,8 +42,27 @@ class TokenizerConfig(Config):
     lowercase: bool = False
 
 
+def _special_tokens(backend: Tokenizer) -> re.Pattern[str] | None:
+    """Matches any special token written out, the longest first."""
+    names = [re.escape(token.content) for token in backend.get_added_tokens_decoder().values() if token.special]
+    return re.compile("|".join(sorted(names, key=len, reverse=True))) if names else None
+
+
+def _listed(texts: Sequence[str]) -> Sequence[str]:
+    """``texts`` where they have an order and a length; vectors could not be told apart otherwise."""
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings; got one string. Write [text] for a single text.")
+    if isinstance(texts, (Mapping, Set)) or not (hasattr(texts, "__len__") and hasattr(texts, "__getitem__")):
+        raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}; make it one with list(...)")
+    return texts if isinstance(texts, (list, tuple)) else list(texts)
+
+
 class TextTokenizer:
-    """Turns texts into :class:`TokenRows`. Special tokens written out in a text are plain characters to it."""
+    """Turns texts into :class:`TokenRows`. Special tokens written out in a text are plain characters to it.
+
+    Those of an instruction are the tokens they name: some models mark queries so. In the rare text that spells one out
+    under such an instruction, a space after the first character keeps it plain.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: TokenizerConfig) -> None:
         self.backend = Tokenizer.from_str(tokenizer.to_str())
@@ -48,6 +71,7 @@ class TextTokenizer:
         self.backend.encode_special_tokens = True
         self.config = config
         self.prefix, self.suffix = self._surroundings()
+        self._special = _special_tokens(self.backend)
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: TokenizerConfig) -> TextTokenizer:
@@ -75,23 +99,78 @@ class TextTokenizer:
         ``instructions``: the literal prefix of all texts, or one a text. Lone surrogates become U+FFFD.
         Raises ``TypeError`` for a bare string and ``ValueError`` when an instruction leaves no room for its text.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a list of strings; got one string. Write [text] for a single text.")
-        prefixes = [instructions] * len(texts) if isinstance(instructions, str) else list(instructions)
-        if len(prefixes) != len(texts):
-            raise ValueError(f"{len(texts)} texts but {len(prefixes)} instructions; give one, or one a text")
-        prefixes = [self._clean(prefix) for prefix in prefixes]
-        joined = [prefix + self._clean(text) for prefix, text in zip(prefixes, texts, strict=True)]
-        encodings = self.backend.encode_batch(joined, add_special_tokens=False)
+        texts = _listed(texts)
+        prefixes = self._prefixes(instructions, len(texts))
         counts = self._prefix_counts(prefixes)
         ids, starts = [], np.zeros(len(texts), dtype=np.int32)
-        for i, (encoding, prefix) in enumerate(zip(encodings, prefixes, strict=True)):
-            row = self._row(encoding.ids, max_length)
-            if prefix and self.config.pool_instruction != "include":
-                starts[i] = counts[prefix] if counts else self._start(encoding, len(prefix), len(joined[i]))
-                self._require_room(int(starts[i]), len(row) - self._kept(encoding.ids, row), max_length)
-            ids.append(row)
+        for first in range(0, len(texts), CHUNK):
+            chunk = slice(first, first + CHUNK)
+            rows, starts[chunk] = self._chunk(texts[chunk], prefixes[chunk], counts, max_length)
+            ids.extend(rows)
         return TokenRows(ids, starts)
+
+    def _chunk(
+        self, texts: Sequence[str], prefixes: list[str], counts: dict[str, int], max_length: int | None
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """Rows and pool starts of some texts: the backend's results are large and kept no longer than this."""
+        joined = [self._joined(prefix, self._clean(text)) for prefix, text in zip(prefixes, texts, strict=True)]
+        spans = self.config.pool_instruction != "include" and any(prefixes)
+        rows, starts = [], []
+        for encoding, prefix, text in zip(
+            self._encodings(joined, prefixes, spans and not counts), prefixes, joined, strict=True
+        ):
+            body, start = encoding.ids, 0
+            row = self._row(body, max_length)
+            if prefix and spans:
+                start = counts[prefix] if counts else self._start(encoding, len(prefix), len(text))
+                self._require_room(start, len(row) - self._kept(body, row), max_length)
+            rows.append(row)
+            starts.append(start)
+        return rows, starts
+
+    def _encodings(self, joined: list[str], prefixes: list[str], spans: bool) -> list[Any]:
+        """The backend's results, with special tokens read where the prefix has one; offsets only where spans need them."""
+        found: list[Any] = [None] * len(joined)
+        marked = {prefix for prefix in set(prefixes) if self._has_special(prefix)}
+        for special in (False, True):
+            members = [i for i, prefix in enumerate(prefixes) if (prefix in marked) == special]
+            if members:
+                backend = self._reading_special if special else self.backend
+                encode = backend.encode_batch if spans else backend.encode_batch_fast
+                encodings = encode([joined[i] for i in members], add_special_tokens=False)
+                for i, encoding in zip(members, encodings, strict=True):
+                    found[i] = encoding
+        return found
+
+    @cached_property
+    def _reading_special(self) -> Tokenizer:
+        """The backend, reading special tokens that are written out."""
+        backend = Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    def _has_special(self, prefix: str) -> bool:
+        return self._special is not None and self._special.search(prefix) is not None
+
+    def _joined(self, prefix: str, text: str) -> str:
+        if prefix and self._has_special(prefix):
+            text = self._special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)  # type: ignore[union-attr]
+        return prefix + text
+
+    def prefix_ids(self, prefix: str) -> list[int]:
+        """Returns the token ids of an instruction alone."""
+        backend = self._reading_special if self._has_special(prefix) else self.backend
+        return backend.encode(prefix, add_special_tokens=False).ids
+
+    def _prefixes(self, instructions: str | Sequence[str], count: int) -> list[str]:
+        """One clean prefix a text."""
+        if isinstance(instructions, str):
+            return [self._clean(instructions)] * count
+        if not isinstance(instructions, Sequence):
+            raise TypeError(f"an instruction must be a string ('' for none), got {type(instructions).__name__}")
+        if len(instructions) != count:
+            raise ValueError(f"{count} texts but {len(instructions)} instructions; give one, or one a text")
+        return [self._clean(prefix) for prefix in instructions]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of a row's token ids, without what the model puts before and after."""
@@ -135,7 +214,7 @@ class TextTokenizer:
         if not self.config.pool_instruction.startswith("exclude_by_count"):
             return {}
         extra = len(self.prefix) if self.config.pool_instruction == "exclude_by_count_and_prefix" else 0
-        return {p: extra + len(self.backend.encode(p, add_special_tokens=False).ids) for p in set(prefixes) if p}
+        return {p: extra + len(self.prefix_ids(p)) for p in set(prefixes) if p}
 
     def _start(self, encoding: object, boundary: int, end: int) -> int:
         """Index in the row of the first token with a character at or after ``boundary``."""

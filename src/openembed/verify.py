@@ -168,13 +168,21 @@ def _squash(text: str) -> str:
     return "".join(c for c in plain if not unicodedata.combining(c) and not c.isspace())
 
 
+def _rounded(encoder: Encoder, dtype: torch.dtype) -> Encoder:
+    """A copy with weights in ``dtype``, as ``load`` gives it: tables of rotary frequencies stay in float32."""
+    rounded = copy.deepcopy(encoder)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return rounded
+
+
 def _precision(encoder: Encoder) -> Check:
     if encoder.dtype != torch.float32 or sum(p.numel() for p in encoder.parameters()) > LARGEST_COPY:
         return Check("dtype drift", None, f"measured from float32 weights of at most {LARGEST_COPY:,} parameters")
     reference = encoder.encode(TEXTS)
     seen = []
     for dtype in (torch.bfloat16, torch.float16):
-        values = copy.deepcopy(encoder).to(dtype).encode(TEXTS)
+        values = _rounded(encoder, dtype).encode(TEXTS)
         seen.append((str(dtype).removeprefix("torch."), float((reference * values).sum(axis=1).min())))
     detail = ", ".join(f"{name} cosine ≥ {cosine:.5f}" for name, cosine in seen)
     return Check("dtype drift", seen[0][1] > 0.98, f"against float32: {detail}")

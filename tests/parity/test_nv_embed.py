@@ -141,3 +141,34 @@ def test_queries_documents_and_tasks(encoder):
     assert encoder.document_prompt(task="STS12") == encoder.query_prompt(task="STS12") != ""
     with pytest.raises(ValueError, match="not both"):
         encoder.encode_queries(text, task="SciFact", instruction=task)
+
+
+def test_the_end_token_is_read_where_newer_libraries_keep_it(copy_dir, cases):
+    (copy_dir / "special_tokens_map.json").unlink()
+    np.testing.assert_allclose(encode(openembed.load(copy_dir), cases[0]), cases[0]["embeddings"], atol=1e-5)
+    path = copy_dir / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": {"content": "<unk>"}}))
+    assert openembed.load(copy_dir).config.tokenizer.eos_token == "<unk>"
+    path.unlink()
+    assert openembed.load(copy_dir).config.tokenizer.eos_token == "</s>"
+
+
+def test_a_head_that_lacks_weights_or_a_broken_task_table_is_named(copy_dir):
+    tensors = load_file(copy_dir / "model.safetensors")
+    for missing in ("latents", "cross_attend_blocks.0.fn.to_q.weight"):
+        name = f"latent_attention_model.{missing}"
+        save_file({k: v for k, v in tensors.items() if k != name}, copy_dir / "model.safetensors")
+        with pytest.raises(ValueError, match=rf"head's weights are incomplete; missing \['{name}'\]"):
+            openembed.load(copy_dir)
+    save_file(tensors, copy_dir / "model.safetensors")
+    (copy_dir / "instructions.json").write_text('{"SciFact": "Find it"}')
+    with pytest.raises(ValueError, match=r"instructions\.json: expected"):
+        openembed.load(copy_dir)
+
+
+def test_pooling_of_the_instruction_where_the_checkpoint_says_so(copy_dir):
+    path = copy_dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "is_mask_instruction": False}))
+    encoder = openembed.load(copy_dir)
+    prompt = encoder.query_prompt(task="SciFact")
+    np.testing.assert_allclose(encoder.encode(["judo"], instruction=prompt), encoder.encode([prompt + "judo"]), atol=1e-6)

@@ -32,16 +32,13 @@ def assert_same(encoder, there, texts=TEXTS_THERE):
 def test_standard_heads_need_no_remote_code(make_encoder, tmp_path, head, attention):
     encoder = make_encoder(head={"kind": head}, attention=attention)
     encoder.save(tmp_path / "model")
-    there = open_there(tmp_path / "model", remote=False)
-    if head == "cls":  # there the first token after a left-out instruction is taken, here always the first of the text
-        np.testing.assert_allclose(there.encode(TEXTS_THERE), encoder.encode(TEXTS_THERE), atol=1e-5)
-    else:
-        assert_same(encoder, there)
+    assert_same(encoder, open_there(tmp_path / "model", remote=False))
 
 
 @pytest.mark.parametrize(
     "parts",
     [
+        {"head": {"kind": "self_attention", "heads": 4}, "prompts": {"template": "</s>{task}</s>"}},
         {"head": {"kind": "latent_attention", "latents": 6, "heads": 2}},
         {"head": {"kind": "latent_attention", "latents": 6, "heads": 2, "variant": "paper"}},
         {"head": {"kind": "self_attention", "heads": 4}},
@@ -49,8 +46,23 @@ def test_standard_heads_need_no_remote_code(make_encoder, tmp_path, head, attent
         {"head": {"kind": "latent_attention", "latents": 6, "heads": 2}, "attention": "causal"},
         {"head": {"kind": "mean"}, "tokenizer": {"eos_token": "</s>", "truncation": "cut_end"}},
         {"head": {"kind": "self_attention", "heads": 4}, "projections": [{"width": 12, "activation": "tanh"}]},
+        {"head": {"kind": "self_attention", "heads": 4}, "attention": "model"},
+        {"head": {"kind": "concat", "parts": ["cls", "mean"]}},
+        {"head": {"kind": "cls", "after_instruction": True}, "tokenizer": {"eos_token": "</s>", "truncation": "cut_end"}},
     ],
-    ids=["latent", "paper", "self", "merging-template", "latent-causal", "cut-end", "projection"],
+    ids=[
+        "special-prompt",
+        "latent",
+        "paper",
+        "self",
+        "merging-template",
+        "latent-causal",
+        "cut-end",
+        "projection",
+        "own-mask",
+        "cls-and-mean",
+        "cls-after",
+    ],
 )
 def test_other_encoders_travel_with_their_module(make_encoder, tmp_path, parts):
     encoder = make_encoder(**parts)
@@ -59,6 +71,19 @@ def test_other_encoders_travel_with_their_module(make_encoder, tmp_path, parts):
     assert_same(encoder, there, TEXTS)
     there.save(str(tmp_path / "again"))
     assert_same(encoder, open_there(tmp_path / "again", remote=True), TEXTS)
+
+
+def test_the_module_saves_over_itself_with_its_present_length(make_encoder, tmp_path):
+    encoder = make_encoder(head={"kind": "self_attention", "heads": 4})
+    encoder.save(tmp_path / "model")
+    there = open_there(tmp_path / "model", remote=True)
+    there.max_seq_length = 9
+    expected = there.encode(TEXTS)
+    there.save(str(tmp_path / "model"))
+    again = openembed.load(tmp_path / "model")
+    assert again.config.max_length == 9
+    np.testing.assert_allclose(again.encode(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(open_there(tmp_path / "model", remote=True).encode(TEXTS), expected, atol=1e-5)
 
 
 def test_projections_travel_as_dense_modules(make_encoder, tmp_path):
@@ -107,18 +132,25 @@ def test_their_checkpoints_open_here(make_encoder, tmp_path, modes):
     np.testing.assert_allclose(encoder.encode_documents(TEXTS_THERE), model.encode_document(TEXTS_THERE), atol=1e-5)
 
 
-def test_prompts_left_out_of_pooling_as_there(make_encoder, tmp_path):
+@pytest.mark.parametrize(
+    ("prompt", "mode"),
+    [("Represent this: ", "mean"), ("<s>ask: ", "mean"), ("ask</s>", "max"), ("ask: ", "cls"), ("ask: ", "lasttoken")],
+)
+def test_prompts_left_out_of_pooling_as_there(make_encoder, tmp_path, prompt, mode):
     from sentence_transformers.sentence_transformer import modules
 
     make_encoder().save(tmp_path / "body")
     transformer = modules.Transformer(str(tmp_path / "body"), model_kwargs={"dtype": torch.float32})
-    pooling = modules.Pooling(transformer.get_embedding_dimension(), "mean", include_prompt=False)
-    model = st.SentenceTransformer(modules=[transformer, pooling], prompts={"query": "Represent this: "})
+    pooling = modules.Pooling(transformer.get_embedding_dimension(), mode, include_prompt=False)
+    model = st.SentenceTransformer(modules=[transformer, pooling], prompts={"query": prompt})
     model.save(str(tmp_path / "theirs"))
     encoder = openembed.load(tmp_path / "theirs")
     texts = ["are judo throws allowed", "Mars is a planet"]
     there = model.encode_query(texts, normalize_embeddings=True)
     np.testing.assert_allclose(encoder.encode_queries(texts), there, atol=1e-5)
+    encoder.save(tmp_path / "ours")
+    again = open_there(tmp_path / "ours", remote=False).encode_query(texts)
+    np.testing.assert_allclose(again, there, atol=1e-5)
 
 
 def test_an_unknown_module_is_named(minilm_dir, tmp_path):

@@ -253,3 +253,12 @@ def test_vectors_that_are_not_finite_are_refused(corpus, tmp_path):
 
     with pytest.raises(ValueError, match="the vector of 'd0' holds NaN or infinity"):
         encode_file(Broken(), corpus, tmp_path / "out", CONFIG)
+
+
+def test_documents_take_the_task_they_are_asked_for(corpus, tmp_path):
+    encoder = BagOfWords()
+    plain = encode_file(encoder, corpus, tmp_path / "plain", BulkConfig()).vectors()
+    asked = encode_file(encoder, corpus, tmp_path / "asked", BulkConfig(task="STS12")).vectors()
+    same = encode_file(encoder, corpus, tmp_path / "same", BulkConfig(instruction="STS12")).vectors()
+    np.testing.assert_array_equal(asked, same)
+    assert not np.array_equal(asked, plain)

@@ -177,3 +177,166 @@ def test_prompts_render_once():
     assert prompts.render("Instruct: find it\nQuery:") == "Instruct: find it\nQuery:"
     assert prompts.render("") == ""
     assert PromptConfig(template="{task}: ").render("query") == "query: "
+
+
+def test_a_setting_at_its_default_leaves_fingerprints_alone(make_encoder):
+    from pydantic import Field
+
+    from openembed.config import chosen
+    from openembed.heads.pooling import MeanConfig
+
+    class Later(EncoderConfig):
+        added: int = 3
+        table: dict[str, int] = Field(default_factory=dict)
+
+    config = make_encoder().config
+    assert chosen(Later(**config.model_dump())) == chosen(config)
+    assert chosen(Later(**config.model_dump(), added=4)) == {**chosen(config), "added": 4}
+    assert chosen(MeanConfig()) == {"kind": "mean"}
+    assert make_encoder().fingerprint != make_encoder(head={"kind": "cls"}).fingerprint
+
+
+def test_fingerprint_follows_the_tokenizer(make_encoder, tokenizer_dir, tmp_path):
+    from tokenizers import Tokenizer, normalizers
+
+    backend = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert make_encoder(tokenizer_path=str(tmp_path)).fingerprint != make_encoder().fingerprint
+
+
+BERT = {"model_type": "bert", "max_position_embeddings": 24}
+
+
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [(BERT, 24), ({**BERT, "model_type": "roberta", "pad_token_id": 300}, None), ({"model_type": "mistral"}, None)],
+    ids=["bert", "roberta", "mistral"],
+)
+def test_no_text_is_longer_than_the_learned_positions(make_encoder, family, positions):
+    if family["model_type"] == "roberta":  # counts from padding_idx + 1
+        family = {**family, "max_position_embeddings": 24 + 301}
+        positions = 24
+    encoder = make_encoder(architecture=family, attention="model")
+    assert encoder.encode(["word " * 100]).shape == (1, 32)
+    assert encoder.max_length == (positions or 192)
+    if positions:
+        encoder.encode(["word " * 100], max_length=positions)
+        with pytest.raises(ValueError, match="25 is more than the 24 positions"):
+            encoder.encode(["word"], max_length=25)
+
+
+def test_options_are_checked(encoder):
+    for options in ({"max_length": 0}, {"token_budget": 0}, {"max_length": -3}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            encoder.encode_queries(["a"], **options)
+    with pytest.raises(TypeError, match="batch_size"):
+        encoder.encode_documents(["a"], batch_size=3)
+    with pytest.raises(ValueError, match="not both"):
+        encoder.document_prompt(task="a", instruction="b")
+
+
+def test_encoding_leaves_each_part_in_its_own_mode(make_encoder):
+    encoder = make_encoder(architecture={"attention_dropout": 0.5})
+    expected = encoder.encode(TEXTS)
+    encoder.backbone.train()
+    encoder.training = False
+    np.testing.assert_array_equal(encoder.encode(TEXTS), expected)
+    assert encoder.backbone.training
+    assert not encoder.training
+    assert not encoder.head.training
+
+
+def test_adapters_are_merged_before_saving(make_encoder, tmp_path):
+    from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
+
+    encoder = make_encoder()
+    add_lora(encoder.backbone.model, LoraConfig(rank=2))
+    with pytest.raises(ValueError, match="merge them before saving"):
+        encoder.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+    merge_lora(encoder.backbone.model)
+    encoder.save(tmp_path / "model")
+    openembed.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_an_older_checkpoint_is_replaced_in_one_step_where_the_system_can(make_encoder, tmp_path, monkeypatch, atomic):
+    from openembed import files
+
+    make_encoder().save(tmp_path / "model")
+    renames, rename = [], os.rename
+    monkeypatch.setattr("openembed.checkpoints.native.os.rename", lambda a, b: (renames.append(a), rename(a, b)))
+    if not atomic:
+        monkeypatch.setattr("openembed.checkpoints.native.exchange", lambda first, second: False)
+    elif not files.exchange(_folder(tmp_path / "a"), _folder(tmp_path / "b")):
+        pytest.skip("this system has no atomic exchange")
+    changed = make_encoder(seed=5)
+    changed.save(tmp_path / "model")
+    assert len(renames) == (0 if atomic else 2)
+    assert openembed.load(tmp_path / "model").fingerprint == changed.fingerprint
+    assert sorted(os.listdir(tmp_path)) == (["a", "b", "model"] if atomic else ["model"])
+
+
+def _folder(path):
+    path.mkdir()
+    return path
+
+
+def test_a_head_for_a_model_that_has_one_is_refused(make_encoder, tmp_path):
+    make_encoder().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="has its own head"):
+        openembed.load(tmp_path / "model", head={"kind": "cls"})
+
+
+def test_a_revision_reaches_the_hub(make_encoder, tmp_path, monkeypatch):
+    make_encoder().save(tmp_path / "model")
+    asked = {}
+
+    def snapshot(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path / "model")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    openembed.load("someone/model", revision="abc")
+    assert (asked["name"], asked["revision"]) == ("someone/model", "abc")
+    assert not any(pattern.endswith(".py") for pattern in asked["allow_patterns"])
+
+
+def test_the_model_is_probed_once_and_as_it_will_run(make_encoder, tmp_path, monkeypatch):
+    from openembed.backbones.prepacked import PrepackedLinear, available
+    from openembed.backbones.probe import check
+
+    make_encoder().save(tmp_path / "model")
+    probed = []
+
+    def watch(backbone):
+        probed.append(any(isinstance(module, PrepackedLinear) for module in backbone.modules()))
+        return check(backbone)
+
+    monkeypatch.setattr("openembed.checkpoints.check", watch)
+    openembed.load(tmp_path / "model")
+    assert probed == [available()]
+
+
+def test_precision_drift_is_that_of_a_model_loaded_so(make_encoder, tmp_path):
+    from openembed.verify import _rounded
+
+    encoder = make_encoder()
+    encoder.save(tmp_path / "model")
+    loaded = openembed.load(tmp_path / "model", dtype="bfloat16")
+    np.testing.assert_array_equal(_rounded(encoder, torch.bfloat16).encode(TEXTS), loaded.encode(TEXTS))
+    assert encoder.dtype == torch.float32
+
+
+def test_a_token_the_model_has_no_row_for_is_named(make_encoder, tmp_path):
+    make_encoder().save(tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    values["added_tokens"].append({"id": 384, "content": "ZZ", **flags})
+    path.write_text(json.dumps(values))
+    encoder = openembed.load(tmp_path / "model")
+    assert encoder.encode(["plain"]).shape == (1, 32)
+    with pytest.raises(ValueError, match="text 1 has the token 'ZZ'"):
+        encoder.encode(["plain", "a ZZ"])

@@ -268,3 +268,12 @@ def test_killed_at_every_step_to_the_disk_it_is_as_before_or_as_after(store, enc
             step += 1
         assert step > 4, name
         assert seen == {len(state) for state in states}, name
+
+
+def test_bare_strings_are_no_lists(tmp_path):
+    store = Store.create(tmp_path / "bare", [Document(id=name, text=f"text {name}") for name in ("1", "2")])
+    with pytest.raises(TypeError, match=r"Write \['12'\]"):
+        store.delete("12")
+    with pytest.raises(TypeError, match="one string"):
+        store.bm25("text")
+    assert len(store) == 2

@@ -111,3 +111,37 @@ def test_published_rule_on_the_reference_tokenizer(golden_dir):
     alone = len(tokenizer.backend.encode(case["instruction"], add_special_tokens=False).ids)
     assert rows.pool_starts.tolist() == [alone] * 4
     assert all(row[0] == 1 and row[-1] == 2 for row in rows.ids)
+
+
+def test_only_lists_of_strings_are_texts(make_tokenizer):
+    tokenizer = make_tokenizer()
+    np.testing.assert_array_equal(tokenizer(np.array(["one", "two"])).ids[1], tokenizer(["two"]).ids[0])
+    for texts in ({"one": 1}, {"one"}, (text for text in ["one"])):
+        with pytest.raises(TypeError, match="must be a list of strings"):
+            tokenizer(texts)
+    with pytest.raises(TypeError, match="instruction must be a string"):
+        tokenizer(["one"], None)
+    with pytest.raises(TypeError, match="NoneType"):
+        tokenizer(["one", None])
+
+
+def test_chunks_change_nothing(make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer()
+    texts, prompts = [f"text {i}" for i in range(7)], [PROMPT, ""] * 3 + [PROMPT]
+    whole = tokenizer(texts, prompts)
+    monkeypatch.setattr("openembed.tokenization.CHUNK", 3)
+    parts = tokenizer(texts, prompts)
+    np.testing.assert_array_equal(parts.pool_starts, whole.pool_starts)
+    assert [row.tolist() for row in parts.ids] == [row.tolist() for row in whole.ids]
+
+
+@pytest.mark.parametrize("rule", ["exclude", "exclude_by_count", "exclude_by_count_and_prefix", "include"])
+def test_special_tokens_of_an_instruction_are_read_and_those_of_a_text_are_not(make_tokenizer, rule):
+    tokenizer = make_tokenizer(pool_instruction=rule)
+    rows = tokenizer(["one two", "a</s>b", "one two"], ["</s>ask: ", "</s>ask: ", ""])
+    assert [row.tolist().count(1) for row in rows.ids] == [2, 2, 1]
+    assert rows.ids[0].tolist()[:2] == [0, 1]
+    np.testing.assert_array_equal(rows.ids[2], tokenizer(["one two"]).ids[0])
+    if rule == "exclude":
+        assert pooled(tokenizer, "one two", "</s>ask: ").strip() == "one two"
+        assert pooled(tokenizer, "a</s>b", "</s>ask: ").strip() == "a< /s>b"

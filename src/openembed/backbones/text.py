@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+"""What transformers calls a learned table of positions."""
+
 
 class BackboneConfig(Config):
     """Which network, and what its tokens may see.
@@ -74,6 +77,16 @@ class TextBackbone(nn.Module):
     def vocabulary(self) -> int:
         """Number of token ids."""
         return int(self.model.config.vocab_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens a text may have where positions are a learned table; None where they are computed (rotary and the like)."""
+        tables = [
+            module.num_embeddings - max(self._position_offset, getattr(module, "offset", 0))
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES
+        ]
+        return min(tables, default=None)
 
     def forward(self, packed: Packed) -> Tensor:
         """Returns the last hidden state of every token, ``(T, D)``."""

@@ -23,6 +23,10 @@ from openembed.tokenization import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*_Dense/pytorch_model.bin"]
+HUB_OTHERS = ["onnx/*", "openvino/*", "original/*"]
+"""What is downloaded of a hub repository (``*`` matches across folders), and copies for other engines that are not."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,6 +37,7 @@ def load(
     *,
     head: Mapping[str, Any] | None = None,
     head_dtype: torch.dtype | None = None,
+    revision: str | None = None,
 ) -> Encoder:
     """Returns the encoder stored in a folder or on the hub, ready to encode.
 
@@ -40,13 +45,14 @@ def load(
     ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
     a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
     ``head_dtype`` is that of the stored head and projections, where it should differ (training adapts them in float32).
-    Before it is returned the model is probed: it must see what it should and not mix neighbouring texts.
+    ``revision``: commit, tag or branch of a hub model. Before it is returned the model is probed, where and as it will
+    run: it must see what it should and not mix neighbouring texts.
 
-    Raises ``ValueError`` for a layout that is not known, damaged weights or a failed probe, ``FileNotFoundError`` for a
-    model that is nowhere.
+    Raises ``ValueError`` for a layout that is not known, damaged weights, a failed probe, or a ``head`` for a model that
+    has its own; ``FileNotFoundError`` for a model that is nowhere.
     """
     chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = resolve(path_or_hub_id)
+    folder = resolve(path_or_hub_id, revision)
     check_folder(folder)
     encoder = _open(folder, _dtype(dtype, chosen_device), head, head_dtype)
     return _ready(encoder, chosen_device)
@@ -60,7 +66,6 @@ def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | No
         check_folder(folder)
         backbone_config = backbone_config.model_copy(update={"path": str(folder), "revision": None})
     backbone = load_text_backbone(backbone_config, dtype=_dtype(dtype, torch.device("cpu")), seed=seed)
-    check(backbone)
     tokenizer_path = config.tokenizer_path or backbone_config.path
     if tokenizer_path is None:
         raise ValueError("tokenizer_path: a random backbone needs a tokenizer; give a folder that holds tokenizer.json")
@@ -88,8 +93,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*/*.json", "*/*.safetensors"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_OTHERS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
@@ -111,21 +115,25 @@ def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:
 
 
 def _ready(encoder: Encoder, device: torch.device) -> Encoder:
-    """The encoder on its device, in inference mode, with prepared linear layers where they help."""
+    """The encoder on its device, in inference mode, with prepared linear layers where they help, probed as it will run."""
     if device.type == "cpu":
         prepack(encoder)
-    return encoder.to(device).eval()
+    encoder = encoder.to(device).eval()
+    check(encoder.backbone)
+    return encoder
 
 
 def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None, head_dtype: torch.dtype | None) -> Encoder:
-    if (folder / CONFIG_NAME).is_file():
+    own = (folder / CONFIG_NAME).is_file()
+    published = not own and _model_type(folder) == "nvembed"
+    if head is not None and (own or published):
+        raise ValueError(f"{folder}: this model has its own head; leave head (--head) out")
+    if own:
         return load_native(folder, dtype, head_dtype)
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise ValueError(f"{folder}: no model here (neither {CONFIG_NAME}, config.json nor modules.json)")
-    if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "nvembed":
-        encoder = load_nv_embed(folder, dtype, head_dtype)
-        check(encoder.backbone)
-        return encoder
+    if published:
+        return load_nv_embed(folder, dtype, head_dtype)
     if head is not None:
         return _with_head(folder, dtype, head)
     if (folder / "modules.json").is_file():
@@ -134,6 +142,15 @@ def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | Non
         f"{folder}: a plain transformers model has no head, so its vectors are undefined. Say which: "
         "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean)."
     )
+
+
+def _model_type(folder: Path) -> str | None:
+    """``model_type`` of ``config.json``, None where there is no such file."""
+    path = folder / "config.json"
+    settings = read_json(path) if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(settings).__name__}")
+    return settings.get("model_type")
 
 
 def _with_head(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any]) -> Encoder:

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from openembed.backbones.probe import check
+from openembed.backbones.adapters import has_lora
 from openembed.backbones.text import load_text_backbone, quiet_unless_terminal
 from openembed.checkpoints.sentence_transformers_export import write_sentence_transformers_files
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
-from openembed.files import fsync_directory, read_json, write_json
+from openembed.files import exchange, fsync_directory, read_json, write_json
 from openembed.tokenization import TextTokenizer
 
 CONFIG_NAME, HEAD_NAME = "openembed.json", "head.safetensors"
@@ -29,9 +29,12 @@ CONFIG_NAME, HEAD_NAME = "openembed.json", "head.safetensors"
 def save_encoder(encoder: Encoder, path: str | Path) -> None:
     """Writes ``encoder`` to folder ``path``; a crash leaves what was there before, or the new one, never a mixture.
 
-    Raises ``FileExistsError`` when ``path`` holds something that is no openembed checkpoint.
+    Raises ``FileExistsError`` when ``path`` holds something that is no openembed checkpoint, ``ValueError`` for a backbone
+    with adapters, which would not open again.
     """
     path = Path(path)
+    if has_lora(encoder.backbone.model):
+        raise ValueError("the backbone carries adapters; merge them before saving (openembed.backbones.adapters.merge_lora)")
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file())):
         raise FileExistsError(f"{path}: exists and is no openembed checkpoint; give another path or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +54,6 @@ def load_native(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype
     stored["backbone"] = {**stored["backbone"], "path": str(folder)}
     config = parse(EncoderConfig, stored, str(folder / CONFIG_NAME))
     backbone = load_text_backbone(config.backbone, dtype=dtype)
-    check(backbone)
     encoder = Encoder(config, TextTokenizer.from_folder(folder, config.tokenizer), backbone, config.head.build(backbone.width))
     if _head_parts(encoder):
         if not (folder / HEAD_NAME).is_file():
@@ -96,15 +98,19 @@ def _flush(folder: Path) -> None:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Renames ``new`` to ``path``, moving an older checkpoint out of the way first and putting it back on failure."""
+    """Puts ``new`` at ``path``; an older checkpoint there is exchanged in one step where the system can do that.
+
+    Elsewhere it is moved out of the way first, and a crash between the two renames leaves it as ``.NAME.*.old``.
+    """
     old = new.with_suffix(".old")
-    if path.exists():
+    if path.exists() and not exchange(new, path):
         os.rename(path, old)
-    try:
-        os.rename(new, path)
-    except OSError:
-        if old.exists():
+        try:
+            os.rename(new, path)
+        except OSError:
             os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    elif new.exists() and not path.exists():
+        os.rename(new, path)
     fsync_directory(path.parent)

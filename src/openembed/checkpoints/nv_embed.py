@@ -90,7 +90,11 @@ def read_tasks(folder: Path) -> dict[str, TaskInstruction]:
     if not path.is_file():
         table = tomllib.loads(resources.files("openembed.checkpoints").joinpath("nv_embed_tasks.toml").read_text("utf-8"))
         return {name: TaskInstruction(**row) for name, row in table.items()}
-    return {name: TaskInstruction(query=row["query"], document=row.get("corpus", "")) for name, row in read_json(path).items()}
+    try:
+        rows = {name: (row["query"], row.get("corpus", "")) for name, row in read_json(path).items()}
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f'{path}: expected {{task: {{"query": ..., "corpus": ...}}}}; restore the file or remove it') from None
+    return {name: TaskInstruction(query=query, document=document) for name, (query, document) in rows.items()}
 
 
 def _split(tensors: dict[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -102,6 +106,9 @@ def _split(tensors: dict[str, Tensor], folder: Path) -> dict[str, dict[str, Tens
         if prefix is None or (prefix == HEAD_PREFIX and rest not in HEAD_NAMES):
             raise ValueError(f"{folder}: unexpected tensor {name!r}; an NV-Embed checkpoint has embedding_model.* and the head")
         groups[prefix][HEAD_NAMES[rest] if prefix == HEAD_PREFIX else rest] = tensor
+    missing = [HEAD_PREFIX + theirs for theirs, ours in HEAD_NAMES.items() if ours not in groups[HEAD_PREFIX]]
+    if missing:
+        raise ValueError(f"{folder}: the head's weights are incomplete; missing {missing[:5]}. Download the model again.")
     return groups
 
 
@@ -126,13 +133,20 @@ def _head_config(given: dict[str, Any], tensors: dict[str, Tensor]) -> LatentAtt
 
 
 def _tokenizer_config(folder: Path, settings: dict[str, Any]) -> TokenizerConfig:
-    special = folder / "special_tokens_map.json"
-    eos = read_json(special).get("eos_token", "</s>") if special.is_file() else "</s>"
     return TokenizerConfig(
-        eos_token=eos["content"] if isinstance(eos, dict) else eos,
+        eos_token=_eos(folder),
         truncation="cut_end",
         pool_instruction="exclude_by_count" if settings.get("is_mask_instruction", True) else "include",
     )
+
+
+def _eos(folder: Path) -> str:
+    """The end token, from the file that names it; newer libraries write no ``special_tokens_map.json``."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        eos = read_json(folder / name).get("eos_token") if (folder / name).is_file() else None
+        if eos is not None:
+            return eos["content"] if isinstance(eos, dict) else eos
+    return "</s>"
 
 
 def _empty(build: Any) -> Any:

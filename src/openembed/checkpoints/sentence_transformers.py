@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from openembed.backbones.probe import check
 from openembed.backbones.text import BackboneConfig, load_text_backbone
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
@@ -54,7 +53,6 @@ def load_sentence_transformers(folder: Path, dtype: torch.dtype | None, head_dty
     tokenizer_settings = _optional(body / "tokenizer_config.json")
     backbone_config = BackboneConfig(path=str(body), attention="model")
     backbone = load_text_backbone(backbone_config, dtype=dtype)
-    check(backbone)
     fields = {
         "backbone": backbone_config,
         "head": _head(pooling, folder),
@@ -85,6 +83,10 @@ def _head(pooling: dict[str, Any], folder: Path) -> dict[str, Any]:
     if unknown or not modes:
         raise ValueError(f"{folder}: pooling mode {unknown or 'none'} is not supported; known are {', '.join(POOLING_KINDS)}")
     kinds = [POOLING_KINDS[mode] for mode in modes]
+    if "cls" in kinds and not pooling.get("include_prompt", True):
+        if len(kinds) > 1:
+            raise ValueError(f"{folder}: cls pooling beside others with include_prompt = false is not supported")
+        return {"kind": "cls", "after_instruction": True}
     return {"kind": kinds[0]} if len(kinds) == 1 else {"kind": "concat", "parts": kinds}
 
 

@@ -35,7 +35,7 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
     (folder / rows[-1]["path"]).mkdir()
     write_json(folder / "modules.json", [{"idx": i, "name": str(i), **row} for i, row in enumerate(rows)])
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.config.max_length, "do_lower_case": False})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
     write_json(
         folder / "config_sentence_transformers.json",
         {"prompts": _prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
@@ -47,7 +47,15 @@ def is_standard(encoder: Encoder) -> bool:
     head, tokenizer = encoder.config.head, encoder.config.tokenizer
     plain = head.kind in POOLING_KINDS.values() or head.kind == "concat"
     framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
-    return plain and framed and all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
+    if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
+        return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
+    spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
+    return plain and framed and spans
+
+
+def _first_token(head: Any) -> bool:
+    """True for a head that takes the first token whatever is left out of pooling."""
+    return head.kind == "cls" and not head.after_instruction
 
 
 def _probe_prompts(encoder: Encoder) -> set[str]:
@@ -61,7 +69,7 @@ def _span_agrees(tokenizer: TextTokenizer, prompt: str) -> bool:
     """True when counting the prompt's tokens alone gives the span that offsets give, whatever text follows."""
     if tokenizer.config.pool_instruction in ("include", "exclude_by_count_and_prefix"):
         return True
-    counted = len(tokenizer.prefix) + len(tokenizer.backend.encode(prompt, add_special_tokens=False).ids)
+    counted = len(tokenizer.prefix) + len(tokenizer.prefix_ids(prompt))
     return bool((tokenizer(BOUNDARY_TEXTS, prompt).pool_starts == counted).all())
 
 
@@ -72,7 +80,7 @@ def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     pooling = {
         "embedding_dimension": encoder.backbone.width,
         "pooling_mode": modes,
-        "include_prompt": encoder.config.tokenizer.pool_instruction == "include",
+        "include_prompt": _first_token(head) or encoder.config.tokenizer.pool_instruction == "include",
     }
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling)
@@ -128,6 +136,8 @@ def _write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> 
     eos = tokenizer.config.eos_token
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", "clean_up_tokenization_spaces": False}
     pad = eos or _first_special(backend)
+    if eos is None and tokenizer.suffix:  # sentence-transformers counts a prompt's tokens less an end token it knows as one
+        eos = backend.id_to_token(tokenizer.suffix[-1])
     write_json(folder / "tokenizer_config.json", {**settings, "pad_token": pad, **({"eos_token": eos} if eos else {})})
 
 

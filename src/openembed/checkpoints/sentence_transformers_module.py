@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import torch
@@ -111,6 +112,7 @@ class Plain(nn.Module):
     def __init__(self, config, width):
         super().__init__()
         self.parts = config["parts"] if config["kind"] == "concat" else [config["kind"]]
+        self.after_instruction = config.get("after_instruction", False)
 
     def forward(self, x, mask, pool):
         """Returns ``(B, parts · D)``."""
@@ -122,7 +124,7 @@ class Plain(nn.Module):
             "weighted_mean": lambda: masked_mean(x, pool * position),
             "mean_sqrt_length": lambda: (x * pool[..., None]).sum(1) / pool.sum(1, keepdim=True).sqrt(),
             "max": lambda: x.masked_fill(pool[..., None] == 0, float("-inf")).amax(1),
-            "cls": lambda: x[:, 0],
+            "cls": lambda: x[torch.arange(len(x), device=x.device), pool.argmax(1)] if self.after_instruction else x[:, 0],
             "last_token": lambda: x[torch.arange(len(x), device=x.device), last],
         }
         return torch.cat([values[part]() for part in self.parts], dim=1)
@@ -163,10 +165,13 @@ class OpenEmbedModule(InputModule):
             self.settings = json.load(file)
         self.tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
         self.tokenizer.encode_special_tokens = True
+        self.reading_special = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+        names = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+        self.special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
         self.max_seq_length = self.settings["max_length"]
         self.prefix, self.suffix = self._surroundings()
         self.model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", **model_options)
-        self.causal = self.settings["backbone"]["attention"] == "causal"
+        self.causal = self._is_causal()
         width = self.model.config.hidden_size
         self.head = build_head(self.settings["head"], width)
         width *= len(self.settings["head"].get("parts", [0]))
@@ -200,14 +205,18 @@ class OpenEmbedModule(InputModule):
         return cls(folder, **options)
 
     def save(self, output_path, *args, **kwargs):
-        """Writes the checkpoint's files with the present weights."""
+        """Writes the checkpoint's files with the present weights and ``max_seq_length``; also over themselves."""
         self.model.save_pretrained(output_path)
         parts = nn.ModuleDict({"head": self.head, "projections": self.projections})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.state_dict().items()}
         if tensors:
             save_file(tensors, os.path.join(output_path, "head.safetensors"))
-        for name in ("openembed.json", "openembed_module.py", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(os.path.join(self.folder, name), os.path.join(output_path, name))
+        for name in ("openembed_module.py", "tokenizer.json", "tokenizer_config.json"):
+            source, target = os.path.join(self.folder, name), os.path.join(output_path, name)
+            if os.path.realpath(source) != os.path.realpath(target):
+                shutil.copyfile(source, target)
+        with open(os.path.join(output_path, "openembed.json"), "w", encoding="utf-8") as file:
+            json.dump({**self.settings, "max_length": self.max_seq_length}, file, indent=2, ensure_ascii=False)
 
     def get_embedding_dimension(self):
         """Returns the width of a vector."""
@@ -217,10 +226,14 @@ class OpenEmbedModule(InputModule):
         """Returns padded ids with the attention and the pooling mask."""
         prompt = self._clean(prompt or "")
         rows, starts = [], []
+        marked = bool(self.special.search(prompt))
+        tokenizer = self.reading_special if marked else self.tokenizer
         for text in inputs:
-            encoding = self.tokenizer.encode(prompt + self._clean(text), add_special_tokens=False)
+            text = self._clean(text)
+            text = self.special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text) if marked else text
+            encoding = tokenizer.encode(prompt + text, add_special_tokens=False)
             rows.append(self._row(encoding.ids))
-            starts.append(self._start(encoding, prompt, len(prompt) + len(text)))
+            starts.append(self._start(encoding, prompt, len(prompt) + len(text), tokenizer))
         lengths = torch.tensor([len(row) for row in rows])
         position = torch.arange(int(lengths.max()))
         pad = self.suffix[-1] if self.suffix else 0
@@ -250,6 +263,14 @@ class OpenEmbedModule(InputModule):
             seen = seen & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)
 
+    def _is_causal(self):
+        """Whether tokens see earlier ones only: as ``openembed.json`` says, or as the checkpoint's own code does."""
+        attention = self.settings["backbone"]["attention"]
+        if attention != "model":
+            return attention == "causal"
+        layers = any(getattr(module, "is_causal", False) is True for module in self.model.modules())
+        return layers and getattr(self.model.config, "is_causal", None) is not False
+
     def _positions(self, mask):
         embeddings = getattr(self.model, "embeddings", None)
         offset = embeddings.padding_idx + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
@@ -270,12 +291,12 @@ class OpenEmbedModule(InputModule):
             body = body[: limit - len(self.prefix) - len(self.suffix)]
         return ([*self.prefix, *body, *self.suffix] or [0])[:limit]
 
-    def _start(self, encoding, prompt, end):
+    def _start(self, encoding, prompt, end, tokenizer):
         rule = self.settings["tokenizer"]["pool_instruction"]
         if not prompt or rule == "include":
             return 0
         if rule.startswith("exclude_by_count"):
-            count = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+            count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
             return count + (len(self.prefix) if rule == "exclude_by_count_and_prefix" else 0)
         tokens = (encoding.char_to_token(i) for i in range(len(prompt), end))
         return len(self.prefix) + next((t for t in tokens if t is not None), len(encoding.ids))

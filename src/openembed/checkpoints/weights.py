@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import torch
@@ -57,9 +57,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a handle, not a dict
 
 
-def place(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, where: str) -> None:
-    """Puts ``tensors`` into ``module`` as its parameters, every name exactly once.
+def place(module: nn.Module, tensors: MutableMapping[str, Tensor], dtype: torch.dtype | None, where: str) -> None:
+    """Moves ``tensors`` into ``module`` as its parameters, every name exactly once, and leaves ``tensors`` empty.
 
+    Emptying it frees each tensor once it is converted: 16-bit and 32-bit weights of a large model never lie side by side.
     Raises ``ValueError`` listing what is missing, what is left over, or the first shape that differs.
     """
     expected = module.state_dict()
@@ -70,7 +71,10 @@ def place(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype |
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
             raise ValueError(f"{where}: {name} has shape {shapes}")
-    converted = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+    converted = {}
+    for name in list(tensors):
+        tensor = tensors.pop(name)
+        converted[name] = tensor if dtype is None else tensor.to(dtype)
     module.load_state_dict(converted, strict=True, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)

@@ -36,7 +36,7 @@ def encode(
     file: Annotated[str, typer.Argument(help="JSONL(.gz), text (one text a line), a BEIR folder, or - for stdin.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for vectors.npy, ids.jsonl and meta.json.")],
     kind: Annotated[str, typer.Option(help="query or document.")] = "document",
-    task: Annotated[str | None, typer.Option(help="A task of the model's table, for queries.")] = None,
+    task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
     instruction: Instruction = None,
     normalize: Normalize = True,
     max_length: MaxLength = None,

@@ -45,13 +45,18 @@ class LastTokenConfig(Config):
 
 
 class ClsConfig(Config):
-    """The first token of each text (BERT's [CLS])."""
+    """The first token of each text (BERT's [CLS]).
+
+    ``after_instruction``: the first pooled token, which follows a left-out instruction (sentence-transformers' meaning
+    where prompts are not pooled).
+    """
 
     kind: Literal["cls"] = "cls"
+    after_instruction: bool = False
 
     def build(self, width: int) -> Cls:
         """Returns the head for hidden states of ``width``."""
-        return Cls(width)
+        return Cls(width, after_instruction=self.after_instruction)
 
 
 class MaxConfig(Config):
@@ -131,11 +136,16 @@ class LastToken(Mean):
 
 
 class Cls(Mean):
-    """The first token's state."""
+    """The first token's state, or that of the first pooled token."""
+
+    def __init__(self, width: int, *, after_instruction: bool = False) -> None:
+        super().__init__(width)
+        self.after_instruction = after_instruction
 
     def forward(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
         """Returns ``(B, D)`` float32."""
-        return hidden_TD[packed.layout.offsets_B1[:-1].long()].float()
+        first_B = packed.layout.offsets_B1[:-1].long()
+        return hidden_TD[first_B + packed.pool_starts_B if self.after_instruction else first_B].float()
 
 
 class Max(Mean):

@@ -165,6 +165,7 @@ class Store:
         """
         model = self._vectors_of()
         _check_k(k)
+        queries_QD = np.asarray(queries_QD)
         if queries_QD.ndim != 2 or queries_QD.shape[1] != model.width:
             raise ValueError(f"queries of shape {queries_QD.shape}; this index needs (count, {model.width}) ({model.name})")
         if not np.isfinite(queries_QD).all():
@@ -175,6 +176,7 @@ class Store:
     def bm25(self, texts: Sequence[str], k: int = 10) -> list[Hits]:
         """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit."""
         _check_k(k)
+        _refuse_string(texts, "texts")
         if self._bm25 is None:
             self._bm25 = Bm25([s.postings for s in self._segments], [s.live_N for s in self._segments])
         hits = []
@@ -226,7 +228,11 @@ class Store:
         return count
 
     def delete(self, identifiers: Iterable[str]) -> int:
-        """Deletes documents; returns how many. All or nothing: raises ``ValueError`` naming an id that is not there."""
+        """Deletes documents; returns how many. All or nothing: raises ``ValueError`` naming an id that is not there.
+
+        Raises ``TypeError`` for a bare string, whose characters would be taken for ids.
+        """
+        _refuse_string(identifiers, "identifiers")
         with self._change() as manifest:
             positions: dict[int, list[int]] = {}
             wanted = dict.fromkeys(identifiers)
@@ -456,6 +462,11 @@ def _read_manifest(directory: Path) -> Manifest:
     if found != FORMAT:
         raise ValueError(f"{path}: format {found!r}, this version reads {FORMAT}; build the index anew")
     return parse(Manifest, values, str(path))
+
+
+def _refuse_string(given: object, what: str) -> None:
+    if isinstance(given, str):
+        raise TypeError(f"{what} must be a list of strings; got one string. Write [{given[:40]!r}] for a single one.")
 
 
 def _check_k(k: int) -> None:
