@@ -124,14 +124,14 @@ def test_a_gain_within_the_intervals_is_said():
     lines = verdicts(Report("x", systems=("untrained", "stage 2"), tasks=[TaskScores("sts", "Spearman", scores)]))
     assert lines == [
         "After stage 2 the model is better than untrained on 1 of 1 tasks.",
-        "It is better, but within the intervals, on: sts.",
+        "It is better, but not beyond chance, on: sts.",
     ]
 
 
 def test_overlapping_intervals_are_said():
     close = {"stage 2": Score(0.50, 0.45, 0.55), "BM25": Score(0.53, 0.48, 0.58)}
     lines = verdicts(Report("x", systems=("stage 2", "BM25"), tasks=[TaskScores("t", "nDCG@10", close)]))
-    assert lines == ["BM25 is ahead of stage 2 on t: 0.530 against 0.500 (their intervals overlap)."]
+    assert lines == ["BM25 is ahead of stage 2 on t: 0.530 against 0.500 (within chance)."]
 
 
 def test_an_empty_report_still_renders():
@@ -203,3 +203,13 @@ def test_write_report_makes_one_file(report, tmp_path):
     path = write_report(report, tmp_path / "out" / "report.html")
     assert [item.name for item in path.parent.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8") == render(report)
+
+
+def test_paired_tests_decide_where_there_are_any():
+    scores = {"untrained": Score(0.45, 0.40, 0.50), "stage 2": Score(0.54, 0.49, 0.59), "BM25": Score(0.56, 0.5, 0.6)}
+    task = TaskScores("scifact", "nDCG@10", scores, p_values={"untrained": 0.0004, "BM25": 0.3})
+    lines = verdicts(Report("x", systems=("untrained", "stage 2", "BM25"), tasks=[task]))
+    assert lines == [
+        "After stage 2 the model is better than untrained on 1 of 1 tasks (paired tests, p ≤ 0.0004).",
+        "BM25 is ahead of stage 2 on scifact: 0.560 against 0.540 (within chance).",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 from openembed import __version__
 from openembed.files import read_json, read_jsonl
@@ -57,6 +58,7 @@ def task_scores(place: Workplace) -> list[TaskScores]:
     for name, stage in place.recipe.stage.items():
         if not isinstance(stage, EvaluateStage):
             continue
+        p_values = _p_values(place.out / name, stage)
         for task in stage.tasks:
             scores, metric = {}, ""
             for model in stage.models:
@@ -66,8 +68,26 @@ def task_scores(place: Workplace) -> list[TaskScores]:
                     scores[label(model)] = Score(result["value"], *(result["interval"] or ()))
                     metric = METRIC_NAMES.get(result["metric"], result["metric"])
             if scores:
-                tasks.append(TaskScores(task.name, metric, scores, task.note))
+                tasks.append(TaskScores(task.name, metric, scores, task.note, p_values.get(task.name, {})))
     return tasks
+
+
+def _p_values(folder: Path, stage: EvaluateStage) -> dict[str, dict[str, float]]:
+    """Task → system → p-value of the paired test between the last model of the stage and that system."""
+    from openembed.evaluation.compare import compare_results
+
+    final = [model for model in stage.models if model != BM25][-1:]
+    found: dict[str, dict[str, float]] = {}
+    for other in stage.models:
+        try:
+            compared = (
+                compare_results(folder / folder_name(other), folder / folder_name(final[0])) if other not in final else []
+            )
+        except (ValueError, IndexError):
+            continue  # not evaluated yet, or nothing in common that could be paired
+        for comparison in compared:
+            found.setdefault(comparison.task, {})[label(other)] = comparison.test.p_bootstrap
+    return found
 
 
 def label(model: str) -> str:

@@ -16,6 +16,10 @@ COMMON = frozenset({"the", "are", "and", "for", "who", "why", "how", "what", "do
 """Words of a question that would be highlighted everywhere."""
 
 
+SIGNIFICANT = 0.05
+"""Two systems are told apart when the p-value of their paired test is below this."""
+
+
 @dataclass(frozen=True)
 class Score:
     """A score in 0..1 with its confidence interval where one is known."""
@@ -27,12 +31,16 @@ class Score:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One evaluation task: what every system scored. ``note`` says what the task is, in a few words."""
+    """One evaluation task: what every system scored. ``note`` says what the task is, in a few words.
+
+    ``p_values``: two-sided paired tests of the final model against each other system, where items could be paired.
+    """
 
     task: str
     metric: str
     scores: Mapping[str, Score]
     note: str = ""
+    p_values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def winner(self) -> str:
@@ -98,17 +106,19 @@ def verdicts(report: Report) -> list[str]:
     if compared:
         pairs = {task.task: (task.scores[states[0]], task.scores[states[-1]]) for task in compared}
         worse = [name for name, (before, after) in pairs.items() if after.value <= before.value]
-        close = [name for name, (before, after) in pairs.items() if name not in worse and _overlap(before, after)]
+        close = [t.task for t in compared if t.task not in worse and _close(t, states[-1], states[0])]
         better = len(pairs) - len(worse)
-        lines.append(f"After {states[-1]} the model is better than {states[0]} on {better} of {len(pairs)} tasks.")
-        lines += [f"It is better, but within the intervals, on: {', '.join(close)}."] if close else []
+        largest = max((t.p_values.get(states[0], 1.0) for t in compared), default=1.0)
+        tested = f" (paired tests, p ≤ {largest:.1g})" if not worse and not close and largest < SIGNIFICANT else ""
+        lines.append(f"After {states[-1]} the model is better than {states[0]} on {better} of {len(pairs)} tasks{tested}.")
+        lines += [f"It is better, but not beyond chance, on: {', '.join(close)}."] if close else []
         lines += [f"It is not better on: {', '.join(worse)}."] if worse else []
     for task in report.tasks:
         if not states or not {states[-1], report.baseline} <= set(task.scores):
             continue
         mine, theirs = task.scores[states[-1]], task.scores[report.baseline]
         if theirs.value > mine.value:
-            near = " (their intervals overlap)" if _overlap(mine, theirs) else ""
+            near = " (within chance)" if _close(task, states[-1], report.baseline) else ""
             lines.append(
                 f"{report.baseline} is ahead of {states[-1]} on {task.task}: {theirs.value:.3f} against {mine.value:.3f}{near}."
             )
@@ -153,6 +163,13 @@ def highlight(text: str, query: str) -> str:
     return "".join(
         f"<mark>{html.escape(piece)}</mark>" if index % 2 else html.escape(piece) for index, piece in enumerate(pieces)
     )
+
+
+def _close(task: TaskScores, system: str, other: str) -> bool:
+    """True when the two cannot be told apart: by the paired test, or by their intervals where there is none."""
+    if other in task.p_values:
+        return task.p_values[other] >= SIGNIFICANT
+    return _overlap(task.scores[system], task.scores[other])
 
 
 def _overlap(one: Score, other: Score) -> bool:
