@@ -29,11 +29,17 @@ class PrepackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``x Wᵀ + b``."""
-        if torch.is_grad_enabled() or x.dtype != torch.float32 or x.is_cuda or x.numel() < MIN_ROWS * self.in_features:
-            return F.linear(x, self.weight, self.bias)
-        if self.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed_weight(), self.bias, "none", [], "")
+        return self.prepared(x, "none", "") if self.serves(x) else F.linear(x, self.weight, self.bias)
+
+    def serves(self, x: Tensor) -> bool:
+        """True when the prepared kernel can take ``x``: float32 on a CPU, no gradient, enough rows."""
+        plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not x.is_cuda
+        both_float32 = x.dtype == torch.float32 and self.weight.dtype == torch.float32
+        return plain and both_float32 and x.numel() >= MIN_ROWS * self.in_features
+
+    def prepared(self, x: Tensor, activation: str, algorithm: str) -> Tensor:
+        """Returns ``activation(x Wᵀ + b)`` from one oneDNN kernel."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed_weight(), self.bias, activation, [], algorithm)
 
     def _packed_weight(self) -> Tensor:
         version = (self.weight.data_ptr(), self.weight._version)
@@ -43,6 +49,18 @@ class PrepackedLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_prepared": None}
+
+
+class LinearGelu(nn.Module):
+    """A BERT-type intermediate layer, ``GELU(x Wᵀ + b)``; the activation rides on the prepared kernel where that serves."""
+
+    def __init__(self, dense: PrepackedLinear) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the activated states."""
+        return self.dense.prepared(x, "gelu", "none") if self.dense.serves(x) else F.gelu(self.dense(x))
 
 
 def available() -> bool:
@@ -58,3 +76,15 @@ def prepack(module: nn.Module) -> None:
         return
     for parent, name, child in plain:
         setattr(parent, name, PrepackedLinear(child))
+    for parent, name, child in layers:
+        if _is_linear_gelu(child):
+            setattr(parent, name, LinearGelu(child.dense).train(child.training))
+
+
+def _is_linear_gelu(module: nn.Module) -> bool:
+    """True for a module made of just a prepared ``dense`` and an exact (erf) GELU after it."""
+    children = dict(module.named_children())
+    activation = children.get("intermediate_act_fn")
+    exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
+    exact = exact or getattr(activation, "act", None) is F.gelu
+    return set(children) == {"dense", "intermediate_act_fn"} and exact and isinstance(module.dense, PrepackedLinear)
