@@ -132,6 +132,7 @@ def encode_file(
             _remove(out, META, PARTIAL, VECTORS, IDS, JOURNAL)
         if (out / META).exists():
             _check_same(plan, read_json(out / META), out)
+            _check_whole(plan, out)
             _remove(out, JOURNAL)
             return Encoded(out, len(ids), encoder.width, len(ids))
         done = resumed = _resume(out, plan)
@@ -234,6 +235,12 @@ def _check_same(plan: dict[str, Any], begun: dict[str, Any], out: Path) -> None:
     if changed:
         now = ", ".join(f"{key} is {plan[key]!r}, was {begun.get(key)!r}" for key in changed)
         raise ValueError(f"{out}: begun with something else ({now}); pass --restart to encode anew, or another output")
+
+
+def _check_whole(plan: dict[str, Any], out: Path) -> None:
+    expected = _offset(plan["count"], plan["width"]) + 4 * plan["count"] * plan["width"]
+    if not (out / IDS).exists() or not (out / VECTORS).exists() or (out / VECTORS).stat().st_size != expected:
+        raise ValueError(f"{out}: {VECTORS} or {IDS} is missing or cut short; pass --restart to encode anew")
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -262,3 +262,13 @@ def test_documents_take_the_task_they_are_asked_for(corpus, tmp_path):
     same = encode_file(encoder, corpus, tmp_path / "same", BulkConfig(instruction="STS12")).vectors()
     np.testing.assert_array_equal(asked, same)
     assert not np.array_equal(asked, plain)
+
+
+def test_a_finished_output_that_lost_its_vectors_is_not_taken_for_whole(corpus, tmp_path):
+    encode_file(BagOfWords(), corpus, tmp_path / "out")
+    path = tmp_path / "out" / "vectors.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="cut short; pass --restart"):
+        encode_file(BagOfWords(), corpus, tmp_path / "out")
+    encode_file(BagOfWords(), corpus, tmp_path / "out", restart=True)
+    assert encode_file(BagOfWords(), corpus, tmp_path / "out").resumed > 0
