@@ -27,7 +27,7 @@ from openembed.packing import Packed, TokenRows, micro_batches, pack
 from openembed.progress import progress as progress_bar
 from openembed.tokenization import TextTokenizer, TokenizerConfig
 
-CPU_TOKEN_BUDGET = 1024
+CPU_TOKEN_BUDGET = 1536
 """Tokens a micro-batch on a CPU: large enough for full-speed matrix products, small enough to stay in its caches."""
 
 GPU_TOKEN_BUDGET = 65536
