@@ -57,6 +57,18 @@ def test_bert_layers_activate_inside_the_kernel(minilm_dir):
     torch.testing.assert_close(fused[0](x).detach(), inside, atol=1e-5, rtol=1e-5)
 
 
+def test_an_adapter_in_the_place_of_the_linear_layer_still_runs(minilm_dir):
+    from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
+
+    encoder = openembed.load(minilm_dir)
+    before = encoder.encode(["a text"])
+    add_lora(encoder.backbone.model, LoraConfig())
+    adapted = encoder.encode(["a text"])
+    merge_lora(encoder.backbone.model)
+    for values in (adapted, encoder.encode(["a text"])):
+        assert abs(values - before).max() < 1e-5
+
+
 def test_tanh_gelu_is_left_alone():
     class Intermediate(nn.Module):
         def __init__(self, act):

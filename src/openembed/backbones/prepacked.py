@@ -60,7 +60,8 @@ class LinearGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the activated states."""
-        return self.dense.prepared(x, "gelu", "none") if self.dense.serves(x) else F.gelu(self.dense(x))
+        fused = isinstance(self.dense, PrepackedLinear) and self.dense.serves(x)  # an adapter may have taken its place
+        return self.dense.prepared(x, "gelu", "none") if fused else F.gelu(self.dense(x))
 
 
 def available() -> bool:
