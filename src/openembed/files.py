@@ -80,14 +80,6 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}). Restore the file or write it anew.") from None
 
 
-def open_text(path: str | Path) -> IO[str]:
-    """Opens a text file for reading as UTF-8, unpacking ``.gz``."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-
-
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yields ``(line number, line without its end)`` of a (gzipped) UTF-8 file; a leading byte-order mark is dropped.
 
