@@ -50,8 +50,8 @@ class PromptConfig(Config):
     """What is put before texts. ``query`` and ``document`` are literal prefixes used when nothing else is asked for.
 
     ``template`` renders an instruction (``{task}``); the paper's is ``"Instruct: {task}\\nQuery: "``. The default here
-    ends in a line break instead of a space: no tokenizer merges across it, so the instruction's tokens are the same
-    alone and before any text, and every library finds the same span. ``tasks`` names instructions; ``named`` names
+    ends in a line break instead of a space: tokenizers rarely merge across it, so the instruction's tokens are the same
+    alone and before a text, and other libraries find the same span (saving checks that). ``tasks`` names instructions; ``named`` names
     literal prefixes (sentence-transformers' prompts).
     """
 
