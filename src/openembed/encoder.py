@@ -51,7 +51,8 @@ class PromptConfig(Config):
 
     ``template`` renders an instruction (``{task}``); the paper's is ``"Instruct: {task}\\nQuery: "``. The default here
     ends in a line break instead of a space: tokenizers rarely merge across it, so the instruction's tokens are the same
-    alone and before a text, and other libraries find the same span (saving checks that). ``tasks`` names instructions; ``named`` names
+    alone and before a text, and other libraries find the same span (saving checks that). ``tasks`` names
+    instructions; ``named`` names
     literal prefixes (sentence-transformers' prompts).
     """
 
