@@ -52,3 +52,30 @@ def info_nce(
     Queries without positive or negative count in the mean with loss 0, so the scale does not depend on the masks.
     """
     return weighted_mean(info_nce_rows(scores_QN, positives_QN, allowed_QN, temperature), weights_Q)
+
+
+def cosine_distance_rows(values_ND: Tensor, targets_ND: Tensor) -> Tensor:
+    """Returns ``1 - cos(value, target)`` of each row (N,), in fp32: 0 for equal directions, 2 for opposite ones."""
+    return 1 - torch.nn.functional.cosine_similarity(values_ND.float(), targets_ND.float(), dim=-1)
+
+
+def squared_error_rows(values_ND: Tensor, targets_ND: Tensor) -> Tensor:
+    """Returns the mean squared difference of each row (N,), in fp32."""
+    return (values_ND.float() - targets_ND.float()).square().mean(-1)
+
+
+def kl_divergence_rows(scores_QN: Tensor, teacher_QN: Tensor, candidates_QN: Tensor, temperature: float) -> Tensor:
+    """Returns KL(teacher || student) of each query over its candidates (Q,), in fp32.
+
+    Both score matrices are divided by ``temperature`` and turned into distributions by a softmax over the columns that
+    ``candidates_QN`` (bool) marks. A query with fewer than two candidates has nothing to tell apart: loss 0, gradient 0.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    comparable_Q1 = candidates_QN.sum(1, keepdim=True) > 1
+    outside_QN = ~(candidates_QN & comparable_Q1)
+    floor = torch.finfo(torch.float32).min
+    student_QN = (scores_QN.float() / temperature).masked_fill(outside_QN, floor).log_softmax(1)
+    target_QN = (teacher_QN.float() / temperature).masked_fill(outside_QN, floor).log_softmax(1)
+    terms_QN = target_QN.exp() * (target_QN - student_QN)
+    return terms_QN.masked_fill(outside_QN, 0.0).sum(1)

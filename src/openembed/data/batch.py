@@ -61,6 +61,8 @@ class Batch:
     """int64 (N,): the text of each column."""
     positive_P2: np.ndarray
     """int64 (P, 2): (row, column)."""
+    positive_score_P: np.ndarray
+    """float64 (P,): the teacher's score of each pair in ``positive_P2``; NaN when unknown."""
     negative_M2: np.ndarray
     """int64 (M, 2): (row, column), each row's own hard negatives."""
     negative_score_M: np.ndarray
@@ -221,6 +223,7 @@ class _Builder:
         self.positives: list[tuple[int, int]] = []
         self.negatives: list[tuple[int, int]] = []
         self.negative_scores: list[float] = []
+        self.drawn_positive_scores: list[float] = []
         self.positive_scores: list[float] = []
 
     def add(self, example: Example, positives: Sequence[int], negatives: Sequence[int]) -> None:
@@ -236,8 +239,8 @@ class _Builder:
                 known.add(id_key(source.name, document.id))
         self.positives += [(row, self.column(source, example.positives[index])) for index in positives]
         self.negatives += [(row, self.column(source, example.negatives[index])) for index in negatives]
-        scores = example.negative_scores
-        self.negative_scores += [scores[index] if scores else np.nan for index in negatives]
+        self.drawn_positive_scores += _scores(example.positive_scores, positives)
+        self.negative_scores += _scores(example.negative_scores, negatives)
         self.positive_scores.append(min(example.positive_scores, default=np.nan))
 
     def text(self, prompt: str, text: str) -> int:
@@ -260,6 +263,7 @@ class _Builder:
             query_Q=np.array(self.queries, dtype=np.int64),
             document_N=np.array(list(self.columns), dtype=np.int64),
             positive_P2=_pairs(self.positives),
+            positive_score_P=np.array(self.drawn_positive_scores, dtype=np.float64),
             negative_M2=_pairs(self.negatives),
             negative_score_M=np.array(self.negative_scores, dtype=np.float64),
             positive_score_Q=np.array(self.positive_scores, dtype=np.float64),
@@ -268,6 +272,10 @@ class _Builder:
             source_Q=np.array([number for number, _ in self.asked], dtype=np.int64),
             sources=self.sources,
         )
+
+
+def _scores(scores: Sequence[float], drawn: Sequence[int]) -> list[float]:
+    return [scores[index] if scores else np.nan for index in drawn]
 
 
 def _pairs(values: Sequence[tuple[int, int]]) -> np.ndarray:

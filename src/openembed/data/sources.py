@@ -40,7 +40,8 @@ class SourceConfig(Config):
     package. ``columns``: field → column, where the data names it differently. ``construction``: ``pairs`` (rows are
     examples); ``label_text`` (fields text, label_text: the label's text is the document); ``class_examples`` (fields
     text, label: another text of the class is the document, NV-Embed v2 section 4); ``scored_pairs`` (fields sentence1,
-    sentence2, score: each pair from ``minimum_score`` up, in both directions). ``instruction`` and
+    sentence2, score: each pair from ``minimum_score`` up, in both directions); ``texts`` (field text: unlabelled, each
+    text its own positive, for objectives that need no pairs). ``instruction`` and
     ``document_instruction`` are task descriptions, rendered by the model's template; empty means the model's default
     prompt. ``weight`` scales how often rows are drawn, ``loss_weight`` what a row counts; ``count`` caps the examples.
     """
@@ -50,7 +51,7 @@ class SourceConfig(Config):
     split: str = "train"
     hub: HubConfig | None = None
     columns: dict[str, str] = Field(default_factory=dict)
-    construction: Literal["pairs", "label_text", "class_examples", "scored_pairs"] = "pairs"
+    construction: Literal["pairs", "label_text", "class_examples", "scored_pairs", "texts"] = "pairs"
     instruction: str = ""
     document_instruction: str = ""
     in_batch: bool = True
@@ -137,6 +138,9 @@ def _construct(config: SourceConfig, rows: Iterator[tuple[str, dict[str, Any]]],
         return _scored_pairs(config, rows)
     if config.construction == "label_text":
         return _label_text(config, rows, random)
+    if config.construction == "texts":
+        texts = (_text(row, "text", where) for where, row in rows)
+        return [Example(Query("", text), (Document("", text),), source=config.name) for text in texts]
     return _class_examples(config, rows, random)
 
 

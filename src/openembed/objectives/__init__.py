@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from openembed.data.batch import Batch
@@ -38,3 +39,16 @@ class Objective(Protocol):
 
     def loss(self, representations: Dense, batch: Batch) -> Loss:
         """Returns the loss of ``batch``, given one representation a view, in the order of :meth:`views`."""
+
+
+@torch.no_grad()
+def split_by_source(rows_Q: Tensor, batch: Batch) -> dict[str, Any]:
+    """Returns the diagnostics ``loss_by_source`` and ``rows_by_source`` of each row's loss (Q,)."""
+    rows_Q = rows_Q.detach().cpu()
+    losses, counts = {}, {}
+    for number, source in enumerate(batch.sources):
+        mine = torch.from_numpy(batch.source_Q == number)
+        if mine.any():
+            losses[source.name] = rows_Q[mine].mean().item()
+            counts[source.name] = int(mine.sum())
+    return {"loss_by_source": losses, "rows_by_source": counts}

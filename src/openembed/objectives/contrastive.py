@@ -17,7 +17,7 @@ from openembed.config import Config
 from openembed.data.batch import Batch, Candidates, InBatch, allowed_mask
 from openembed.data.margin import MarginConfig
 from openembed.losses import info_nce_rows, weighted_mean
-from openembed.objectives import Loss, Views
+from openembed.objectives import Loss, Views, split_by_source
 from openembed.representations import Dense
 
 HISTOGRAM_BINS = 40
@@ -91,21 +91,14 @@ class Contrastive:
 
 @torch.no_grad()
 def _diagnostics(scores_QN: Tensor, rows_Q: Tensor, candidates: Candidates, batch: Batch) -> dict[str, Any]:
-    scores_QN, rows_Q = scores_QN.detach().cpu(), rows_Q.detach().cpu()
-    by_source, rows_by_source = {}, {}
-    for number, source in enumerate(batch.sources):
-        mine = torch.from_numpy(batch.source_Q == number)
-        if mine.any():
-            by_source[source.name] = rows_Q[mine].mean().item()
-            rows_by_source[source.name] = int(mine.sum())
+    scores_QN = scores_QN.detach().cpu()
     similarities = {
         "positive": scores_QN[torch.from_numpy(candidates.positives_QN)],
         "hard": scores_QN[torch.from_numpy(candidates.hard_QN)],
         "in_batch": scores_QN[torch.from_numpy(candidates.allowed_QN & ~candidates.hard_QN)],
     }
     return {
-        "loss_by_source": by_source,
-        "rows_by_source": rows_by_source,
+        **split_by_source(rows_Q, batch),
         "rows_without_negatives": int((~candidates.allowed_QN.any(1)).sum()),
         "false_negatives_masked": int(candidates.masked_QN.sum()),
         "similarity": {name: _summary(values) for name, values in similarities.items()},

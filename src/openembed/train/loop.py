@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
 from openembed.config import Config
@@ -29,6 +29,7 @@ from openembed.data.sources import SourceConfig, load_source
 from openembed.encoder import Encoder
 from openembed.objectives import Loss, Objective
 from openembed.objectives.contrastive import ContrastiveConfig
+from openembed.objectives.distillation import DistillationConfig
 from openembed.progress import progress
 from openembed.records import Example
 from openembed.seeds import derive, generator
@@ -43,6 +44,17 @@ Evaluate = Callable[[Encoder, int], Mapping[str, float]]
 """Given the encoder and the number of finished steps, returns scores by name."""
 
 
+def _kind(value: Any) -> str:
+    return value.get("kind", "contrastive") if isinstance(value, Mapping) else value.kind
+
+
+ObjectiveConfig = Annotated[
+    Annotated[ContrastiveConfig, Tag("contrastive")] | Annotated[DistillationConfig, Tag("distillation")],
+    Discriminator(_kind),
+]
+"""What can be trained for, by ``kind``; contrastive where none is given."""
+
+
 class TrainConfig(Config):
     """Everything that decides the trained weights, given encoder and data (``save_every`` and ``evaluate_every`` do not).
 
@@ -54,7 +66,7 @@ class TrainConfig(Config):
     data: MixtureConfig
     seed: int = 0
     batch: BatchConfig = BatchConfig()
-    objective: ContrastiveConfig = ContrastiveConfig()
+    objective: ObjectiveConfig = ContrastiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig | None = None
     compute: ComputeConfig = ComputeConfig()

@@ -49,11 +49,14 @@ class MetricsFile:
 
 
 def merge_losses(losses: Sequence[Loss]) -> dict[str, Any]:
-    """Returns the metrics of the batches of one step: losses averaged, by rows where split by source; counts added."""
+    """Returns the metrics of the batches of one step: losses averaged, by rows where split by source; counts added.
+
+    Counts and similarities are those that the objective gives.
+    """
     rows: dict[str, int] = defaultdict(int)
     sums: dict[str, float] = defaultdict(float)
     for loss in losses:
-        for name, count in loss.diagnostics["rows_by_source"].items():
+        for name, count in loss.diagnostics.get("rows_by_source", {}).items():
             rows[name] += count
             sums[name] += loss.diagnostics["loss_by_source"][name] * count
     return {
@@ -61,10 +64,10 @@ def merge_losses(losses: Sequence[Loss]) -> dict[str, Any]:
         "parts": {name: sum(loss.parts[name] for loss in losses) / len(losses) for name in losses[0].parts},
         "loss_by_source": {name: sums[name] / rows[name] for name in rows},
         "rows_by_source": dict(rows),
-        **{name: sum(loss.diagnostics[name] for loss in losses) for name in _COUNTS},
+        **{name: sum(loss.diagnostics[name] for loss in losses) for name in _COUNTS if name in losses[0].diagnostics},
         "similarity": {
             name: _merge_similarity([loss.diagnostics["similarity"][name] for loss in losses])
-            for name in losses[0].diagnostics["similarity"]
+            for name in losses[0].diagnostics.get("similarity", {})
         },
     }
 

@@ -1,0 +1,75 @@
+"""Vectors that a teacher gave to texts, looked up by text.
+
+A folder with ``vectors.npy`` (N, E), as bulk encoding writes it, and ``keys.npy`` (N,): the key of each row's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from openembed.bulk import VECTORS
+from openembed.data.batch import text_key
+from openembed.files import atomic_write
+
+KEYS = "keys.npy"
+SAMPLE = 50_000
+"""Principal directions come from at most this many vectors, evenly spaced."""
+
+
+def write_keys(folder: str | Path, texts: Iterable[str]) -> None:
+    """Writes the key of every text, in the order of the folder's vectors."""
+    with atomic_write(Path(folder) / KEYS, "wb") as file:
+        np.save(file, np.fromiter(map(text_key, texts), dtype=np.int64))
+
+
+class TeacherVectors:
+    """The memory-mapped vectors of a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises ``ValueError`` when the folder lacks vectors or keys, or they do not belong together."""
+        self.folder = Path(folder)
+        missing = [name for name in (VECTORS, KEYS) if not (self.folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{self.folder}: no {' and no '.join(missing)}; an encode stage writes them")
+        self.vectors_NE = np.load(self.folder / VECTORS, mmap_mode="r")
+        keys_N = np.load(self.folder / KEYS)
+        if len(keys_N) != len(self.vectors_NE):
+            raise ValueError(f"{self.folder}: {len(self.vectors_NE)} vectors but {len(keys_N)} keys; run the encode stage anew")
+        self._order = np.argsort(keys_N, kind="stable")
+        self._keys = keys_N[self._order]
+
+    @property
+    def width(self) -> int:
+        """The teacher's width E."""
+        return self.vectors_NE.shape[1]
+
+    def lookup(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the vectors of ``texts``, float32 (len(texts), E); ``ValueError`` names the first one without any."""
+        wanted = np.array([text_key(text) for text in texts], dtype=np.int64)
+        place = np.searchsorted(self._keys, wanted).clip(max=max(0, len(self._keys) - 1))
+        found = self._keys[place] == wanted if len(self._keys) else np.zeros(len(wanted), dtype=bool)
+        if not found.all():
+            text = texts[int(np.flatnonzero(~found)[0])]
+            raise ValueError(
+                f"{self.folder}: no teacher vector for {int((~found).sum())} of {len(texts)} texts, first {text!r:.80}; "
+                "the encode stage must cover every text that is trained on"
+            )
+        return np.asarray(self.vectors_NE[self._order[place]], dtype=np.float32)
+
+    def principal_directions(self, width: int) -> np.ndarray:
+        """Returns the ``width`` directions (E, width) that keep most of the vectors' inner products, orthonormal.
+
+        They are the leading eigenvectors of the uncentred second moment, each with its largest entry positive, so the
+        same vectors always give the same directions. Raises ``ValueError`` when there are fewer than ``width``.
+        """
+        if not 0 < width <= self.width:
+            raise ValueError(f"{self.folder}: teacher vectors of width {self.width} cannot be projected to {width}")
+        step = max(1, len(self.vectors_NE) // SAMPLE)
+        sample_NE = np.asarray(self.vectors_NE[::step], dtype=np.float64)
+        _, directions_EE = np.linalg.eigh(sample_NE.T @ sample_NE)
+        leading = directions_EE[:, ::-1][:, :width]
+        signs = np.sign(leading[np.abs(leading).argmax(0), np.arange(width)])
+        return (leading * signs).astype(np.float32)
