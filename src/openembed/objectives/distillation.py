@@ -43,7 +43,9 @@ class DistillationConfig(Config):
     @model_validator(mode="after")
     def _teaches_something(self) -> DistillationConfig:
         if self.vectors is None and self.embedding != "none":
-            raise ValueError(f"embedding = {self.embedding!r} needs vectors; give them, or embedding = 'none' to use recorded scores")
+            raise ValueError(
+                f"embedding = {self.embedding!r} needs vectors; give them, or embedding = 'none' to use recorded scores"
+            )
         if self.embedding == "none" and not self.score_weight:
             raise ValueError("nothing is learned: embedding is 'none' and score_weight is 0; set one of them")
         return self

@@ -16,6 +16,7 @@ from openembed.config import Config, parse
 from openembed.data.margin import MarginConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
+from openembed.objectives.distillation import DistillationConfig
 from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
 from openembed.seeds import derive
 from openembed.steps import StepConfig
@@ -55,6 +56,30 @@ class MineStage(Config):
     depth: int = Field(100, ge=1)
     skip: int = Field(0, ge=0)
     filter: MarginConfig = MarginConfig()
+
+
+class EncodeStage(Config):
+    """Encodes the texts of ``texts`` (a JSON-lines file with ``text``) with ``model``, for distillation to learn from.
+
+    ``dtype``: what the model runs in; half precision is faster and close enough to teach.
+    """
+
+    do: Literal["encode"]
+    texts: str
+    model: str
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+
+class InitialiseStage(Config):
+    """Makes the recipe's encoder with token embeddings from a teacher: a bag of words before any training.
+
+    ``vectors``: an earlier encode stage; its model is the teacher, its texts say which tokens are frequent. See
+    :mod:`openembed.train.vocabulary`.
+    """
+
+    do: Literal["initialise"]
+    vectors: str
+    smoothing: float = Field(default=5e-4, gt=0)
 
 
 class TrainStage(TrainConfig):
@@ -101,7 +126,10 @@ class SearchStage(Config):
     k: int = Field(3, ge=1)
 
 
-StageConfig = Annotated[MineStage | TrainStage | EvaluateStage | IndexStage | SearchStage, Field(discriminator="do")]
+StageConfig = Annotated[
+    MineStage | EncodeStage | InitialiseStage | TrainStage | EvaluateStage | IndexStage | SearchStage,
+    Field(discriminator="do"),
+]
 
 
 class Expect(Config):
@@ -219,12 +247,25 @@ def model_references(stage: StageConfig) -> dict[str, str]:
             return {"teacher": stage.teacher}
         case TrainStage():
             return {"start": stage.start}
+        case EncodeStage():
+            return {"model": stage.model}
+        case InitialiseStage():
+            return {"encoder": UNTRAINED}
         case EvaluateStage():
             return {f"models.{index}": model for index, model in enumerate(stage.models)}
         case IndexStage():
             return {"model": stage.model}
         case SearchStage():
             return {}
+
+
+def vectors_stage(stage: StageConfig) -> str | None:
+    """Returns the encode stage whose vectors a stage learns from, None when it needs none."""
+    if isinstance(stage, InitialiseStage):
+        return stage.vectors
+    if isinstance(stage, TrainStage) and isinstance(stage.objective, DistillationConfig):
+        return stage.objective.vectors
+    return None
 
 
 def stage_sources(stage: StageConfig) -> tuple[SourceConfig, ...]:
@@ -245,6 +286,9 @@ def needed_stages(recipe: Recipe, name: str) -> list[str]:
     wanted |= {s.path.removeprefix(MINED).split("/")[0] for s in stage_sources(stage) if (s.path or "").startswith(MINED)}
     if isinstance(stage, SearchStage):
         wanted.add(stage.index)
+    if isinstance(stage, EncodeStage) and stage.texts.startswith(MINED):
+        wanted.add(stage.texts.removeprefix(MINED).split("/")[0])
+    wanted.add(vectors_stage(stage))
     return [other for other in recipe.stage if other in wanted]
 
 
@@ -260,6 +304,8 @@ def stage_paths(stage: StageConfig, *, watched: bool = True) -> list[str]:
         paths += [task.path for task in stage.watch]
     if isinstance(stage, IndexStage):
         paths.append(stage.corpus)
+    if isinstance(stage, EncodeStage) and not stage.texts.startswith(MINED):
+        paths.append(stage.texts)
     return paths
 
 
@@ -279,6 +325,9 @@ def check_references(recipe: Recipe) -> list[str]:
             problems += _wrong_source(earlier, f"stage.{name}", source.path or "")
         if isinstance(stage, TrainStage) and stage.start == BM25:
             problems.append(f"stage.{name}.start: BM25 has nothing to train (got 'bm25')")
+        vectors = vectors_stage(stage)
+        if vectors is not None and vectors in recipe.stage and not isinstance(earlier.get(vectors), EncodeStage):
+            problems.append(f"stage.{name}: vectors: no earlier encode stage of this name (got {vectors!r})")
         if isinstance(stage, SearchStage) and not isinstance(earlier.get(stage.index), IndexStage):
             problems.append(f"stage.{name}.index: no earlier index stage of this name (got {stage.index!r})")
     return problems
@@ -287,7 +336,7 @@ def check_references(recipe: Recipe) -> list[str]:
 def _wrong_model(recipe: Recipe, earlier: Mapping[str, StageConfig], where: str, model: str) -> list[str]:
     if model == UNTRAINED and recipe.encoder is None:
         return [f"{where}: needs an [encoder] table (got 'untrained')"]
-    if model in recipe.stage and not isinstance(earlier.get(model), TrainStage):
+    if model in recipe.stage and not isinstance(earlier.get(model), (TrainStage, InitialiseStage)):
         return [f"{where}: no earlier train stage of this name (got {model!r})"]
     return []
 

@@ -1,6 +1,7 @@
 """What each kind of stage does in its folder.
 
-``mine`` writes ``<source>.jsonl`` and ``report.json``, ``train`` writes ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``mine`` writes ``<source>.jsonl`` and ``report.json``, ``encode`` writes vectors and their keys, ``initialise`` writes
+``model/``, ``train`` writes ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
 ``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
@@ -18,21 +19,27 @@ from openembed.recipe.config import (
     BM25,
     MINED,
     UNTRAINED,
+    EncodeStage,
     EvaluateStage,
     IndexStage,
+    InitialiseStage,
     MineStage,
     Recipe,
     SearchStage,
     TaskConfig,
     TrainStage,
+    vectors_stage,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
     from openembed.records import Document
+    from openembed.train.loop import TrainConfig
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
 CHECKPOINTS = "checkpoint"
@@ -60,6 +67,14 @@ class Workplace:
         if source.path is None:
             return source
         return source.model_copy(update={"path": str(self.locate(source.path).absolute())})
+
+    def training(self, stage: TrainStage) -> TrainConfig:
+        """Returns the training of a stage, the encode stage of its teacher's vectors replaced by that stage's folder."""
+        config, vectors = stage.training, vectors_stage(stage)
+        if vectors not in self.recipe.stage:
+            return config
+        objective = config.objective.model_copy(update={"vectors": str((self.out / vectors).absolute())})
+        return config.model_copy(update={"objective": objective})
 
     def model_folder(self, reference: str) -> str:
         """Returns the folder of a train stage's model, or a folder under ``base``, or the reference itself (a hub id)."""
@@ -97,6 +112,10 @@ def run_stage(place: Workplace, name: str) -> None:
     match stage:
         case MineStage():
             _mine(place, stage, folder)
+        case EncodeStage():
+            _encode(place, stage, folder)
+        case InitialiseStage():
+            _initialise(place, stage, folder)
         case TrainStage():
             _train(place, stage, folder)
         case EvaluateStage():
@@ -139,6 +158,37 @@ def _corpus(source: SourceConfig) -> list[Document]:
     return list(read_beir(Path(source.path), source.split)[0])
 
 
+def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:
+    from openembed.bulk import encode_file
+    from openembed.checkpoints import DTYPES
+    from openembed.data.teacher import write_keys
+
+    texts = place.locate(stage.texts)
+    encoder = place.model(stage.model, dtype=None if stage.dtype is None else DTYPES[stage.dtype])
+    encode_file(encoder, texts, folder, show_progress=True)
+    write_keys(folder, _texts(texts))
+
+
+def _texts(path: Path) -> Iterator[str]:
+    from openembed.documents import read_documents
+
+    return (document.full_text for document in read_documents(path))
+
+
+def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
+    import torch
+
+    from openembed.data.teacher import TeacherVectors
+    from openembed.train.vocabulary import initialise
+
+    source = place.recipe.stage[stage.vectors]
+    assert isinstance(source, EncodeStage), "references are checked before a recipe runs"
+    encoder = place.model(UNTRAINED, dtype=torch.float32)
+    vectors = TeacherVectors(place.out / stage.vectors)
+    initialise(encoder, vectors, place.model(source.model), _texts(place.locate(source.texts)), stage.smoothing)
+    encoder.save(folder / MODEL)
+
+
 def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
     from openembed.data.sources import load_source
     from openembed.evaluation.systems import EncoderSystem
@@ -152,7 +202,7 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
         return {task.name: system.evaluate(task).value for task in watched}
 
     encoder = place.model(stage.start, dtype=backbone_dtype(stage))
-    train(stage.training, encoder, folder, examples=examples, evaluate=evaluate if watched else None)
+    train(place.training(stage), encoder, folder, examples=examples, evaluate=evaluate if watched else None)
 
 
 def backbone_dtype(stage: TrainStage) -> torch.dtype:

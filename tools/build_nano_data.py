@@ -1,13 +1,15 @@
-"""Gathers the unlabelled texts that openembed-nano is pretrained on: python tools/build_nano_texts.py SHARED_DATA OUT.jsonl.gz.
+"""Builds what openembed-nano is trained on: python tools/build_nano_data.py SHARED_DATA OUT.
 
-Sentences, paragraphs and questions of the training splits named in ``src/openembed/nano/README.md``, in an order that
-depends on nothing but them, one ``{"_id", "text"}`` a line. The same input gives the same bytes. Evaluation texts are not
-removed here: that is the recipe's first stage, which reports what it removed.
+``OUT/texts.jsonl.gz``: unlabelled sentences, paragraphs and questions of the training splits named in
+``src/openembed/nano/README.md``; ``OUT/train/*.jsonl.gz``: labelled examples of the same sets; ``OUT/sets``: a link to
+SHARED_DATA, for the evaluation sets. The same input gives the same bytes. Evaluation texts are not removed here: that is
+the recipe's first stage, which reports what it removed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import sys
@@ -15,7 +17,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_demo_data import CAPTION_SOURCES, cut_words, normalised, read_beir, read_jsonl, sample, write_jsonl
+from build_demo_data import (
+    CAPTION_SOURCES,
+    Row,
+    cut_words,
+    grouped,
+    nli,
+    normalised,
+    read_beir,
+    read_jsonl,
+    sample,
+    scored,
+    write_jsonl,
+)
 
 TEXTBOOK_SENTENCES, BOOK_SENTENCES, MEDICAL_SENTENCES, FUNCTIONS = 120_000, 50_000, 25_000, 5_000
 PARAGRAPH_WORDS, ANSWER_WORDS, FUNCTION_WORDS = 128, 100, 80
@@ -24,17 +38,54 @@ PARAGRAPH_WORDS, ANSWER_WORDS, FUNCTION_WORDS = 128, 100, 80
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder with the data sets (prose-textbooks, medquad, ...)")
-    parser.add_argument("out", type=Path, help="the file to write, .jsonl.gz")
+    parser.add_argument("out", type=Path, help="folder to write")
     arguments = parser.parse_args()
+    data, out = arguments.data, arguments.out
     texts: dict[str, str] = {}
-    for text in gather(arguments.data):
+    for text in gather(data):
         text = " ".join(text.split())
         if len(text) >= 4:
             texts.setdefault(normalised(text), text)
     order = sorted(texts.values())
     random.Random("nano texts").shuffle(order)
-    write_jsonl(arguments.out, [{"_id": str(number), "text": text} for number, text in enumerate(order)])
-    print(f"{len(order)} texts, {sum(map(len, order)) / 1e6:.1f} M characters")
+    write_jsonl(out / "texts.jsonl.gz", [{"_id": str(number), "text": text} for number, text in enumerate(order)])
+    counts = {"texts": len(order)}
+    for name, rows in examples(data).items():
+        write_jsonl(out / "train" / f"{name}.jsonl.gz", rows)
+        counts[name] = len(rows)
+    (out / "sets").unlink(missing_ok=True)
+    (out / "sets").symlink_to(data.resolve())
+    print(json.dumps(counts, indent=2))
+
+
+def examples(data: Path) -> dict[str, list[Row]]:
+    """The labelled training rows by source."""
+    books = data / "prose-textbooks"
+    sections = {row["_id"]: cut_words(str(row["text"]), PARAGRAPH_WORDS) for row in read_jsonl(books / "sections.jsonl.gz")}
+    pairs = [row for row in read_jsonl(books / "pairs.jsonl.gz") if row["split"] == "train" and row.get("coverage", 1.0) >= 0.3]
+    glossary = [row for row in read_jsonl(books / "glossary.jsonl.gz") if row["split"] == "train"]
+    captions = (row for row in read_jsonl(data / "stsb" / "en" / "train.jsonl.gz") if row["source"] in CAPTION_SOURCES)
+    return {
+        "textbooks": grouped((str(row["query"]), sections[row["pos"]]) for row in pairs),
+        "glossary": grouped((str(row["term"]), str(row["definition"])) for row in glossary),
+        "medquad": questions(data / "medquad", ANSWER_WORDS),
+        "squad": questions(data / "squad-sentences", ANSWER_WORDS),
+        "code": questions(data / "code-docstrings", FUNCTION_WORDS),
+        "pubmedqa": questions(data / "pubmedqa", PARAGRAPH_WORDS),
+        "nli": nli(data / "nli-pairs"),
+        "captions": [scored(row) for row in captions],
+        "banking77": list(read_jsonl(data / "banking77" / "train.jsonl.gz")),
+    }
+
+
+def questions(folder: Path, words: int) -> list[Row]:
+    """The training questions of a BEIR folder and the documents judged for them, cut to ``words``."""
+    corpus, queries, qrels = read_beir(folder, ("train",))
+    return grouped(
+        (str(queries[query]["text"]), cut_words(str(corpus[key]["text"]), words))
+        for query in qrels["train"]
+        for key in sorted(qrels["train"][query])
+    )
 
 
 def gather(data: Path) -> Iterator[str]:
