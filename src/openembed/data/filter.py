@@ -7,24 +7,17 @@ finds something is the reason given: ``exact``, ``contains``, ``near_duplicate``
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from openembed.config import Config
-from openembed.data.evaluation_texts import EvaluationSet, EvaluationTexts
-from openembed.data.overlap import Bm25Index, RunIndex, SetIndex, WordHasher, Words, fingerprint, normalised
-from openembed.progress import progress
-from openembed.records import Document, Example
-
-logger = logging.getLogger(__name__)
+from openembed.data.evaluation_texts import EvaluationTexts
+from openembed.data.overlap import Bm25Index, RunIndex, SetIndex, WordHasher, normalised
 
 Reason = Literal["exact", "contains", "near_duplicate", "bm25"]
-DUPLICATE, NEAR = "duplicate", "duplicate_near"
 BLOCK = 10_000
 CUT = 200
 """Characters of a text that a record of its removal shows."""

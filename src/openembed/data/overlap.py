@@ -51,6 +51,13 @@ class Words:
         """Words of each text."""
         return np.diff(self.starts)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Words]) -> Words:
+        """Returns the texts of all ``parts``, in order."""
+        counts = np.concatenate([np.zeros(0, dtype=np.int64), *(part.counts for part in parts)])
+        hashes_W = np.concatenate([np.zeros(0, dtype=np.uint64), *(part.hashes_W for part in parts)])
+        return cls(hashes_W, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
     def part(self, start: int, stop: int) -> Words:
         """Returns the texts from ``start`` up to ``stop``."""
         low, high = self.starts[start], self.starts[min(stop, len(self))]
@@ -157,7 +164,7 @@ class SetIndex:
         """The distinct shingles of each text, sorted inside it, and their texts."""
         grams_G, owners_G, _ = words.ngrams(self._size)
         short = np.flatnonzero((words.counts > 0) & (words.counts < self._size))
-        whole = [int(words.hashes_W[words.starts[i] : words.starts[i + 1]].sum() * np.uint64(MULTIPLIER)) for i in short]
+        whole = [int(words.hashes_W[words.starts[i] : words.starts[i + 1]].sum()) * MULTIPLIER % 2**64 for i in short]
         grams_G = np.concatenate([grams_G, np.array(whole, dtype=np.uint64)])
         owners_G = np.concatenate([owners_G, short])
         order = np.lexsort((grams_G, owners_G))
