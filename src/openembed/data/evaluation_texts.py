@@ -7,12 +7,12 @@ rows. The columns that hold texts are known by name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openembed.config import Config
 from openembed.data.overlap import normalised
@@ -52,6 +52,11 @@ class EvaluationSet(Config):
     columns: tuple[str, ...] = ()
     where: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
 
 @dataclass(frozen=True)
 class EvaluationTexts:
@@ -70,8 +75,8 @@ class EvaluationTexts:
     counts: list[dict[str, Any]]
 
 
-def read_evaluation_texts(sets: Sequence[EvaluationSet], base: Path = Path()) -> EvaluationTexts:
-    """Returns the texts of ``sets``; a relative path counts from ``base``.
+def read_evaluation_texts(sets: Sequence[EvaluationSet], locate: Callable[[str], Path] = Path) -> EvaluationTexts:
+    """Returns the texts of ``sets``; ``locate`` says where a set's path is.
 
     Raises ``ValueError`` naming the set when it is not there, lacks a split, holds no text, or two have one name.
     """
@@ -82,7 +87,7 @@ def read_evaluation_texts(sets: Sequence[EvaluationSet], base: Path = Path()) ->
             raise ValueError(f"two evaluation sets are named {name!r}; name one of them otherwise")
         reader = _Reader(config)
         total, before = 0, len(found.texts)
-        for text, bare in reader.read(base / config.path):
+        for text, bare in reader.read(locate(config.path)):
             total += 1
             _add(found, text, bare, number)
         if not total:

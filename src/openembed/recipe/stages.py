@@ -1,6 +1,7 @@
 """What each kind of stage does in its folder.
 
-``mine`` writes ``<source>.jsonl`` and ``report.json``, ``train`` writes ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``mine`` writes ``<source>.jsonl`` and ``report.json``, ``filter`` these and ``removed.jsonl``, ``train`` writes
+``metrics.jsonl``, ``checkpoint/`` and ``model/``,
 ``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
@@ -19,6 +20,7 @@ from openembed.recipe.config import (
     MINED,
     UNTRAINED,
     EvaluateStage,
+    FilterStage,
     IndexStage,
     MineStage,
     Recipe,
@@ -97,6 +99,8 @@ def run_stage(place: Workplace, name: str) -> None:
     match stage:
         case MineStage():
             _mine(place, stage, folder)
+        case FilterStage():
+            _filter(place, stage, folder)
         case TrainStage():
             _train(place, stage, folder)
         case EvaluateStage():
@@ -137,6 +141,17 @@ def _corpus(source: SourceConfig) -> list[Document]:
     if source.path is None or not Path(source.path).is_dir():
         return []
     return list(read_beir(Path(source.path), source.split)[0])
+
+
+def _filter(place: Workplace, stage: FilterStage, folder: Path) -> None:
+    from openembed.data.clean import clean
+    from openembed.data.evaluation_texts import read_evaluation_texts
+    from openembed.data.sources import load_source
+
+    sources = {source.name: load_source(place.located(source), seed=place.recipe.seed) for source in stage.sources}
+    texts = {name: place.locate(path) for name, path in stage.texts.items()}
+    against = read_evaluation_texts(stage.against, place.locate)
+    clean(sources, texts, against, stage.settings, folder)
 
 
 def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
