@@ -125,7 +125,11 @@ def test_recorded_scores_must_exist():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({}, "needs vectors"), ({"embedding": "none"}, "nothing is learned"), ({"vectors": "x", "temperature": 0}, "greater than 0")],
+    [
+        ({}, "needs vectors"),
+        ({"embedding": "none"}, "nothing is learned"),
+        ({"vectors": "x", "temperature": 0}, "greater than 0"),
+    ],
 )
 def test_settings_that_teach_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):

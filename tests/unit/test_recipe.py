@@ -68,12 +68,15 @@ def test_sources_are_filled_in_and_mined_ones_point_at_the_stage(path):
     [
         ("stage.one.stpes=5", r"small\.toml: stage\.one\.train\.stpes: Extra inputs are not permitted \(got 5\)"),
         ("stage.one.optimizer.lr=fast", r"stage\.one\.train\.optimizer\.lr: .*valid number.*\(got 'fast'\)"),
-        ("stage.one.do=dance", r"stage\.one: Input tag 'dance' .* 'mine', 'train', 'evaluate', 'index', 'search'"),
+        (
+            "stage.one.do=dance",
+            r"stage\.one: Input tag 'dance' .* 'filter', 'mine', 'encode', 'initialise', 'train', 'evaluate', 'index', 'search'",
+        ),
         ("encoder.head.kind=meen", r"encoder\.head: Input tag 'meen' .*'mean'"),
         ("source.a.pth=x", r"small\.toml: source\.a\.pth: Extra inputs are not permitted \(got 'x'\)"),
         ("source=5", r"small\.toml: source: expected tables \[source\.NAME\] \(got 5\)"),
         ("stage.one.data.sources=['c']", r"stage\.one\.data\.sources\.0: no table \[source\.c\] .*known: a, b"),
-        ("stage.one.data.sources=['mine/b']", r"stage\.one: no earlier mine stage 'mine' with source 'b'"),
+        ("stage.one.data.sources=['mine/b']", r"stage\.one: no earlier mine or filter stage 'mine' with source 'b'"),
         ("stage.one.start=two", r"stage\.one\.start: no earlier train stage of this name \(got 'two'\)"),
         ("stage.two.start=mine", r"stage\.two\.start: no earlier train stage of this name \(got 'mine'\)"),
         ("stage.two.start=bm25", r"stage\.two\.start: BM25 has nothing to train"),

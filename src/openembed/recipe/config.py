@@ -1,7 +1,8 @@
 """Recipes: an ordered set of typed stages, and what they should show.
 
 The stage configs are the Python API too; TOML files are read by :func:`load_recipe`. A stage refers to an earlier one by
-name: a train stage as a model, a mine stage's output as the source ``<stage>/<source>``, an index stage as an index.
+name: a train stage as a model, the output of a mine or filter stage as the source ``<stage>/<source>``, an index stage as
+an index.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from openembed.config import Config, parse
+from openembed.data.evaluation_texts import EvaluationSet
+from openembed.data.filter import FilterConfig
 from openembed.data.margin import MarginConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
@@ -25,7 +28,7 @@ from openembed.train.loop import TrainConfig
 UNTRAINED, BM25 = "untrained", "bm25"
 """Names of models that are no stage: the recipe's encoder before training, and lexical search."""
 MINED = "stage:"
-"""Begins the path of a source that a mine stage writes: ``stage:<mine stage>/<source>.jsonl``."""
+"""Begins the path of what a mine or filter stage writes: ``stage:<stage>/<source>.jsonl``."""
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -82,6 +85,36 @@ class InitialiseStage(Config):
     smoothing: float = Field(default=5e-4, gt=0)
 
 
+class FilterStage(FilterConfig):
+    """Removes from ``sources`` and ``texts`` what overlaps with the evaluation sets ``against``, and duplicates.
+
+    ``texts``: name → JSON-lines file with a ``text`` a row (or an earlier filter stage's, ``stage:<stage>/<name>.jsonl``).
+    A set in ``against`` may be given by its path alone. What was removed and why: ``removed.jsonl`` and ``report.json`` in
+    the stage's folder, and the run's report.
+    """
+
+    do: Literal["filter"]
+    sources: tuple[SourceConfig, ...] = ()
+    texts: dict[Name, str] = Field(default_factory=dict)
+    against: tuple[EvaluationSet, ...] = ()
+
+    @property
+    def settings(self) -> FilterConfig:
+        """The part that says what is removed."""
+        return FilterConfig(**{name: getattr(self, name) for name in FilterConfig.model_fields})
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> FilterStage:
+        names = [source.name for source in self.sources] + list(self.texts)
+        if not names:
+            raise ValueError("nothing to clean: give sources, texts or both")
+        if len(set(names)) < len(names):
+            raise ValueError(f"two of the sources and texts have one name ({', '.join(names)}); rename one")
+        if not self.against and self.duplicates == "none":
+            raise ValueError("nothing to remove: give against, or duplicates = 'exact' or 'near'")
+        return self
+
+
 class TrainStage(TrainConfig):
     """Trains the model ``start``: ``untrained`` (the recipe's encoder), an earlier train stage, a folder or a hub id.
 
@@ -127,7 +160,7 @@ class SearchStage(Config):
 
 
 StageConfig = Annotated[
-    MineStage | EncodeStage | InitialiseStage | TrainStage | EvaluateStage | IndexStage | SearchStage,
+    FilterStage | MineStage | EncodeStage | InitialiseStage | TrainStage | EvaluateStage | IndexStage | SearchStage,
     Field(discriminator="do"),
 ]
 
@@ -255,7 +288,7 @@ def model_references(stage: StageConfig) -> dict[str, str]:
             return {f"models.{index}": model for index, model in enumerate(stage.models)}
         case IndexStage():
             return {"model": stage.model}
-        case SearchStage():
+        case SearchStage() | FilterStage():
             return {}
 
 
@@ -271,7 +304,7 @@ def vectors_stage(stage: StageConfig) -> str | None:
 def stage_sources(stage: StageConfig) -> tuple[SourceConfig, ...]:
     """Returns the sources a stage reads."""
     match stage:
-        case MineStage():
+        case MineStage() | FilterStage():
             return stage.sources
         case TrainStage():
             return stage.data.sources
@@ -279,15 +312,20 @@ def stage_sources(stage: StageConfig) -> tuple[SourceConfig, ...]:
             return ()
 
 
+def data_paths(stage: StageConfig) -> list[str]:
+    """Returns the paths of the training data a stage reads: its sources' and its plain texts'."""
+    texts = list(stage.texts.values()) if isinstance(stage, FilterStage) else []
+    texts += [stage.texts] if isinstance(stage, EncodeStage) else []
+    return [source.path for source in stage_sources(stage) if source.path] + texts
+
+
 def needed_stages(recipe: Recipe, name: str) -> list[str]:
     """Returns the earlier stages whose output stage ``name`` reads, in order."""
     stage = recipe.stage[name]
     wanted = set(model_references(stage).values())
-    wanted |= {s.path.removeprefix(MINED).split("/")[0] for s in stage_sources(stage) if (s.path or "").startswith(MINED)}
+    wanted |= {path.removeprefix(MINED).split("/")[0] for path in data_paths(stage) if path.startswith(MINED)}
     if isinstance(stage, SearchStage):
         wanted.add(stage.index)
-    if isinstance(stage, EncodeStage) and stage.texts.startswith(MINED):
-        wanted.add(stage.texts.removeprefix(MINED).split("/")[0])
     wanted.add(vectors_stage(stage))
     return [other for other in recipe.stage if other in wanted]
 
@@ -297,15 +335,15 @@ def stage_paths(stage: StageConfig, *, watched: bool = True) -> list[str]:
 
     ``watched``: with those that only score the model during training.
     """
-    paths = [source.path for source in stage_sources(stage) if source.path and not source.path.startswith(MINED)]
+    paths = [path for path in data_paths(stage) if not path.startswith(MINED)]
+    if isinstance(stage, FilterStage):
+        paths += [known.path for known in stage.against]
     if isinstance(stage, EvaluateStage):
         paths += [task.path for task in stage.tasks]
     if isinstance(stage, TrainStage) and watched:
         paths += [task.path for task in stage.watch]
     if isinstance(stage, IndexStage):
         paths.append(stage.corpus)
-    if isinstance(stage, EncodeStage) and not stage.texts.startswith(MINED):
-        paths.append(stage.texts)
     return paths
 
 
@@ -321,8 +359,8 @@ def check_references(recipe: Recipe) -> list[str]:
             problems.append(f"stage.{name}: this name stands for a model; choose another (got {name!r})")
         for key, model in model_references(stage).items():
             problems += _wrong_model(recipe, earlier, f"stage.{name}.{key}", model)
-        for source in stage_sources(stage):
-            problems += _wrong_source(earlier, f"stage.{name}", source.path or "")
+        for path in data_paths(stage):
+            problems += _wrong_source(earlier, f"stage.{name}", path)
         if isinstance(stage, TrainStage) and stage.start == BM25:
             problems.append(f"stage.{name}.start: BM25 has nothing to train (got 'bm25')")
         vectors = vectors_stage(stage)
@@ -345,7 +383,9 @@ def _wrong_source(earlier: Mapping[str, StageConfig], where: str, path: str) -> 
     if not path.startswith(MINED):
         return []
     stage, _, name = path.removeprefix(MINED).removesuffix(".jsonl").partition("/")
-    miner = earlier.get(stage)
-    if isinstance(miner, MineStage) and name in {source.name for source in miner.sources}:
-        return []
-    return [f"{where}: no earlier mine stage {stage!r} with source {name!r} (got '{stage}/{name}')"]
+    writer = earlier.get(stage)
+    if isinstance(writer, MineStage | FilterStage):
+        texts = writer.texts if isinstance(writer, FilterStage) else ()
+        if name in {source.name for source in writer.sources} | set(texts):
+            return []
+    return [f"{where}: no earlier mine or filter stage {stage!r} with source {name!r} (got '{stage}/{name}')"]

@@ -6,10 +6,22 @@ It runs on a CPU, offline, in seconds, and shows that a recipe's parts fit toget
 from __future__ import annotations
 
 from openembed.backbones.text import BackboneConfig
+from openembed.data.evaluation_texts import EvaluationSet
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.heads import LatentAttentionConfig
-from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, IndexStage, MineStage, Recipe, StageConfig, TrainStage
+from openembed.recipe.config import (
+    BM25,
+    UNTRAINED,
+    EncodeStage,
+    EvaluateStage,
+    FilterStage,
+    IndexStage,
+    MineStage,
+    Recipe,
+    StageConfig,
+    TrainStage,
+)
 from openembed.recipe.config import MINED as STAGE
 from openembed.train.cached import ComputeConfig
 
@@ -19,6 +31,7 @@ FILES = {
     "label_text": f"{TOY}/classes.jsonl.gz",
     "class_examples": f"{TOY}/classes.jsonl.gz",
     "scored_pairs": f"{TOY}/scored.jsonl.gz",
+    "texts": f"{TOY}/classes.jsonl.gz",
 }
 ARCHITECTURE = {
     "model_type": "mistral",
@@ -62,6 +75,11 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
                     "keep": NEGATIVES,
                 }
             )
+        case FilterStage():
+            return _filter(stage)
+        case EncodeStage():
+            mine = stage.texts if stage.texts.startswith(STAGE) else FILES["texts"]
+            return stage.model_copy(update={"texts": mine, "model": _model(stage.model, recipe)})
         case TrainStage():
             return _train(stage, recipe)
         case EvaluateStage():
@@ -73,6 +91,13 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
             return stage.model_copy(update={"corpus": f"{TOY}/retrieval", "model": _model(stage.model, recipe)})
         case _:
             return stage
+
+
+def _filter(stage: FilterStage) -> FilterStage:
+    """The toy evaluation set's questions are training rows too, so that something is found."""
+    texts = {name: path if path.startswith(STAGE) else FILES["label_text"] for name, path in stage.texts.items()}
+    known = (EvaluationSet(name="toy", path=f"{TOY}/retrieval", documents="none"),) if stage.against else ()
+    return stage.model_copy(update={"sources": tuple(map(_source, stage.sources)), "texts": texts, "against": known})
 
 
 def _train(stage: TrainStage, recipe: Recipe) -> TrainStage:

@@ -1,7 +1,7 @@
 """What each kind of stage does in its folder.
 
-``mine`` writes ``<source>.jsonl`` and ``report.json``, ``encode`` writes vectors and their keys, ``initialise`` writes
-``model/``, ``train`` writes ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``mine`` writes ``<source>.jsonl`` and ``report.json``, ``filter`` these and ``removed.jsonl``, ``encode`` vectors and the
+keys of their texts, ``initialise`` ``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
 ``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
@@ -21,6 +21,7 @@ from openembed.recipe.config import (
     UNTRAINED,
     EncodeStage,
     EvaluateStage,
+    FilterStage,
     IndexStage,
     InitialiseStage,
     MineStage,
@@ -116,6 +117,8 @@ def run_stage(place: Workplace, name: str) -> None:
             _encode(place, stage, folder)
         case InitialiseStage():
             _initialise(place, stage, folder)
+        case FilterStage():
+            _filter(place, stage, folder)
         case TrainStage():
             _train(place, stage, folder)
         case EvaluateStage():
@@ -187,6 +190,17 @@ def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
     vectors = TeacherVectors(place.out / stage.vectors)
     initialise(encoder, vectors, place.model(source.model), _texts(place.locate(source.texts)), stage.smoothing)
     encoder.save(folder / MODEL)
+
+
+def _filter(place: Workplace, stage: FilterStage, folder: Path) -> None:
+    from openembed.data.clean import clean
+    from openembed.data.evaluation_texts import read_evaluation_texts
+    from openembed.data.sources import load_source
+
+    sources = {source.name: load_source(place.located(source), seed=place.recipe.seed) for source in stage.sources}
+    texts = {name: place.locate(path) for name, path in stage.texts.items()}
+    against = read_evaluation_texts(stage.against, place.locate)
+    clean(sources, texts, against, stage.settings, folder)
 
 
 def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
