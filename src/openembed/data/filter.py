@@ -27,7 +27,7 @@ class FilterConfig(Config):
     """What counts as an evaluation text in training, and as a duplicate.
 
     ``tests``: those that are made. ``exact``: equal letters and digits, case folded. ``contains``: a run of ``run`` words
-    is in both; runs in more than ``common`` evaluation texts are templates and do not count. ``near_duplicate``: Jaccard
+    is in both; a run with ``template`` words that more than ``common`` evaluation texts have does not count. ``near_duplicate``: Jaccard
     similarity of ``shingle``-word shingles from ``jaccard`` up. ``bm25``: similarity from ``bm25`` up between texts of
     ``terms`` different stems or more, stop words not counted (see :class:`openembed.data.overlap.Bm25Index`).
     ``positives``: an example falls when ``any`` of its positives is an evaluation text, or only when ``all`` are (the
@@ -36,6 +36,7 @@ class FilterConfig(Config):
 
     tests: tuple[Reason, ...] = ("exact", "contains", "near_duplicate", "bm25")
     run: int = Field(13, ge=2)
+    template: int = Field(8, ge=1)
     common: int = Field(10, ge=1)
     jaccard: float = Field(0.8, gt=0, le=1)
     shingle: int = Field(3, ge=1)
@@ -66,7 +67,7 @@ class Decontaminator:
         self._evaluation, self._config = evaluation, config
         self._hasher = WordHasher()
         words = self._hasher(evaluation.normalised)
-        self._runs = RunIndex(words, config.run, config.common) if "contains" in config.tests else None
+        self._runs = RunIndex(words, config.run, config.template, config.common) if "contains" in config.tests else None
         self._sets = SetIndex(words, config.shingle, config.jaccard) if "near_duplicate" in config.tests else None
         self._bm25 = None
         if "bm25" in config.tests:

@@ -21,9 +21,9 @@ from openembed.index.lexical import K1, B, analyzer
 
 WORD = re.compile(r"[^\W_]+")
 MULTIPLIER = 0x9E3779B97F4A7C15 | 1
-BUCKETS = 2**22
 PAIRS = 2**20
-"""At most about this many candidate pairs are compared at once."""
+"""At most about this many candidate pairs are held at once."""
+ROUNDING = 1e-9
 
 
 def normalised(text: str) -> str:
@@ -99,19 +99,23 @@ class WordHasher:
 class RunIndex:
     """Finds texts that share a run of ``size`` words with an indexed text.
 
-    Runs that more than ``common`` of the indexed texts have are templates, which identify none of them, and are left out.
+    Where ``template`` words in a row are in more than ``common`` of the indexed texts they are a template ("provides the
+    following list of signs and symptoms for ..."), and a run that holds one says nothing; it is left out.
     """
 
-    def __init__(self, words: Words, size: int, common: int) -> None:
+    def __init__(self, words: Words, size: int, template: int, common: int) -> None:
         self.size = size
-        grams_G, owners_G, _ = words.ngrams(size)
-        order = np.argsort(grams_G, kind="stable")
-        grams_G, owners_G = grams_G[order], owners_G[order]
-        new_text = np.ones(len(grams_G), dtype=bool)
-        new_text[1:] = (grams_G[1:] != grams_G[:-1]) | (owners_G[1:] != owners_G[:-1])
-        grams_G, owners_G = grams_G[new_text], owners_G[new_text].astype(np.int32)
-        grams_G, first, counts = np.unique(grams_G, return_index=True, return_counts=True)
-        self._grams, self._owners = grams_G[counts <= common], owners_G[first][counts <= common]
+        starts_G = np.zeros(len(words.hashes_W) + 1, dtype=np.int64)
+        grams_G, owners_G, places_G = words.ngrams(min(template, size))
+        order = np.lexsort((owners_G, grams_G))
+        new_text = _new(grams_G[order]) | _new(owners_G[order])
+        _, counts = np.unique(grams_G[order][new_text], return_counts=True)
+        starts_G[places_G[order] + 1] = np.repeat(counts, np.diff(_edges(grams_G[order]))) > common
+        templates_G = np.cumsum(starts_G)
+        grams_G, owners_G, places_G = words.ngrams(size)
+        clear = templates_G[places_G + size - min(template, size) + 1] == templates_G[places_G]
+        self._grams, first = np.unique(grams_G[clear], return_index=True)
+        self._owners = owners_G[clear][first].astype(np.int32)
 
     def find(self, words: Words) -> Iterator[tuple[int, int, int, int]]:
         """Yields (text, indexed text, first word in the text, words) of the longest shared run of each text with one."""
@@ -136,69 +140,95 @@ class RunIndex:
 class SetIndex:
     """Finds every pair of texts whose sets of ``size``-word shingles have a Jaccard similarity of ``threshold`` or more.
 
-    A text shorter than ``size`` is one shingle. Memory: 8 bytes a shingle, and 12 for one shingle in five.
+    A text shorter than ``size`` is one shingle. Memory: about 30 bytes a shingle.
     """
 
     def __init__(self, words: Words, size: int, threshold: float) -> None:
         self._size, self._threshold = size, threshold
         grams_G, owners_G = self._shingles(words)
-        self._frequency = np.bincount((grams_G % BUCKETS).astype(np.int64), minlength=BUCKETS)
-        self._grams, self._starts = grams_G, _starts(owners_G, len(words))
-        keys, texts = self._prefixes(grams_G, owners_G, self._starts)
+        self._known, numbers_G = np.unique(grams_G, return_inverse=True)
+        self._frequency = np.bincount(numbers_G, minlength=len(self._known))
+        self._sets = self._matrix(numbers_G, owners_G, len(words))
+        self._sizes = np.diff(self._sets.indptr).astype(np.int64)
+        keys, texts, places = self._prefixes(numbers_G, owners_G, self._sizes)
         order = np.argsort(keys, kind="stable")
-        self._keys, self._texts = keys[order], texts[order].astype(np.int32)
+        self._keys, self._texts, self._places = keys[order], texts[order].astype(np.int32), places[order].astype(np.int32)
 
     def find(self, words: Words) -> Iterator[tuple[int, int, float]]:
         """Yields (text, indexed text, Jaccard) of all pairs, by text and indexed text."""
+        if not len(self._known) or not len(words.hashes_W):
+            return
         grams_G, owners_G = self._shingles(words)
-        starts = _starts(owners_G, len(words))
-        keys, texts = self._prefixes(grams_G, owners_G, starts)
-        for one, other in self._candidates(keys, texts, np.diff(starts)):
-            mine, theirs = grams_G[starts[one] : starts[one + 1]], self._grams[self._starts[other] : self._starts[other + 1]]
-            shared = len(np.intersect1d(mine, theirs, assume_unique=True))
-            similarity = shared / (len(mine) + len(theirs) - shared)
-            if similarity >= self._threshold:
-                yield one, other, similarity
+        sizes = np.bincount(owners_G, minlength=len(words))
+        numbers_G = np.searchsorted(self._known, grams_G).clip(max=len(self._known) - 1)
+        numbers_G[self._known[numbers_G] != grams_G] = -1
+        found = [np.zeros(0, dtype=np.int64), *self._candidates(*self._prefixes(numbers_G, owners_G, sizes), sizes)]
+        pairs = np.unique(np.concatenate(found))
+        seen = numbers_G >= 0
+        sets = self._matrix(numbers_G[seen], owners_G[seen], len(words))
+        for start in range(0, len(pairs), PAIRS // 8):
+            ones, others = np.divmod(pairs[start : start + PAIRS // 8], len(self._sizes))
+            shared = np.diff(sets[ones].multiply(self._sets[others]).tocsr().indptr)
+            similarity = shared / (sizes[ones] + self._sizes[others] - shared)
+            for pair in np.flatnonzero(similarity >= self._threshold - ROUNDING).tolist():
+                yield int(ones[pair]), int(others[pair]), float(similarity[pair])
 
     def _shingles(self, words: Words) -> tuple[np.ndarray, np.ndarray]:
         """The distinct shingles of each text, sorted inside it, and their texts."""
         grams_G, owners_G, _ = words.ngrams(self._size)
-        short = np.flatnonzero((words.counts > 0) & (words.counts < self._size))
-        whole = [int(words.hashes_W[words.starts[i] : words.starts[i + 1]].sum()) * MULTIPLIER % 2**64 for i in short]
-        grams_G = np.concatenate([grams_G, np.array(whole, dtype=np.uint64)])
-        owners_G = np.concatenate([owners_G, short])
+        for count in range(1, self._size):
+            whole_G, owners, _ = words.ngrams(count)
+            whole = words.counts[owners] == count
+            grams_G, owners_G = np.concatenate([grams_G, whole_G[whole]]), np.concatenate([owners_G, owners[whole]])
         order = np.lexsort((grams_G, owners_G))
         grams_G, owners_G = grams_G[order], owners_G[order]
-        new = np.ones(len(grams_G), dtype=bool)
-        new[1:] = (grams_G[1:] != grams_G[:-1]) | (owners_G[1:] != owners_G[:-1])
+        new = _new(grams_G) | _new(owners_G)
         return grams_G[new], owners_G[new]
 
-    def _prefixes(self, grams_G: np.ndarray, owners_G: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rarest shingles of each text, of which two texts alike enough share one."""
-        frequency = self._frequency[(grams_G % BUCKETS).astype(np.int64)]
-        order = np.lexsort((grams_G, frequency, owners_G))
-        sizes = np.diff(starts)
-        needed = sizes - np.ceil(self._threshold * sizes - 1e-9).astype(np.int64) + 1
-        kept = order[np.arange(len(order)) - starts[owners_G[order]] < needed[owners_G[order]]]
-        return grams_G[kept], owners_G[kept]
+    def _matrix(self, numbers_G: np.ndarray, owners_G: np.ndarray, count: int) -> Any:
+        """The sets as rows of a sparse matrix of ones (texts, known shingles)."""
+        from scipy.sparse import csr_array
 
-    def _candidates(self, keys: np.ndarray, texts: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Distinct pairs that share a shingle of their prefixes and whose sizes allow the threshold."""
-        indexed = np.diff(self._starts)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(owners_G, minlength=count))])
+        ones = np.ones(len(numbers_G), dtype=np.int8)
+        return csr_array((ones, numbers_G, starts), shape=(count, len(self._known)))
+
+    def _prefixes(
+        self, numbers_G: np.ndarray, owners_G: np.ndarray, sizes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number, text and place of the rarest shingles of each text, of which two texts alike enough share one.
+
+        Shingles that are not indexed (-1) are the rarest of all.
+        """
+        frequency = np.where(numbers_G < 0, 0, self._frequency[numbers_G])
+        order = np.lexsort((numbers_G, frequency, owners_G))
+        starts = np.cumsum(sizes) - sizes
+        places = np.arange(len(order)) - starts[owners_G[order]]
+        needed = sizes - np.ceil(self._threshold * sizes - ROUNDING).astype(np.int64) + 1
+        kept = (places < needed[owners_G[order]]) & (numbers_G[order] >= 0)
+        return numbers_G[order][kept], owners_G[order][kept], places[kept]
+
+    def _candidates(
+        self, keys: np.ndarray, texts: np.ndarray, places: np.ndarray, sizes: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Yields pairs (text x indexed texts + indexed text) that share a shingle of their prefixes and could be alike.
+
+        What two texts share from their first common shingle on is at most what the shorter has left there.
+        """
         low, high = np.searchsorted(self._keys, keys, "left"), np.searchsorted(self._keys, keys, "right")
         total = np.cumsum(high - low)
-        cuts = [0, *np.searchsorted(total, np.arange(PAIRS, int(total[-1]) if len(total) else 0, PAIRS)).tolist(), len(keys)]
-        found = []
+        most = int(total[-1]) if len(total) else 0
+        cuts = [0, *np.searchsorted(total, np.arange(PAIRS, most, PAIRS)).tolist(), len(keys)]
         for start, stop in zip(cuts, cuts[1:], strict=False):
             counts = (high - low)[start:stop]
             ones = np.repeat(texts[start:stop], counts)
             offsets = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-            others = self._texts[np.repeat(low[start:stop], counts) + offsets]
-            a, b = sizes[ones], indexed[others]
-            fits = np.minimum(a, b) >= self._threshold * np.maximum(a, b) - 1e-9
-            found.append(np.unique(ones[fits].astype(np.int64) * len(indexed) + others[fits]))
-        for pair in np.unique(np.concatenate(found)).tolist():
-            yield divmod(pair, len(indexed))
+            entries = np.repeat(low[start:stop], counts) + offsets
+            others = self._texts[entries].astype(np.int64)
+            a, b = sizes[ones], self._sizes[others]
+            left = np.minimum(a - np.repeat(places[start:stop], counts), b - self._places[entries])
+            fits = left >= self._threshold / (1 + self._threshold) * (a + b) - ROUNDING
+            yield np.unique(ones[fits] * len(self._sizes) + others[fits])
 
 
 class Bm25Index:
@@ -217,7 +247,7 @@ class Bm25Index:
 
         self._threshold, self._terms = threshold, terms
         self._analyzer = analyzer(language)
-        tokenized = self._analyzer.tokenize(texts)
+        tokenized = self._tokenize(texts)
         self._vocabulary: dict[str, int] = {}
         if not any(tokenized.ids):
             return
@@ -260,11 +290,18 @@ class Bm25Index:
         for one, (value, other) in sorted(best.items()):
             yield one, other, min(value, 1.0)
 
+    def _tokenize(self, texts: Sequence[str]) -> Any:
+        """Terms of one letter too, which bm25s and search leave out: ``type I`` is not ``type V``."""
+        import bm25s
+
+        options = {"stopwords": self._analyzer.stopwords, "stemmer": self._analyzer.stemmer, "show_progress": False}
+        return bm25s.tokenize([normalised(text) for text in texts], token_pattern=r"\S+", **options)
+
     def _own_weights(self, texts: Sequence[str]) -> tuple[Any, np.ndarray, np.ndarray]:
         """BM25 weights of the texts' own terms that are indexed (B, terms), of all their terms (B,), and term counts."""
         from scipy.sparse import csr_array
 
-        tokenized = self._analyzer.tokenize(texts)
+        tokenized = self._tokenize(texts)
         names = sorted(tokenized.vocab, key=tokenized.vocab.__getitem__)
         columns = np.array([self._vocabulary.get(name, -1) for name in names] or [-1])
         lengths = np.array([len(row) for row in tokenized.ids])
@@ -296,5 +333,13 @@ def _prefix(weights: Any, total: np.ndarray, rank: np.ndarray, threshold: float,
     return csr_array((ones, (rows[kept], weights.indices[kept])), shape=weights.shape)
 
 
-def _starts(owners: np.ndarray, count: int) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=count))]).astype(np.int64)
+def _new(values: np.ndarray) -> np.ndarray:
+    """True where a value differs from the one before it."""
+    new = np.ones(len(values), dtype=bool)
+    new[1:] = values[1:] != values[:-1]
+    return new
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin, and the end."""
+    return np.append(np.flatnonzero(_new(values)), len(values))
