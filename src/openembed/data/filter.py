@@ -1,8 +1,13 @@
 """Removes evaluation texts and duplicates from training data, and says what was removed and why.
 
 NV-Embed (arXiv 2405.17428, appendix on training data) removes what BM25 finds similar to evaluation texts, and exact
-copies; the thresholds are not published, those here are ours. A text is tested in this order, and the first test that
-finds something is the reason given: ``exact``, ``contains``, ``near_duplicate``, ``bm25``.
+copies; the thresholds are not published. A text is tested in this order, and the first test that finds something is the
+reason given: ``exact``, ``contains``, ``near_duplicate``, ``bm25``.
+
+The thresholds were chosen by reading what they remove from 305,354 training texts against 28 evaluation sets. Questions of
+one template ("What are the symptoms of ...") differ in the words that BM25 weighs most: of the questions it finds, those
+about another disease or another chapter lie mostly below 0.85, rephrased ones mostly above. Word sets tell a long name
+from its neighbour ("type IV", "type V") less well; runs of words need their templates left out.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ class FilterConfig(Config):
     common: int = Field(10, ge=1)
     jaccard: float = Field(0.8, gt=0, le=1)
     shingle: int = Field(3, ge=1)
-    bm25: float = Field(0.8, gt=0, le=1)
+    bm25: float = Field(0.85, gt=0, le=1)
     terms: int = Field(6, ge=1)
     language: str = "en"
     positives: Literal["any", "all"] = "any"

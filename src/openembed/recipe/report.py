@@ -9,9 +9,9 @@ from pathlib import Path
 
 from openembed import __version__
 from openembed.files import read_json, read_jsonl
-from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, SearchStage, TrainStage
-from openembed.recipe.stages import METRICS, SEARCHES, Workplace, folder_name
-from openembed.report import Hit, Report, Score, Search, TaskScores, TrainingRun
+from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, FilterStage, SearchStage, TrainStage
+from openembed.recipe.stages import METRICS, MINED_REPORT, SEARCHES, Workplace, folder_name
+from openembed.report import Cleaning, Hit, Removal, Report, Score, Search, TaskScores, TrainingRun
 
 METRIC_NAMES = {
     "ndcg_at_10": "nDCG@10",
@@ -47,6 +47,7 @@ def build_report(place: Workplace, command: str = "") -> Report:
         tasks=task_scores(place),
         training=training,
         searches=searches,
+        cleaning=_cleaning(place),
         recipe=recipe.to_toml(),
         environment=environment(place, command),
     )
@@ -70,6 +71,22 @@ def task_scores(place: Workplace) -> list[TaskScores]:
             if scores:
                 tasks.append(TaskScores(task.name, metric, scores, task.note, p_values.get(task.name, {})))
     return tasks
+
+
+def _cleaning(place: Workplace) -> list[Cleaning]:
+    """What the filter stages removed."""
+    found = []
+    for name, stage in place.recipe.stage.items():
+        if not isinstance(stage, FilterStage) or not (place.out / name / MINED_REPORT).is_file():
+            continue
+        report = read_json(place.out / name / MINED_REPORT)
+        sources = {source: (row["rows"], row["kept"], row["removed"]) for source, row in report["sources"].items()}
+        reasons = dict.fromkeys(reason for _, _, counts in sources.values() for reason in counts)
+        against = {row["name"]: (row["texts"], sum(row["matched"].values())) for row in report["against"]}
+        keys = ("source", "reason", "score", "text", "set", "match")
+        samples = [Removal(**{key: row[key] for key in keys}) for row in report["samples"]]
+        found.append(Cleaning(label(name), sorted(reasons), sources, against, samples))
+    return found
 
 
 def _p_values(folder: Path, stage: EvaluateStage) -> dict[str, dict[str, float]]:

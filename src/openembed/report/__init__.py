@@ -1,5 +1,29 @@
 """The report of a run: plain results in, one self-contained HTML file out."""
 
-from openembed.report.page import Hit, Report, Score, Search, TaskScores, TrainingRun, render, verdicts, write_report
+from openembed.report.page import (
+    Cleaning,
+    Hit,
+    Removal,
+    Report,
+    Score,
+    Search,
+    TaskScores,
+    TrainingRun,
+    render,
+    verdicts,
+    write_report,
+)
 
-__all__ = ["Hit", "Report", "Score", "Search", "TaskScores", "TrainingRun", "render", "verdicts", "write_report"]
+__all__ = [
+    "Cleaning",
+    "Hit",
+    "Removal",
+    "Report",
+    "Score",
+    "Search",
+    "TaskScores",
+    "TrainingRun",
+    "render",
+    "verdicts",
+    "write_report",
+]

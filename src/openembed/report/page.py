@@ -75,6 +75,32 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """A text taken out of the training data, and the one it was found to repeat (of evaluation set or source ``set``)."""
+
+    source: str
+    reason: str
+    score: float
+    text: str
+    set: str
+    match: str
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What a filter stage removed: for each source its rows, those kept, and removals by reason; removals to look at.
+
+    ``against``: evaluation set → (its texts, rows removed for it).
+    """
+
+    name: str
+    reasons: Sequence[str]
+    sources: Mapping[str, tuple[int, int, Mapping[str, int]]]
+    against: Mapping[str, tuple[int, int]]
+    samples: Sequence[Removal]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything the page shows; a part left empty leaves its section with a line that says so.
 
@@ -89,6 +115,7 @@ class Report:
     tasks: Sequence[TaskScores] = ()
     training: Sequence[TrainingRun] = ()
     searches: Sequence[Search] = ()
+    cleaning: Sequence[Cleaning] = ()
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
