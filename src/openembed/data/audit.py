@@ -1,7 +1,7 @@
 """What mining did, in numbers and in samples to read: plain values that the audit sheet shows.
 
-``queries``, ``negatives``, ``without_negatives``, ``dropped``, ``short`` (queries with fewer than ``keep`` survivors), ``filled``
-(negatives from below the pool or at random), ``refused`` (pool documents at or above the ceiling), ``passed`` (candidates left
+``queries``, ``negatives``, ``without_negatives``, ``dropped``, ``short`` (queries with fewer than ``keep`` survivors),
+``filled`` (negatives from below the pool or at random), ``refused`` (pool documents at or above the ceiling), ``passed`` (candidates left
 out, by reason), ``survivors`` (how many queries had 0, 1, ... ``keep`` or more), ``histograms`` of teacher scores over
 ``low``..``high`` (those of the first block; what lies outside counts in the end bins).
 """
@@ -88,7 +88,7 @@ def sample(
     return {
         "query": _cut(example.query.text),
         "ceiling": limit if np.isfinite(limit) else None,
-        "positives": [{"text": _cut(d.full_text), "score": score} for d, score in list(positives)[:SHOWN]],
+        "positives": [{"text": _cut(d.full_text), "score": score, "rank": None} for d, score in list(positives)[:SHOWN]],
         "kept": shown(picked.documents, picked.scores, picked.ranks),
         "refused": shown(ranking.documents[refused], ranking.scores[refused], refused + 1),
     }

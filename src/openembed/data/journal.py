@@ -96,7 +96,9 @@ class Journal:
         changed = [key for key in self._plan if begun.get(key) != self._plan[key]]
         if changed:
             now = ", ".join(f"{key} is {self._plan[key]!r:.120}, was {begun.get(key)!r:.120}" for key in changed)
-            raise ValueError(f"{self.folder}: begun with something else ({now}); begin anew (--restart), or choose another folder")
+            raise ValueError(
+                f"{self.folder}: begun with something else ({now}); begin anew (--restart), or choose another folder"
+            )
 
 
 def _write(file: Any, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """The report of a run: plain results in, one self-contained HTML file out."""
 
+from openembed.report.mining import write_audit
 from openembed.report.page import Hit, Report, Score, Search, TaskScores, TrainingRun, render, verdicts, write_report
 
-__all__ = ["Hit", "Report", "Score", "Search", "TaskScores", "TrainingRun", "render", "verdicts", "write_report"]
+__all__ = ["Hit", "Report", "Score", "Search", "TaskScores", "TrainingRun", "render", "verdicts", "write_audit", "write_report"]
