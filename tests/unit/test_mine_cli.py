@@ -57,10 +57,8 @@ def test_mine_then_remine(data, tmp_path):
     page = check_page(tmp_path / "one" / "audit.html")
     for text in ("Teacher scores", "red apple", "&lt;script&gt;", "refused at", "known positive"):
         assert text in page
-    told = invoke(
-        "remine", tmp_path / "one", "--out", tmp_path / "two", "--filter", "none", "--keep", 2, "--skip", 1, "--pool", 9
-    )
-    assert "no ceiling, skip 1" in told
+    told = invoke("remine", tmp_path / "one", "--out", tmp_path / "two", "--filter", "none", "--keep", 2, "--pool", 9)
+    assert "no ceiling" in told
     again = load_source(SourceConfig(name="data", path=str(tmp_path / "two" / "mined.jsonl")))
     assert [d.id for d in again[0].negatives] != [d.id for d in rows[0].negatives][:2]
     assert invoke("mine", data, "--out", tmp_path / "one", "--keep", 3, "--keep-pool")  # finished: returns at once
