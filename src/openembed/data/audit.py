@@ -2,8 +2,8 @@
 
 ``queries``, ``negatives``, ``without_negatives``, ``dropped``, ``short`` (queries with fewer than ``keep`` survivors),
 ``filled`` (negatives from below the pool or at random), ``refused`` (pool documents at or above the ceiling), ``passed``
-(candidates left out, by reason), ``survivors`` (how many queries had 0, 1, ... ``keep`` or more), ``histograms`` of teacher scores over
-``low``..``high`` (those of the first block; what lies outside counts in the end bins).
+(candidates left out, by reason), ``survivors`` (how many queries had 0, 1, ... ``keep`` or more), ``histograms`` of teacher
+scores over ``low``..``high`` (those of the first block; what lies outside counts in the end bins).
 """
 
 from __future__ import annotations
