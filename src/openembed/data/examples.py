@@ -39,13 +39,18 @@ def write_examples(path: str | Path, examples: Iterable[Example], notes: Iterabl
     with atomic_write(path) as file:
         remaining = iter(notes)
         for example in examples:
-            row = {
-                "query": {"id": example.query.id, "text": example.query.text},
-                "positives": _rows(example.positives, example.positive_scores),
-                "negatives": _rows(example.negatives, example.negative_scores),
-                **next(remaining, {}),
-            }
-            file.write(_line(row))
+            file.write(example_line(example, next(remaining, {})))
+
+
+def example_line(example: Example, note: Mapping[str, Any]) -> str:
+    """Returns the JSON line of one example, with the entries of ``note`` added."""
+    row = {
+        "query": {"id": example.query.id, "text": example.query.text},
+        "positives": _rows(example.positives, example.positive_scores),
+        "negatives": _rows(example.negatives, example.negative_scores),
+        **note,
+    }
+    return _line(row)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 from openembed.config import Config, parse
 from openembed.data.evaluation_texts import EvaluationSet
 from openembed.data.filter import FilterConfig
-from openembed.data.margin import MarginConfig
+from openembed.data.mine import MineConfig
+from openembed.data.select import PolicyConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.objectives.distillation import DistillationConfig
@@ -45,20 +46,35 @@ class TaskConfig(Config):
     document_instruction: str | None = None
 
 
-class MineStage(Config):
+class MineStage(PolicyConfig):
     """Finds hard negatives for the rows of ``sources``, each in its own documents (a BEIR folder's whole corpus).
 
-    ``teacher``: a model as in :class:`EvaluateStage`. ``keep``, ``depth``, ``skip`` and ``filter`` are those of
-    :class:`openembed.data.mine.MineConfig`; instructions are the sources' own.
+    ``teacher``: a model as in :class:`EvaluateStage`; ``reranker``: folder or hub id of a cross-encoder that scores the
+    teacher's ranking anew. Instructions are the sources' own unless given here; ``template`` and ``document_template`` are the
+    teacher's where it is not of our kind, such as ``"query: "`` and ``"passage: "``. The rest is as in
+    :class:`openembed.data.mine.MineConfig`.
     """
 
     do: Literal["mine"]
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     teacher: str = BM25
-    keep: int = Field(20, ge=1)
-    depth: int = Field(100, ge=1)
-    skip: int = Field(0, ge=0)
-    filter: MarginConfig = MarginConfig()
+    reranker: str | None = None
+    instruction: str | None = None
+    document_instruction: str | None = None
+    template: str | None = None
+    document_template: str | None = None
+    max_length: int | None = Field(None, ge=1)
+    language: str = "en"
+    near: float = Field(0.95, gt=0, le=1)
+    keep_pool: bool = False
+
+    def config(self, source: SourceConfig, seed: int) -> MineConfig:
+        """Returns what to mine for one source."""
+        own = {name: getattr(self, name) for name in MineConfig.model_fields if name in type(self).model_fields}
+        own["teacher"] = BM25 if self.teacher == BM25 else "encoder"
+        for name in ("instruction", "document_instruction"):
+            own[name] = getattr(source, name) if own[name] is None else own[name]
+        return MineConfig(**own, seed=seed)
 
 
 class EncodeStage(Config):

@@ -6,10 +6,12 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from openembed import __version__
+from openembed.data.mine import AUDIT
 from openembed.files import read_json, read_jsonl
-from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, FilterStage, SearchStage, TrainStage
+from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, FilterStage, MineStage, SearchStage, TrainStage
 from openembed.recipe.stages import METRICS, MINED_REPORT, SEARCHES, Workplace, folder_name
 from openembed.report import Cleaning, Hit, Removal, Report, Score, Search, TaskScores, TrainingRun
 
@@ -50,7 +52,19 @@ def build_report(place: Workplace, command: str = "") -> Report:
         cleaning=_cleaning(place),
         recipe=recipe.to_toml(),
         environment=environment(place, command),
+        mining=_audits(place),
     )
+
+
+def _audits(place: Workplace) -> list[tuple[str, dict[str, Any]]]:
+    """The audit of every mined source, named for its stage and itself."""
+    return [
+        (f"{label(name)}: {source.name}", read_json(path))
+        for name, stage in place.recipe.stage.items()
+        if isinstance(stage, MineStage)
+        for source in stage.sources
+        if (path := place.out / name / source.name / AUDIT).is_file()
+    ]
 
 
 def task_scores(place: Workplace) -> list[TaskScores]:

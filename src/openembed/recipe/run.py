@@ -24,6 +24,7 @@ from openembed.files import atomic_write, read_json, write_json
 from openembed.locks import exclusive
 from openembed.recipe.config import (
     UNTRAINED,
+    MineStage,
     Recipe,
     StageConfig,
     TrainStage,
@@ -94,6 +95,8 @@ def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
     recipe, stage = place.recipe, place.recipe.stage[name]
     depends_on_encoder = UNTRAINED in model_references(stage).values() and recipe.encoder is not None
     models = {ref: Path(place.model_folder(ref)) for ref in model_references(stage).values() if ref not in recipe.stage}
+    if isinstance(stage, MineStage) and stage.reranker is not None:
+        models["reranker"] = Path(place.model_folder(stage.reranker))
     if depends_on_encoder and recipe.encoder.backbone.path is not None:
         models["backbone"] = Path(place.model_folder(recipe.encoder.backbone.path))
     parts = {

@@ -72,6 +72,7 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
                 update={
                     "sources": tuple(map(_source, stage.sources)),
                     "teacher": _model(stage.teacher, recipe),
+                    "reranker": None,
                     "keep": NEGATIVES,
                 }
             )

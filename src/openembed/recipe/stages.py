@@ -1,13 +1,16 @@
 """What each kind of stage does in its folder.
 
-``mine`` writes ``<source>.jsonl`` and ``report.json``, ``filter`` these and ``removed.jsonl``, ``encode`` vectors and the
-keys of their texts, ``initialise`` ``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``mine`` writes ``<source>.jsonl``, ``<source>/`` (audit and kept rankings) and ``report.json``, ``filter`` rows, report and
+``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``initialise`` ``model/``, ``train`` ``metrics.jsonl``,
+``checkpoint/`` and ``model/``,
 ``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
     from openembed.records import Document
+    from openembed.rerankers import Reranker
     from openembed.train.loop import TrainConfig
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
@@ -106,6 +110,12 @@ class Workplace:
             config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": found})})
         return build(config, seed=self.recipe.seed, dtype=dtype).to(device)
 
+    def reranker(self, reference: str) -> Reranker:
+        """Returns the cross-encoder of a folder under ``base`` or a hub id."""
+        from openembed.rerankers.cross_encoder import load_cross_encoder
+
+        return load_cross_encoder(self.model_folder(reference), device=self.device or _best_device())
+
 
 def run_stage(place: Workplace, name: str) -> None:
     """Runs stage ``name`` into its folder; the stages it reads must be finished."""
@@ -130,35 +140,34 @@ def run_stage(place: Workplace, name: str) -> None:
 
 
 def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
-    from openembed.data.examples import write_examples
-    from openembed.data.mine import MineConfig, mine
+    """Each source in its own folder, which keeps the audit and, with ``keep_pool``, the rankings."""
+    from openembed.data.mine import MINED as ROWS
+    from openembed.data.mine import mine_folder
     from openembed.data.sources import load_source
 
-    encoder = None if stage.teacher == BM25 else place.model(stage.teacher)
     reports = read_json(folder / MINED_REPORT) if (folder / MINED_REPORT).is_file() else {}
-    for source in stage.sources:
-        if source.name in reports:
-            continue
-        config = MineConfig(
-            teacher="bm25" if encoder is None else "encoder",
-            instruction=source.instruction,
-            document_instruction=source.document_instruction,
-            **{name: getattr(stage, name) for name in ("keep", "depth", "skip", "filter")},
-        )
-        located = place.located(source)
-        mined = mine(load_source(located, seed=place.recipe.seed), _corpus(located), config, encoder)
-        write_examples(folder / f"{source.name}.jsonl", mined.examples, mined.notes)
-        reports[source.name] = mined.report
+    missing = [source for source in stage.sources if source.name not in reports]
+    if not missing:
+        return
+    encoder = None if stage.teacher == BM25 else place.model(stage.teacher)
+    reranker = None if stage.reranker is None else place.reranker(stage.reranker)
+    for source in missing:
+        located, config = place.located(source), stage.config(source, place.recipe.seed)
+        examples = load_source(located, seed=place.recipe.seed)
+        done = mine_folder(examples, _corpus(located), folder / source.name, config, encoder, reranker=reranker)
+        if (done.folder / ROWS).exists():
+            os.replace(done.folder / ROWS, folder / f"{source.name}.jsonl")
+        reports[source.name] = {name: value for name, value in done.audit.items() if name not in ("samples", "histograms")}
         write_json(folder / MINED_REPORT, reports)
 
 
-def _corpus(source: SourceConfig) -> list[Document]:
+def _corpus(source: SourceConfig) -> Iterator[Document]:
     """The documents of a BEIR folder; nothing for other sources, whose positives are their documents."""
-    from openembed.data.readers import read_beir
+    from openembed.documents import read_documents
 
     if source.path is None or not Path(source.path).is_dir():
-        return []
-    return list(read_beir(Path(source.path), source.split)[0])
+        return iter(())
+    return read_documents(source.path)
 
 
 def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The report of a run: plain results in, one self-contained HTML file out."""
 
+from openembed.report.mining import write_audit
 from openembed.report.page import (
     Cleaning,
     Hit,
@@ -25,5 +26,6 @@ __all__ = [
     "TrainingRun",
     "render",
     "verdicts",
+    "write_audit",
     "write_report",
 ]

@@ -62,18 +62,26 @@ def line_chart(
     return _svg(title, description, parts)
 
 
-def density_chart(title: str, description: str, curves: Sequence[tuple[str, Sequence[float], int]]) -> str:
-    """Returns overlaid histograms over similarities -1..1, scaled to the same area; a curve is (name, bins, colour)."""
+def density_chart(
+    title: str,
+    description: str,
+    curves: Sequence[tuple[str, Sequence[float], int]],
+    *,
+    x_range: tuple[float, float] = (-1.0, 1.0),
+    x_label: str = "cosine similarity",
+) -> str:
+    """Returns overlaid histograms over ``x_range``, scaled to the same area; a curve is (name, bins, colour)."""
+    low, high = x_range
     shares = [(name, _shares(counts), color) for name, counts, color in curves if sum(counts) > 0]
     top = max((max(values) for _, values, _ in shares), default=1.0)
-    frame = _Frame(-1.0, 1.0, 0.0, top * 1.05)
-    parts = frame.axes("cosine similarity", y_ticks=False)
+    frame = _Frame(low, high, 0.0, top * 1.05)
+    parts = frame.axes(x_label, y_ticks=False)
     for name, values, color in shares:
-        step = 2 / len(values)
-        corners = [(-1.0, 0.0)]
+        step = (high - low) / len(values)
+        corners = [(low, 0.0)]
         for index, value in enumerate(values):
-            corners += [(-1 + index * step, value), (-1 + (index + 1) * step, value)]
-        corners.append((1.0, 0.0))
+            corners += [(low + index * step, value), (low + (index + 1) * step, value)]
+        corners.append((high, 0.0))
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in corners)
         parts.append(f'<polygon class="area s{color % COLORS}" points="{path}"><title>{escape(name)}</title></polygon>')
     return _svg(title, description, parts)

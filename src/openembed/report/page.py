@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openembed.files import atomic_write
+from openembed.report.mining import Audit, sheet
 from openembed.report.sections import Figure, evaluation_figures, training_figures
 
 COMMON = frozenset({"the", "are", "and", "for", "who", "why", "how", "what", "does", "which", "when", "where", "can", "was"})
@@ -105,7 +106,7 @@ class Report:
     """Everything the page shows; a part left empty leaves its section with a line that says so.
 
     ``systems`` orders the columns of the headline table, the model's states first (untrained, stage 1, stage 2);
-    ``baseline`` names the column that is not the model.
+    ``baseline`` names the column that is not the model. ``mining``: (name, audit) of every source that was mined.
     """
 
     title: str
@@ -118,6 +119,7 @@ class Report:
     cleaning: Sequence[Cleaning] = ()
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    mining: Sequence[tuple[str, Audit]] = ()
 
     @property
     def states(self) -> list[str]:
@@ -170,7 +172,10 @@ def render(report: Report) -> str:
     scores = {task.task: {name: score.value for name, score in task.scores.items()} for task in report.tasks}
     sections: dict[str, list[Figure]] = training_figures(stages)
     sections["evaluation"] = evaluation_figures(stages, report.states, report.baseline, scores)
-    return environment.get_template("page.html").render(report=report, verdicts=verdicts(report), figures=sections)
+    mining = [sheet(audit, name) for name, audit in report.mining]
+    return environment.get_template("page.html").render(
+        report=report, verdicts=verdicts(report), figures=sections, mining=mining, alone=False
+    )
 
 
 def write_report(report: Report, path: str | Path) -> Path:

@@ -3,22 +3,28 @@ import pytest
 from tiny_training import tiny_encoder
 
 from openembed.data.margin import MarginConfig
-from openembed.data.mine import MineConfig, best_first, mine
+from openembed.data.mine import MineConfig, mine
+from openembed.index.running import first_places
 from openembed.records import Document, Example, Query
 
 
 class Teacher:
     """Hands out given two-dimensional vectors by text."""
 
-    fingerprint = "toy"
+    fingerprint, width, device, dtype = "toy", 2, "cpu", "float32"
 
     def __init__(self, angles):
         self.angles = angles
+        self.prompts = set()
 
-    def encode_queries(self, texts, **_options):
+    def encode(self, texts, *, instruction="", **_options):
+        self.prompts.add(instruction)
         return np.array([[np.cos(self.angles[t]), np.sin(self.angles[t])] for t in texts], dtype=np.float32)
 
-    encode_documents = encode_queries
+    def query_prompt(self, task=None, instruction=None):
+        return f"Ask {instruction}: " if instruction else ""
+
+    document_prompt = query_prompt
 
 
 def angle(cosine):
@@ -35,11 +41,16 @@ def texts(result):
     return [document.text for document in result.examples[0].negatives]
 
 
+def counts(result):
+    return {name: result.report[name] for name in ("queries", "negatives", "without_negatives", "refused")}
+
+
 def test_percent_of_the_lowest_positive():
     result = mine([BOTH], CORPUS, MineConfig(), TEACHER)  # ceiling 0.8 · 0.95 = 0.76
     assert texts(result) == ["hard", "far", "opposite"]
-    assert result.notes == [{"mined": {"teacher": "toy", "ranks": [3, 4, 5]}}]
-    assert result.report == {"queries": 1, "negatives": 3, "without_negatives": 0, "refused": 2}
+    assert result.notes == [{"mined": {"teacher": "toy", "policy": "percent 0.95", "ranks": [3, 4, 5]}}]
+    assert counts(result) == {"queries": 1, "negatives": 3, "without_negatives": 0, "refused": 2}
+    assert result.report["passed"] == {"known_positive": 2, "equal_text": 2}  # p1, p2; the query and the copy of p1
     example = result.examples[0]
     np.testing.assert_allclose(example.positive_scores, [0.9, 0.8], atol=1e-6)
     np.testing.assert_allclose(example.negative_scores, [0.7, 0.1, -0.9], atol=1e-6)
@@ -58,10 +69,10 @@ def test_filters(rule, expected):
     assert texts(mine([BOTH], CORPUS, MineConfig(filter=rule), TEACHER)) == expected
 
 
-def test_keep_depth_and_skip():
+def test_keep_pool_and_skip():
     none = {"kind": "none"}
     assert texts(mine([BOTH], CORPUS, MineConfig(filter=none, keep=2), TEACHER)) == ["near", "at"]
-    assert texts(mine([BOTH], CORPUS, MineConfig(filter=none, depth=2, skip=1), TEACHER)) == ["at", "hard"]
+    assert texts(mine([BOTH], CORPUS, MineConfig(filter=none, pool=2, skip=1), TEACHER)) == ["at", "hard"]
 
 
 def test_positive_score_that_is_not_positive_uses_the_margin():
@@ -77,7 +88,7 @@ def test_positive_outside_the_corpus_and_small_blocks():
     corpus = [document for document in CORPUS if document.text not in ("p1", "hard")]
     whole = mine(examples, corpus, MineConfig(), TEACHER)
     assert texts(whole) == ["hard", "far", "opposite"]
-    small = mine(examples, corpus, MineConfig(block_scores=1), TEACHER)
+    small = mine(examples, corpus, MineConfig(block=1), TEACHER)
     assert (small.notes, small.report) == (whole.notes, whole.report)
     for one, other in zip(small.examples, whole.examples, strict=True):
         assert (one.negatives, one.positives) == (other.negatives, other.positives)
@@ -119,12 +130,12 @@ def test_mined_examples_with_a_lone_surrogate_are_written_and_read_back(tmp_path
 
 
 @pytest.mark.parametrize("count", [1, 5, 29, 30, 90])
-def test_best_first_is_the_stable_order_whatever_is_sorted_first(count):
+def test_first_places_are_the_stable_order(count):
     scores_N = np.random.default_rng(count).integers(0, 6, 30).astype(np.float32)
-    assert list(best_first(scores_N, count)) == np.argsort(-scores_N, kind="stable").tolist()
+    assert first_places(scores_N, count).tolist() == np.argsort(-scores_N, kind="stable")[:count].tolist()
 
 
 def test_bm25_mines_nothing_among_documents_without_words():
     documents = [Document("1", ""), Document("2", "a")]
     mined = mine([Example(Query("q", "cars"), (documents[0],), source="s")], documents, MineConfig(teacher="bm25"))
-    assert mined.report == {"queries": 1, "negatives": 0, "without_negatives": 1, "refused": 1}
+    assert counts(mined) == {"queries": 1, "negatives": 0, "without_negatives": 1, "refused": 1}

@@ -1,0 +1,175 @@
+"""Teachers: who ranks the documents that are mined. Vectors of an encoder, or BM25; both live on disk.
+
+Q queries asked for, N documents, K found, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from openembed.index.running import Found, dot_products, first_places, top_documents
+from openembed.records import Example
+from openembed.rerankers import Scale
+
+if TYPE_CHECKING:
+    from openembed.bulk import EncodesTexts
+    from openembed.data.corpus import Corpus
+
+SEGMENT = 100_000
+"""Documents whose word counts are held at once while BM25 is indexed."""
+
+
+class Teacher(Protocol):
+    """Ranks documents for queries, both by number. ``name`` says which model it is."""
+
+    name: str
+    scale: Scale
+
+    def search(self, queries: np.ndarray, k: int, below_Q: np.ndarray | None = None) -> Found:
+        """Returns the k best documents of each query, with ``below_Q`` the k best below the query's limit."""
+        ...
+
+    def score(self, query: int, documents: np.ndarray) -> np.ndarray:
+        """Returns float32 scores of these documents for one query, as ``search`` gives them."""
+        ...
+
+
+class Prompted:
+    """An encoder under literal prompts: teachers want their own, such as E5's ``query: `` and ``passage: ``.
+
+    ``template`` and ``document_template`` with ``{task}`` take in the instruction of their side; without, they are the prompt
+    as it is. None: the encoder's own template, and its own default prompt where there is no instruction.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        instruction: str = "",
+        document_instruction: str = "",
+        template: str | None = None,
+        document_template: str | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._query = _prompt(template, instruction, encoder.query_prompt)
+        self._document = _prompt(document_template, document_instruction, encoder.document_prompt)
+        self.fingerprint, self.width = encoder.fingerprint, encoder.width
+        self.dtype, self.device = encoder.dtype, encoder.device
+
+    def query_prompt(self, **_none: None) -> str:
+        """Returns the literal text put before queries."""
+        return self._query
+
+    def document_prompt(self, **_none: None) -> str:
+        """Returns the literal text put before documents."""
+        return self._document
+
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Returns float32 (N, D)."""
+        return self._encoder.encode(texts, instruction=self._query, **_options(options))
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Returns float32 (N, D)."""
+        return self._encoder.encode(texts, instruction=self._document, **_options(options))
+
+
+def _prompt(template: str | None, instruction: str, own: Any) -> str:
+    if template is None:
+        return own(instruction=instruction or None)
+    before, task, after = template.partition("{task}")
+    return before + instruction + after if task else template
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("task", "instruction")}
+
+
+class DenseTeacher:
+    """Dot products of the vectors in two memory-mapped arrays."""
+
+    scale: Scale = "cosine"
+
+    def __init__(self, name: str, queries_QD: np.ndarray, documents_ND: np.ndarray) -> None:
+        self.name, self._queries_QD, self._documents_ND = name, queries_QD, documents_ND
+
+    def search(self, queries: np.ndarray, k: int, below_Q: np.ndarray | None = None) -> Found:
+        """Returns the exact k best documents of each query."""
+        return top_documents(self._queries_QD[queries], self._documents_ND, k, below_Q)
+
+    def score(self, query: int, documents: np.ndarray) -> np.ndarray:
+        """Returns float32 cosines of these documents."""
+        return dot_products(np.asarray(self._queries_QD[query]), self._documents_ND, documents)
+
+
+def dense_teacher(
+    encoder: EncodesTexts, examples: Sequence[Example], corpus: Corpus, folder: Path, max_length: int | None = None
+) -> DenseTeacher:
+    """Returns the teacher of an encoder; vectors are written to ``folder`` by resumable bulk encoding.
+
+    Raises ``ValueError`` for a text that is not Unicode, naming its line.
+    """
+    import json
+
+    from openembed.bulk import BulkConfig, encode_file
+    from openembed.files import atomic_write
+
+    with atomic_write(folder / "queries.jsonl") as file:
+        for number, example in enumerate(examples):
+            file.write(json.dumps({"_id": str(number), "text": example.query.text}) + "\n")
+    asked = BulkConfig(kind="query", max_length=max_length)
+    queries = encode_file(encoder, folder / "queries.jsonl", folder / "queries", asked, show_progress=True)
+    config = BulkConfig(kind="document", max_length=max_length)
+    documents = encode_file(encoder, corpus.path, folder / "documents", config, show_progress=True)
+    return DenseTeacher(encoder.fingerprint, queries.vectors(), documents.vectors())
+
+
+class Bm25Teacher:
+    """BM25 over inverted lists in ``folder``; scores all documents for one query at a time."""
+
+    name = "bm25"
+    scale: Scale = "lexical"
+
+    def __init__(self, queries: Sequence[str], documents: Iterable[str], folder: Path, language: str = "en") -> None:
+        from openembed.index.lexical import Bm25, Postings, PostingsWriter, analyzer
+
+        self._queries, self._analyzer = queries, analyzer(language)
+        segments, live, rest = [], [], iter(documents)
+        while texts := list(islice(rest, SEGMENT)):
+            directory = folder / f"words{len(segments)}"
+            directory.mkdir(parents=True, exist_ok=True)
+            writer = PostingsWriter()
+            for part in _parts(texts, 4_096):
+                writer.add(part, self._analyzer)
+            writer.write(directory)
+            segments.append(Postings(directory))
+            live.append(np.ones(len(texts), dtype=bool))
+        self._index = Bm25(segments, live)
+
+    def search(self, queries: np.ndarray, k: int, below_Q: np.ndarray | None = None) -> Found:
+        """Returns the k best documents of each query, those without a common word too, in order."""
+        documents, values, above = [], [], []
+        for place, query in enumerate(queries.tolist()):
+            scores_N = self._scores(query)
+            passed_N = scores_N >= (np.inf if below_Q is None else below_Q[place])
+            places = first_places(np.where(passed_N, -np.inf, scores_N), k)
+            found = ~passed_N[places]
+            documents.append(np.where(found, places, -1))
+            values.append(np.where(found, scores_N[places], -np.inf))
+            above.append(int(passed_N.sum()))
+        return Found(np.array(documents), np.array(values, dtype=np.float32), np.array(above))
+
+    def score(self, query: int, documents: np.ndarray) -> np.ndarray:
+        """Returns float32 scores of these documents."""
+        return self._scores(query)[documents]
+
+    def _scores(self, query: int) -> np.ndarray:
+        return self._index.scores(self._analyzer.terms(self._queries[query]))
+
+
+def _parts(texts: list[str], size: int) -> Iterator[list[str]]:
+    return (texts[start : start + size] for start in range(0, len(texts), size))
