@@ -46,8 +46,8 @@ class Mined:
     """Examples with mined negatives and teacher scores, where each came from, and counts over all.
 
     ``notes`` has one entry an example (teacher, ranks of its negatives among the non-positives, from 1); pass both to
-    ``write_examples``. ``report``: queries, negatives, without_negatives, refused (by the ceiling, among the first
-    ``depth``).
+    ``write_examples``. ``report``: queries, negatives, without_negatives, refused (by the ceiling or ``exclude``,
+    among the first ``depth``).
     """
 
     examples: list[Example]
@@ -55,12 +55,20 @@ class Mined:
     report: dict[str, int]
 
 
-def mine(examples: Sequence[Example], corpus: Sequence[Document], config: MineConfig, encoder: Encoder | None = None) -> Mined:
+def mine(
+    examples: Sequence[Example],
+    corpus: Sequence[Document],
+    config: MineConfig,
+    encoder: Encoder | None = None,
+    *,
+    exclude: Callable[[Example, Document], bool] | None = None,
+) -> Mined:
     """Returns ``examples`` with their negatives replaced by mined ones; a query may end with none.
 
     Never mined: a known positive (by id or text), the query's own text, a second copy of a text. ``corpus`` and
     ``examples`` share document ids; positives that ``corpus`` lacks are added to it, so an empty one mines among all
-    positives. Raises ``ValueError`` when the encoder teacher is missing.
+    positives. ``exclude`` names further documents that are not an example's negatives; they keep their ranks, and count
+    as refused. Raises ``ValueError`` when the encoder teacher is missing.
     """
     documents = _with_positives(corpus, examples)
     place = {_identity(document): number for number, document in enumerate(documents)}
@@ -77,6 +85,8 @@ def mine(examples: Sequence[Example], corpus: Sequence[Document], config: MineCo
                 ranked = _rank(example, scores_N, positives, documents, keys, config)
                 ceiling = float(config.filter.ceiling(scores_N[positives].min()))
                 kept = [(rank, n) for rank, n in ranked if scores_N[n] < ceiling]
+                if exclude is not None:
+                    kept = [(rank, n) for rank, n in kept if not exclude(example, documents[n])]
                 refused += len(ranked) - len(kept)
                 mined.append(_replaced(example, positives, kept[: config.keep], documents, scores_N))
                 ranks = [rank for rank, _ in kept[: config.keep]]

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
-    from openembed.records import Document
     from openembed.train.loop import TrainConfig
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
@@ -132,7 +131,7 @@ def run_stage(place: Workplace, name: str) -> None:
 def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
     from openembed.data.examples import write_examples
     from openembed.data.mine import MineConfig, mine
-    from openembed.data.sources import load_source
+    from openembed.data.sources import load_corpus, load_source, never_negative
 
     encoder = None if stage.teacher == BM25 else place.model(stage.teacher)
     reports = read_json(folder / MINED_REPORT) if (folder / MINED_REPORT).is_file() else {}
@@ -146,19 +145,11 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
             **{name: getattr(stage, name) for name in ("keep", "depth", "skip", "filter")},
         )
         located = place.located(source)
-        mined = mine(load_source(located, seed=place.recipe.seed), _corpus(located), config, encoder)
+        examples = load_source(located, seed=place.recipe.seed)
+        mined = mine(examples, load_corpus(located), config, encoder, exclude=never_negative(located))
         write_examples(folder / f"{source.name}.jsonl", mined.examples, mined.notes)
         reports[source.name] = mined.report
         write_json(folder / MINED_REPORT, reports)
-
-
-def _corpus(source: SourceConfig) -> list[Document]:
-    """The documents of a BEIR folder; nothing for other sources, whose positives are their documents."""
-    from openembed.data.readers import read_beir
-
-    if source.path is None or not Path(source.path).is_dir():
-        return []
-    return list(read_beir(Path(source.path), source.split)[0])
 
 
 def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:
@@ -204,11 +195,11 @@ def _filter(place: Workplace, stage: FilterStage, folder: Path) -> None:
 
 
 def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
-    from openembed.data.sources import load_source
+    from openembed.data.sources import load_sources
     from openembed.evaluation.systems import EncoderSystem
     from openembed.train.loop import train
 
-    examples = {s.name: load_source(place.located(s), seed=stage.seed) for s in stage.data.sources}
+    examples = load_sources(map(place.located, stage.data.sources), seed=stage.seed)
     watched = [_task(place, task) for task in stage.watch]
 
     def evaluate(encoder: Encoder, _step: int) -> dict[str, float]:
