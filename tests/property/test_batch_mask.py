@@ -48,7 +48,7 @@ def loop_mask(batch, rows, in_batch, margin):
     hard = allowed.copy()
     for q, row in enumerate(rows):
         source = SOURCES[row.source]
-        twins = [r for r in rows if r.source == row.source and text_key(r.query.text) == text_key(row.query.text)]
+        twins = [r for r in rows if text_key(r.query.text) == text_key(row.query.text)]
         known_texts = {text_key(d.full_text) for r in twins for d in r.positives} | {text_key(row.query.text)}
         known_ids = {(r.source, d.id) for r in twins for d in r.positives if d.id}
         if margin and row.positive_scores:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from openembed.cli.recipes import register
+from openembed.data.library import library
 from openembed.recipe.config import MineStage, TrainStage, load_recipe
 from openembed.recipe.files import packaged_recipes
 from openembed.recipe.run import run_recipe
@@ -68,11 +69,17 @@ def test_nv_embed_hyper_parameters_are_the_papers():
 
 def test_nv_embed_v1_mixture_totals():
     recipe = load_recipe("nv_embed_v1")
-    counts = {source.name: source.count for source in load_table("nv_embed_v1").values()}
+    counts = {entry.name: entry.config("v1").count for entry in library().values() if entry.v1 is not None}
     retrieval = [source.name for source in recipe.stage["stage1"].data.sources]
     assert sum(counts[name] for name in retrieval) == 723_000
     rest = {source.name for source in recipe.stage["stage2"].data.sources} - set(retrieval)
     assert sum(counts[name] or 0 for name in rest) == 331_000 - 40_000  # the 40,000 of the three STS sets together
+    assert {*retrieval, *rest} == set(counts), "the recipe trains on every set of v1's mixture, and on no other"
+
+
+def test_nv_embed_v2_trains_on_every_set_of_its_mixture():
+    sources = load_recipe("nv_embed_v2").stage["stage2"].data.sources
+    assert {source.name for source in sources} == {entry.name for entry in library().values() if entry.v2 is not None}
 
 
 def test_nv_embed_v2_is_example_based_where_the_paper_says():
@@ -106,13 +113,6 @@ def test_nv_embed_trains_beside_a_frozen_16_bit_backbone():
         assert [backbone_dtype(stage) for stage in stages] == [torch.bfloat16] * 2
 
 
-def load_table(name):
-    from openembed.data.sources import SourceConfig
-    from openembed.recipe.files import read_recipe
-
-    return {key: SourceConfig(name=key, **row) for key, row in read_recipe(name).table["source"].items()}
-
-
 def test_listing_recipes_loads_no_torch():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nimport typer\nfrom openembed.cli.recipes import register\n"
@@ -120,6 +120,9 @@ def test_listing_recipes_loads_no_torch():
         "result = CliRunner().invoke(app, ['recipe', 'list', '--json'])\n"
         "assert result.exit_code == 0, result.output\n"
         "assert 'nv_embed_v2' in result.output\n"
+        "result = CliRunner().invoke(app, ['recipe', 'sources', '--json'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "assert 'mteb/hotpotqa' in result.output\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""``run``, ``demo`` and ``recipe list|show|check``."""
+"""``run``, ``demo`` and ``recipe list|show|check|sources``."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def register(app: typer.Typer) -> None:
     """Adds the commands of this module to ``app``."""
     app.command()(run)
     app.command()(demo)
-    recipe = typer.Typer(name="recipe", help="List, show and check recipes.", no_args_is_help=True)
+    recipe = typer.Typer(name="recipe", help="List, show and check recipes, list data sets.", no_args_is_help=True)
     recipe.command("list")(list_recipes)
     recipe.command()(show)
     recipe.command()(check)
+    recipe.command()(sources)
     app.add_typer(recipe)
 
 
@@ -101,6 +102,38 @@ def check(recipe: RecipeName, settings: Settings = None, data: Data = None, as_j
     out.print(f"{loaded.name}: {len(loaded.stage)} stages, {len(loaded.expect)} expected values; well-formed", markup=False)
     for item in missing:
         out.print(f"  {item['kind']}: {item['name']}", markup=False, highlight=False)
+
+
+def sources(as_json: JsonFlag = False) -> None:
+    """List the data sets that recipes can name: NV-Embed's mixtures, with licence, origin, construction and count."""
+    from openembed.data.library import VERSIONS, library
+
+    summaries = [entry.summary for entry in library().values()]
+    if as_json:
+        print_json(summaries)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("source", "licence", "hub set @ revision", "construction", *VERSIONS):
+        table.add_column(column, overflow="fold")
+    for summary in summaries:
+        pinned = (summary["revision"] or "not pinned")[:10]
+        origin = f"{summary['hub']} @ {pinned}" if summary["hub"] else f"bring your own: {summary['path']}"
+        rules = " → ".join(dict.fromkeys(summary["construction"].values()))
+        counts = [_count(summary, version) for version in VERSIONS]
+        table.add_row(summary["name"], summary["licence"] or "-", origin, rules, *counts)
+    terminal = console()
+    terminal.print(table)
+    terminal.print("? not the paper's own figure; --json says how each part is known", style="dim", highlight=False)
+
+
+def _count(summary: dict[str, Any], version: str) -> str:
+    """The examples of a version; those that are not the paper's are marked."""
+    if version not in summary["count"]:
+        return "-"
+    count, known = summary["count"][version], summary["evidence"][version]
+    return f"{count:,}{'' if known == 'paper' else ' ?'}" if count else "all"
 
 
 def _run(
@@ -214,7 +247,7 @@ def _missing(recipe: Recipe, base: Path) -> list[dict[str, str]]:
                 found["not found here", str(place.locate(path))] = None
         for source in stage_sources(stage):
             if source.hub is not None:
-                found["hub data set", source.hub.id] = None
+                found["hub data set", f"{source.hub.id} @ {source.hub.revision or 'not pinned'}"] = None
         for model in model_references(stage).values():
             if model not in (UNTRAINED, BM25, *recipe.stage) and not Path(place.model_folder(model)).is_dir():
                 found["hub model", model] = None

@@ -130,7 +130,7 @@ def collate(
 ) -> Batch:
     """Returns the batch of ``examples``, one row each; ``generator`` draws which positives and negatives take part.
 
-    Rows of one source that ask the same query share their known positives. Raises ``ValueError`` for an example of an
+    Rows that ask the same query share their known positives, whatever their sources. Raises ``ValueError`` for an example of an
     unknown source or without a positive.
     """
     build = _Builder(tuple(sources.values()))
@@ -219,7 +219,7 @@ class _Builder:
         self.id_keys: dict[tuple[int, int], None] = {}
         self.queries: list[int] = []
         self.asked: list[tuple[int, int]] = []
-        self.known: dict[tuple[int, int], set[int]] = {}
+        self.known: dict[int, set[int]] = {}
         self.positives: list[tuple[int, int]] = []
         self.negatives: list[tuple[int, int]] = []
         self.negative_scores: list[float] = []
@@ -230,9 +230,9 @@ class _Builder:
         row, number = len(self.queries), self.source_index[example.source]
         source = self.sources[number]
         self.queries.append(self.text(source.query_prompt, example.query.text))
-        question = (number, text_key(example.query.text))
-        self.asked.append(question)
-        known = self.known.setdefault(question, {question[1]})
+        question = text_key(example.query.text)
+        self.asked.append((number, question))
+        known = self.known.setdefault(question, {question})
         for document in example.positives:
             known.add(text_key(document.full_text))
             if document.id:
@@ -256,7 +256,7 @@ class _Builder:
         return column
 
     def batch(self) -> Batch:
-        forbidden = [(row, key) for row, question in enumerate(self.asked) for key in sorted(self.known[question])]
+        forbidden = [(row, key) for row, (_, question) in enumerate(self.asked) for key in sorted(self.known[question])]
         return Batch(
             texts=tuple(text for _, text in self.texts),
             prompts=tuple(prompt for prompt, _ in self.texts),

@@ -1,7 +1,8 @@
 """Training examples as JSON lines, read leniently and written in one form.
 
 A line has ``query``, ``positive`` or ``positives``, and optionally ``negative`` or ``negatives``. A query is a text or
-``{"id", "text"}``; a document is a text or ``{"id", "title", "text", "score"}``, where ``score`` is a teacher's.
+``{"id", "text"}``; a document is a text or ``{"id", "title", "text", "score"}``, where ``score`` is a teacher's and ``id``
+may also be called ``_id`` or ``docid``.
 """
 
 from __future__ import annotations
@@ -83,8 +84,13 @@ def _documents(row: Mapping[str, Any], field: str, where: str) -> tuple[tuple[Do
     scores = [entry["score"] for entry in entries if entry.get("score") is not None]
     if scores and len(scores) != len(entries):
         raise ValueError(f"{where}: {field}: {len(scores)} of {len(entries)} documents have a score; give all or none")
-    documents = tuple(Document(str(e.get("id", "")), e["text"], e.get("title") or "") for e in entries)
+    documents = tuple(Document(_identifier(e), e["text"], e.get("title") or "") for e in entries)
     return documents, tuple(float(score) for score in scores)
+
+
+def _identifier(entry: Mapping[str, Any]) -> str:
+    """The id under the names that are in use: ours, BEIR's, and that of MIRACL and Mr.TyDi."""
+    return str(next((entry[name] for name in ("id", "_id", "docid") if entry.get(name) is not None), ""))
 
 
 def _entry(value: Any, where: str) -> Mapping[str, Any]:

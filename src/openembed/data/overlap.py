@@ -208,9 +208,7 @@ class SetIndex:
         kept = (places < needed[owners_G[order]]) & (numbers_G[order] >= 0)
         return numbers_G[order][kept], owners_G[order][kept], places[kept]
 
-    def _candidates(
-        self, keys: np.ndarray, texts: np.ndarray, places: np.ndarray, sizes: np.ndarray
-    ) -> Iterator[np.ndarray]:
+    def _candidates(self, keys: np.ndarray, texts: np.ndarray, places: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
         """Yields pairs (text x indexed texts + indexed text) that share a shingle of their prefixes and could be alike.
 
         What two texts share from their first common shingle on is at most what the shorter has left there.

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from openembed.config import Config, parse
 from openembed.data.evaluation_texts import EvaluationSet
 from openembed.data.filter import FilterConfig
+from openembed.data.library import VERSIONS, library, resolve
 from openembed.data.mine import MineConfig
 from openembed.data.select import PolicyConfig
 from openembed.data.sources import SourceConfig
@@ -232,14 +233,13 @@ def load_recipe(name_or_path: str | Path, settings: Iterable[str] = (), *, smoke
 
 
 def parse_recipe(file: RecipeFile) -> Recipe:
-    """Returns the recipe of a read file. Source names in stages are replaced by the tables ``[source.NAME]``."""
+    """Returns the recipe of a read file. Source names in stages are replaced by the tables ``[source.NAME]``.
+
+    A name without a table is that of a data set of the library, taken as NV-Embed's version ``library`` has it.
+    """
     where = str(file.path)
     table = dict(file.table)
-    named = table.pop("source", {})
-    if not isinstance(named, Mapping):
-        raise ValueError(f"{where}: source: expected tables [source.NAME] (got {named!r})")
-    tables = {name: {"name": name, **row} if isinstance(row, Mapping) else row for name, row in named.items()}
-    sources = parse(_Sources, {"source": tables}, where).source
+    sources = _sources(table.pop("source", {}), table.pop("library", None), where)
     stages = table.get("stage", {})
     if isinstance(stages, Mapping):
         expanded = {name: _expand(name, stage, sources, where) for name, stage in stages.items()}
@@ -253,6 +253,21 @@ def parse_recipe(file: RecipeFile) -> Recipe:
 
 class _Sources(Config):
     source: dict[Name, SourceConfig]
+
+
+def _sources(named: Any, version: Any, where: str) -> dict[str, SourceConfig]:
+    """The sources that stages may name: those of the recipe, over those of the library."""
+    if not isinstance(named, Mapping):
+        raise ValueError(f"{where}: source: expected tables [source.NAME] (got {named!r})")
+    if version not in (None, *VERSIONS):
+        raise ValueError(f"{where}: library: expected {' or '.join(VERSIONS)} (got {version!r})")
+    tables: dict[str, Any] = {name: {"name": name, **entry.table(version)} for name, entry in library().items()}
+    for name, row in named.items():
+        try:
+            tables[name] = resolve(name, row, version) if isinstance(row, Mapping) else row
+        except ValueError as error:
+            raise ValueError(f"{where}: source.{name}.use: {error}") from None
+    return parse(_Sources, {"source": tables}, where).source
 
 
 def _seeded(name: str, stage: Any, seed: Any) -> Any:
@@ -280,11 +295,11 @@ def _source(item: Any, sources: Mapping[str, SourceConfig], where: str) -> Any:
         return item
     mined, _, name = item.rpartition("/")
     if name not in sources:
-        known = ", ".join(sources) or "none"
-        raise ValueError(f"{where}: no table [source.{name}] (got {item!r}); known: {known}")
+        known = ", ".join(own for own in sources if own not in library()) or "none"
+        raise ValueError(f"{where}: no table [source.{name}] (got {item!r}); known: {known}, and `openembed recipe sources`")
     given = sources[name].model_dump(exclude_unset=True)
     if mined:
-        kept = ("name", "instruction", "document_instruction", "in_batch", "weight", "loss_weight")
+        kept = ("name", "licence", "instruction", "document_instruction", "in_batch", "weight", "cap", "loss_weight")
         return {key: given[key] for key in kept if key in given} | {"path": f"{MINED}{mined}/{name}.jsonl"}
     return given
 

@@ -107,6 +107,7 @@ def _train(stage: TrainStage, recipe: Recipe) -> TrainStage:
     optimizer = stage.optimizer.model_copy(update={"warmup": 1})
     changes = {
         "steps": STEPS,
+        "epochs": None,
         "batch": batch,
         "optimizer": optimizer,
         "data": data,
@@ -119,9 +120,8 @@ def _source(source: SourceConfig) -> SourceConfig:
     """The source with toy rows of its construction; a mined source keeps pointing at the mine stage's output."""
     if (source.path or "").startswith(STAGE):
         return source
-    return source.model_copy(
-        update={"path": FILES[source.construction], "hub": None, "columns": {}, "split": "train", "count": None}
-    )
+    shape = {"columns": {}, "label_texts": {}, "separator": None, "split": "train", "count": None}
+    return source.model_copy(update={"path": FILES[source.construction], "hub": None, **shape})
 
 
 def _model(reference: str, recipe: Recipe) -> str:

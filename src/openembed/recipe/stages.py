@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
-    from openembed.records import Document
     from openembed.rerankers import Reranker
     from openembed.train.loop import TrainConfig
 
@@ -143,7 +142,7 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
     """Each source in its own folder, which keeps the audit and, with ``keep_pool``, the rankings."""
     from openembed.data.mine import MINED as ROWS
     from openembed.data.mine import mine_folder
-    from openembed.data.sources import load_source
+    from openembed.data.sources import load_corpus, load_source, never_negative
 
     reports = read_json(folder / MINED_REPORT) if (folder / MINED_REPORT).is_file() else {}
     missing = [source for source in stage.sources if source.name not in reports]
@@ -154,20 +153,19 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
     for source in missing:
         located, config = place.located(source), stage.config(source, place.recipe.seed)
         examples = load_source(located, seed=place.recipe.seed)
-        done = mine_folder(examples, _corpus(located), folder / source.name, config, encoder, reranker=reranker)
+        done = mine_folder(
+            examples,
+            load_corpus(located),
+            folder / source.name,
+            config,
+            encoder,
+            reranker=reranker,
+            exclude=never_negative(located),
+        )
         if (done.folder / ROWS).exists():
             os.replace(done.folder / ROWS, folder / f"{source.name}.jsonl")
         reports[source.name] = {name: value for name, value in done.audit.items() if name not in ("samples", "histograms")}
         write_json(folder / MINED_REPORT, reports)
-
-
-def _corpus(source: SourceConfig) -> Iterator[Document]:
-    """The documents of a BEIR folder; nothing for other sources, whose positives are their documents."""
-    from openembed.documents import read_documents
-
-    if source.path is None or not Path(source.path).is_dir():
-        return iter(())
-    return read_documents(source.path)
 
 
 def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:
@@ -213,11 +211,11 @@ def _filter(place: Workplace, stage: FilterStage, folder: Path) -> None:
 
 
 def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
-    from openembed.data.sources import load_source
+    from openembed.data.sources import load_sources
     from openembed.evaluation.systems import EncoderSystem
     from openembed.train.loop import train
 
-    examples = {s.name: load_source(place.located(s), seed=stage.seed) for s in stage.data.sources}
+    examples = load_sources(map(place.located, stage.data.sources), seed=stage.seed)
     watched = [_task(place, task) for task in stage.watch]
 
     def evaluate(encoder: Encoder, _step: int) -> dict[str, float]:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
 from openembed.config import Config
 from openembed.data.batch import BatchConfig, RowSource, collate
-from openembed.data.mixing import Mixture, MixtureConfig
-from openembed.data.sources import SourceConfig, load_source
+from openembed.data.mixing import MixtureConfig
+from openembed.data.sources import SourceConfig, load_sources
 from openembed.encoder import Encoder
 from openembed.objectives import Loss, Objective
 from openembed.objectives.contrastive import ContrastiveConfig
@@ -58,11 +58,13 @@ ObjectiveConfig = Annotated[
 class TrainConfig(Config):
     """Everything that decides the trained weights, given encoder and data (``save_every`` and ``evaluate_every`` do not).
 
-    ``lora`` adapts the backbone and trains the head in full; without it everything is trained. ``save_every`` and
-    ``evaluate_every`` count steps; both also happen after the last step, and an ``evaluate_every`` of None only then.
+    Its length is given in ``steps`` or in ``epochs`` of the mixture. ``lora`` adapts the backbone and trains the head in
+    full; without it everything is trained. ``save_every`` and ``evaluate_every`` count steps; both also happen after the
+    last step, and an ``evaluate_every`` of None only then.
     """
 
-    steps: int = Field(ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
     data: MixtureConfig
     seed: int = 0
     batch: BatchConfig = BatchConfig()
@@ -72,6 +74,20 @@ class TrainConfig(Config):
     compute: ComputeConfig = ComputeConfig()
     save_every: int = Field(default=500, ge=1)
     evaluate_every: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give either steps or epochs (got steps {self.steps}, epochs {self.epochs})")
+        return self
+
+    def with_steps(self, examples: Mapping[str, Sequence[Example]]) -> TrainConfig:
+        """Returns the config with its number of steps: those that ``epochs`` take, the last batch filled."""
+        if self.epochs is None:
+            return self
+        rows = self.data.rows_per_epoch([len(examples[source.name]) for source in self.data.sources])
+        steps = math.ceil(self.epochs * rows / (self.batch.size * self.batch.accumulation))
+        return self.model_copy(update={"steps": steps, "epochs": None})
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,8 @@ def train(
     when the run on disk has other settings, data or model, and when loss or gradient is no longer finite.
     """
     out_dir = Path(out_dir)
-    loaded = examples or {s.name: load_source(s, base_dir, config.seed) for s in config.data.sources}
+    loaded = examples or load_sources(config.data.sources, base_dir, config.seed)
+    config = config.with_steps(loaded)
     settings = _settings(config, encoder, loaded)
     run = _Run(config, encoder, loaded)
     found = checkpoint.latest(out_dir / "checkpoint")
@@ -137,11 +154,11 @@ class _Run:
         self.config, self.encoder = config, encoder
         self.examples = [examples[source.name] for source in config.data.sources]
         self.sources = {source.name: row_source(source, encoder) for source in config.data.sources}
-        self.mixture = Mixture(
+        self.mixture = config.data.build(
             [len(rows) for rows in self.examples],
-            [source.weight for source in config.data.sources],
-            mixing=config.data.mixing,
+            steps=config.steps,
             batch=config.batch.size,
+            accumulation=config.batch.accumulation,
             seed=config.seed,
         )
         self.objective: Objective = config.objective.build()
