@@ -18,6 +18,7 @@ from openembed.data.margin import MarginConfig
 from openembed.encoder import Encoder
 from openembed.progress import progress
 from openembed.records import Document, Example
+from openembed.seeds import generator
 
 Scorer = Callable[[slice], np.ndarray]
 """Given a range of queries, returns their scores against every document, float32 (Q, N)."""
@@ -28,10 +29,11 @@ class MineConfig(Config):
 
     ``skip`` leaves out the first ranks; ``filter`` is the positive-aware ceiling, set by the lowest of the query's
     positive scores. ``instruction`` and ``document_instruction`` are for an ``encoder`` teacher, as in a source;
-    ``block_scores`` bounds memory: how many scores are held at once.
+    ``block_scores`` bounds memory: how many scores are held at once. The teacher ``random`` knows nothing: its scores are
+    drawn from 0 to 1 with ``seed``, to be used without ceiling.
     """
 
-    teacher: Literal["encoder", "bm25"] = "encoder"
+    teacher: Literal["encoder", "bm25", "random"] = "encoder"
     keep: int = Field(default=20, ge=1)
     depth: int = Field(default=100, ge=1)
     skip: int = Field(default=0, ge=0)
@@ -39,6 +41,7 @@ class MineConfig(Config):
     instruction: str = ""
     document_instruction: str = ""
     block_scores: int = Field(default=2**26, ge=1)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,12 +165,15 @@ def _identity(document: Document) -> tuple[str, str]:
 
 
 def _teacher_name(config: MineConfig, encoder: Encoder | None) -> str:
-    return "bm25" if encoder is None or config.teacher == "bm25" else encoder.fingerprint
+    return config.teacher if encoder is None or config.teacher != "encoder" else encoder.fingerprint
 
 
 def _teacher(config: MineConfig, encoder: Encoder | None, queries: list[str], documents: list[str]) -> Scorer:
     if config.teacher == "bm25":
         return _bm25(queries, documents)
+    if config.teacher == "random":
+        draw = generator(config.seed, "random negatives")
+        return lambda part: draw.random((part.stop - part.start, len(documents)), dtype=np.float32)
     if encoder is None:
         raise ValueError("mining with teacher = 'encoder' needs an encoder; pass one or set teacher = 'bm25'")
     queries_QD = encoder.encode_queries(queries, instruction=config.instruction or None, progress=True)

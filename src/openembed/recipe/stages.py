@@ -18,6 +18,7 @@ from openembed.files import read_json, write_json
 from openembed.recipe.config import (
     BM25,
     MINED,
+    RANDOM,
     UNTRAINED,
     EncodeStage,
     EvaluateStage,
@@ -31,6 +32,8 @@ from openembed.recipe.config import (
     TrainStage,
     vectors_stage,
 )
+
+from openembed.seeds import derive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,13 +137,14 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
     from openembed.data.mine import MineConfig, mine
     from openembed.data.sources import load_source
 
-    encoder = None if stage.teacher == BM25 else place.model(stage.teacher)
+    encoder = None if stage.teacher in (BM25, RANDOM) else place.model(stage.teacher)
     reports = read_json(folder / MINED_REPORT) if (folder / MINED_REPORT).is_file() else {}
     for source in stage.sources:
         if source.name in reports:
             continue
         config = MineConfig(
-            teacher="bm25" if encoder is None else "encoder",
+            teacher=stage.teacher if encoder is None else "encoder",
+            seed=derive(place.recipe.seed, source.name),
             instruction=source.instruction,
             document_instruction=source.document_instruction,
             **{name: getattr(stage, name) for name in ("keep", "depth", "skip", "filter")},
