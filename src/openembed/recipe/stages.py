@@ -32,7 +32,6 @@ from openembed.recipe.config import (
     TrainStage,
     vectors_stage,
 )
-
 from openembed.seeds import derive
 
 if TYPE_CHECKING:

@@ -64,7 +64,9 @@ class SweepConfig(Config):
         metrics = {OVERALL, *self.measure, *(task for tasks in self.measure.values() for task in tasks)}
         problems += [f"claim {c.text!r}: no metric {c.metric!r}" for c in self.claim if c.metric not in metrics]
         if problems:
-            raise ValueError(f"{'; '.join(problems)}. Variants: {', '.join(self.variant)}; metrics: {', '.join(sorted(metrics))}")
+            raise ValueError(
+                f"{'; '.join(problems)}. Variants: {', '.join(self.variant)}; metrics: {', '.join(sorted(metrics))}"
+            )
         return self
 
     def _references(self) -> Iterator[tuple[str, str]]:

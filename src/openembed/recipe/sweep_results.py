@@ -97,6 +97,4 @@ def _claim(claim: Claim, scores: Mapping[str, Scores]) -> ClaimResult:
         return ClaimResult(claim.text, claim.better, claim.worse, claim.metric, claim.paper, None, "cannot be told")
     difference = better[claim.metric] - worse[claim.metric]
     shown = _range(difference, over_items=True)
-    return ClaimResult(
-        claim.text, claim.better, claim.worse, claim.metric, claim.paper, shown, verdict(difference.interval())
-    )
+    return ClaimResult(claim.text, claim.better, claim.worse, claim.metric, claim.paper, shown, verdict(difference.interval()))

@@ -1,4 +1,4 @@
-"""Dot charts as SVG text: every seed a small dot, their mean a large one, its interval a line; themed by the page."""
+"""Dot charts as SVG text: every seed a ring, their mean a bar across the line of its interval; themed by the page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from xml.sax.saxutils import escape, quoteattr
 
 from openembed.report.charts import number, ticks
 
-LABEL, PANEL, GAP, RIGHT = 230, 180, 22, 12
+LABEL, PANEL, GAP, RIGHT = 268, 180, 22, 12
 TOP, BOTTOM, LINE = 30, 24, 24
-MARK_WIDTH, MARK_HEIGHT = 170, 18
+MARK_WIDTH, MARK_HEIGHT = 150, 18
 
 Dot = tuple[float, float | None, float | None, Sequence[float]]
 """Mean, low and high end of its interval where there is one, and the value of every seed."""
@@ -34,10 +34,9 @@ def dot_chart(title: str, panels: Sequence[str], rows: Sequence[Row]) -> str:
     ]
     for index, panel in enumerate(panels):
         parts += _panel(panel, LABEL + index * (PANEL + GAP), [(row.name, row.dots[index]) for row in rows])
-    words = "; ".join(f"{row.name}: " + ", ".join(f"{p} {d[0]:.3f}" for p, d in zip(panels, row.dots, strict=True)) for row in rows)
-    label = quoteattr(f"{title}. {words}")
+    label = quoteattr(f"{title}. " + "; ".join(_told(row, panels) for row in rows))
     return (
-        f'<svg class="dots" viewBox="0 0 {width} {height}" role="img" aria-label={label}>'
+        f'<svg class="dots" style="max-width: {width}px" viewBox="0 0 {width} {height}" role="img" aria-label={label}>'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
 
@@ -58,6 +57,10 @@ def interval_mark(mean: float, low: float | None, high: float | None, widest: fl
     )
 
 
+def _told(row: Row, panels: Sequence[str]) -> str:
+    return f"{row.name}: " + ", ".join(f"{panel} {dot[0]:.3f}" for panel, dot in zip(panels, row.dots, strict=True))
+
+
 def _y(index: int) -> float:
     return TOP + LINE * (index + 0.5)
 
@@ -74,7 +77,7 @@ def _panel(title: str, left: int, dots: Sequence[tuple[str, Dot]]) -> list[str]:
         return left + (min(max(value, low), high) - low) / (high - low) * PANEL
 
     parts = [f'<text class="head" x="{left}" y="14">{escape(title)}</text>']
-    for value in ticks(low, high, 4):
+    for value in ticks(low, high, 5):
         at = f"{x(value):.1f}"
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
@@ -83,7 +86,7 @@ def _panel(title: str, left: int, dots: Sequence[tuple[str, Dot]]) -> list[str]:
         y = _y(index)
         if start is not None and end is not None:
             parts.append(f'<line class="span s0" x1="{x(start):.1f}" x2="{x(end):.1f}" y1="{y}" y2="{y}"/>')
-        parts += [f'<circle class="seed s1" cx="{x(value):.1f}" cy="{y}" r="2.6"/>' for value in seeds]
-        told = escape(f"{name}: {mean:.3f}")
-        parts.append(f'<circle class="dot s0" cx="{x(mean):.1f}" cy="{y}" r="4.4"><title>{told}</title></circle>')
+        told, at = escape(f"{name}: {mean:.3f}"), x(mean) - 1.5
+        parts.append(f'<rect class="dot s0" x="{at:.1f}" y="{y - 7}" width="3" height="14"><title>{told}</title></rect>')
+        parts += [f'<circle class="seed s1" cx="{x(value):.1f}" cy="{y}" r="3.2"/>' for value in seeds]
     return parts

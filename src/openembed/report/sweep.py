@@ -117,7 +117,7 @@ def render_sweep(report: SweepReport) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    widest = max([abs(end) for claim in report.claims for end in _ends(claim.difference)], default=0.01)
+    widest = max([abs(end) for claim in report.claims for end in _ends(claim.difference)], default=0.0) or 0.01
     return environment.get_template("sweep.html").render(
         report=report,
         figure=lambda group: Markup(_figure(report, group)),
