@@ -266,7 +266,8 @@ def test_intervals_of_a_mean_over_seeds():
     assert found.interval() == found.seed_interval(), "items without spread add nothing"
     items_alone = scores([0.2, 0.2, 0.2], spread=0.01).interval()
     assert items_alone.high - items_alone.low == pytest.approx(2 * 1.96 * 0.01, rel=0.1)
-    assert found.interval().high < scores([0.1, 0.2, 0.3], spread=0.1).interval().high
+    assert scores([0.1, 0.2, 0.3], spread=0.05).interval() == found.seed_interval(), "never narrower for the items"
+    assert found.interval().high < scores([0.1, 0.2, 0.3], spread=0.3).interval().high
 
 
 def test_differences_pair_seeds_and_means_need_the_same_ones():

@@ -59,16 +59,18 @@ class SeedScores:
 
         The variance is s²/S over seeds plus that of the seed-averaged score over resampled items (which counts their
         interaction twice: on the careful side); Student's quantile has the degrees of freedom of Welch and Satterthwaite,
-        items taken as many.
+        items taken as many. These grow with the items' share, so that a little of it would narrow the interval: it is
+        never narrower than :meth:`seed_interval`.
         """
-        count = len(self.values_S)
-        if count < 2:
+        over_seeds, count = self.seed_interval(), len(self.values_S)
+        if over_seeds is None:
             return None
         by_seed = self.values_S.var(ddof=1) / count
         by_item = self.resampled_SR.mean(axis=0).var(ddof=1)
         total = by_seed + by_item
         freedom = (count - 1) * (total / by_seed) ** 2 if by_seed > 0 else np.inf
-        return _interval(self.mean, total, freedom)
+        both = _interval(self.mean, total, freedom)
+        return max(over_seeds, both, key=lambda interval: interval.high - interval.low)
 
 
 def _interval(mean: float, variance: float, freedom: float) -> Interval:
