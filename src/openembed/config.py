@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 C = TypeVar("C", bound="Config")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+"""Of something that becomes the name of a folder or file."""
 
 
 class Config(BaseModel):

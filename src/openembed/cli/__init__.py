@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from openembed.cli import data, evaluate, mine, models, recipes, search
+from openembed.cli import data, evaluate, mine, models, recipes, search, sweep
 
 app = typer.Typer(
     name="openembed",
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (models, search, mine, evaluate, recipes, data):
+for module in (models, search, mine, evaluate, recipes, sweep, data):
     module.register(app)
 
 

@@ -94,7 +94,7 @@ def check(recipe: RecipeName, settings: Settings = None, data: Data = None, as_j
     from openembed.recipe.files import read_recipe
 
     loaded = load_recipe(recipe, settings or ())
-    missing = _missing(loaded, _base(read_recipe(recipe).path, read_recipe(recipe).packaged, data))
+    missing = _missing(loaded, base_folder(read_recipe(recipe).path, read_recipe(recipe).packaged, data))
     if as_json:
         print_json({"recipe": loaded.name, "stages": list(loaded.stage), "elsewhere": missing})
         return
@@ -151,11 +151,11 @@ def _run(
     from openembed.recipe.run import run_recipe
     from openembed.recipe.stages import Workplace
 
-    _quiet()
+    quiet()
     file = read_recipe(name)
     recipe = load_recipe(name, settings or (), smoke=smoke)
     out = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
-    base = _base(file.path, file.packaged, data)
+    base = base_folder(file.path, file.packaged, data)
     terminal = console()
 
     def announce(stage: str, state: str) -> None:
@@ -170,7 +170,7 @@ def _run(
     _say(build_report(Workplace(recipe, out, base, device), command), done, out, as_json)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Turns off transformers' own progress bars: ours say what is going on."""
     from transformers.utils import logging
 
@@ -227,7 +227,7 @@ def _scores(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _base(path: Path, packaged: bool, data: Path | None) -> Path:
+def base_folder(path: Path, packaged: bool, data: Path | None) -> Path:
     """The folder that relative paths count from: the one given, the current one, or that of the user's recipe."""
     if data is not None:
         return data
@@ -236,7 +236,7 @@ def _base(path: Path, packaged: bool, data: Path | None) -> Path:
 
 def _missing(recipe: Recipe, base: Path) -> list[dict[str, str]]:
     """What a run would have to find elsewhere: files that are not there, hub data sets, models of the hub."""
-    from openembed.recipe.config import BM25, UNTRAINED, model_references, stage_paths, stage_sources
+    from openembed.recipe.config import BM25, RANDOM, UNTRAINED, model_references, stage_paths, stage_sources
     from openembed.recipe.stages import Workplace
 
     place = Workplace(recipe, Path(), base)
@@ -249,7 +249,7 @@ def _missing(recipe: Recipe, base: Path) -> list[dict[str, str]]:
             if source.hub is not None:
                 found["hub data set", f"{source.hub.id} @ {source.hub.revision or 'not pinned'}"] = None
         for model in model_references(stage).values():
-            if model not in (UNTRAINED, BM25, *recipe.stage) and not Path(place.model_folder(model)).is_dir():
+            if model not in (UNTRAINED, BM25, RANDOM, *recipe.stage) and not Path(place.model_folder(model)).is_dir():
                 found["hub model", model] = None
     backbone = recipe.encoder.backbone.path if recipe.encoder else None
     if backbone is not None and not Path(place.model_folder(backbone)).is_dir():

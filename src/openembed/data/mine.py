@@ -36,7 +36,7 @@ from openembed.data.corpus import Corpus, write_corpus
 from openembed.data.examples import example_line, parse_example, write_examples
 from openembed.data.journal import META, Journal
 from openembed.data.select import Picked, PolicyConfig, Ranking, ceiling, pick
-from openembed.data.teachers import Bm25Teacher, DenseTeacher, Prompted, Teacher, dense_teacher
+from openembed.data.teachers import Bm25Teacher, DenseTeacher, Prompted, RandomTeacher, Teacher, dense_teacher
 from openembed.files import fsync_directory, read_json, read_jsonl, write_json
 from openembed.locks import exclusive
 from openembed.progress import progress
@@ -57,7 +57,7 @@ class MineConfig(PolicyConfig):
     texts only. ``block``: queries at a time. ``keep_pool`` keeps rankings and documents for :func:`reapply`.
     """
 
-    teacher: Literal["encoder", "bm25"] = "encoder"
+    teacher: Literal["encoder", "bm25", "random"] = "encoder"
     instruction: str = ""
     document_instruction: str = ""
     template: str | None = None
@@ -146,8 +146,8 @@ def mine_folder(
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(out):
         documents = write_corpus(work, corpus, examples)
-        prompted = None if config.teacher == "bm25" else _prompted(encoder, config)
-        name = _name(prompted, reranker)
+        prompted = _prompted(encoder, config) if config.teacher == "encoder" else None
+        name = _name(config.teacher if prompted is None else prompted.fingerprint, reranker)
         plan = _plan(examples, documents, config, name, prompted)
         plan |= {"source": source, "exclude": exclude is not None, "scale": scale}
         journal = Journal(out, plan, (MINED, POOL) if config.keep_pool else (MINED,), restart=restart)
@@ -309,6 +309,8 @@ def _plain(scores: np.ndarray) -> tuple[float, ...]:
 def _teacher(
     prompted: Prompted | None, examples: Sequence[Example], documents: Corpus, config: MineConfig, work: Path
 ) -> Teacher:
+    if config.teacher == "random":
+        return RandomTeacher(len(documents), config.seed)
     if prompted is None:
         queries = [example.query.text for example in examples]
         return Bm25Teacher(queries, (document.full_text for document in documents), work, config.language)
@@ -320,15 +322,14 @@ def _prompted(encoder: Any, config: MineConfig) -> Prompted:
     return Prompted(encoder, **{name: getattr(config, name) for name in names})
 
 
-def _name(prompted: Prompted | None, reranker: Reranker | None) -> str:
-    first = "bm25" if prompted is None else prompted.fingerprint
+def _name(first: str, reranker: Reranker | None) -> str:
     return first if reranker is None else f"{reranker.name} over {first}"
 
 
 def _scale(config: MineConfig, reranker: Reranker | None) -> Scale:
     if reranker is not None:
         return reranker.scale
-    return (Bm25Teacher if config.teacher == "bm25" else DenseTeacher).scale
+    return {"bm25": Bm25Teacher, "random": RandomTeacher, "encoder": DenseTeacher}[config.teacher].scale
 
 
 def _plan(

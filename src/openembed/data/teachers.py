@@ -15,6 +15,7 @@ import numpy as np
 from openembed.index.running import Found, dot_products, first_places, top_documents
 from openembed.records import Example
 from openembed.rerankers import Scale
+from openembed.seeds import generator
 
 if TYPE_CHECKING:
     from openembed.bulk import EncodesTexts
@@ -128,7 +129,31 @@ def dense_teacher(
     return DenseTeacher(encoder.fingerprint, queries.vectors(), documents.vectors())
 
 
-class Bm25Teacher:
+class _AllScores:
+    """Scores all documents for one query at a time."""
+
+    def search(self, queries: np.ndarray, k: int, below_Q: np.ndarray | None = None) -> Found:
+        """Returns the k best documents of each query, equal ones in order."""
+        documents, values, above = [], [], []
+        for place, query in enumerate(queries.tolist()):
+            scores_N = self._scores(query)
+            passed_N = scores_N >= (np.inf if below_Q is None else below_Q[place])
+            places = first_places(np.where(passed_N, -np.inf, scores_N), k)
+            found = ~passed_N[places]
+            documents.append(np.where(found, places, -1))
+            values.append(np.where(found, scores_N[places], -np.inf))
+            above.append(int(passed_N.sum()))
+        return Found(np.array(documents), np.array(values, dtype=np.float32), np.array(above))
+
+    def score(self, query: int, documents: np.ndarray) -> np.ndarray:
+        """Returns float32 scores of these documents."""
+        return self._scores(query)[documents]
+
+    def _scores(self, query: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Bm25Teacher(_AllScores):
     """BM25 over inverted lists in ``folder``; scores all documents for one query at a time."""
 
     name = "bm25"
@@ -150,25 +175,21 @@ class Bm25Teacher:
             live.append(np.ones(len(texts), dtype=bool))
         self._index = Bm25(segments, live)
 
-    def search(self, queries: np.ndarray, k: int, below_Q: np.ndarray | None = None) -> Found:
-        """Returns the k best documents of each query, those without a common word too, in order."""
-        documents, values, above = [], [], []
-        for place, query in enumerate(queries.tolist()):
-            scores_N = self._scores(query)
-            passed_N = scores_N >= (np.inf if below_Q is None else below_Q[place])
-            places = first_places(np.where(passed_N, -np.inf, scores_N), k)
-            found = ~passed_N[places]
-            documents.append(np.where(found, places, -1))
-            values.append(np.where(found, scores_N[places], -np.inf))
-            above.append(int(passed_N.sum()))
-        return Found(np.array(documents), np.array(values, dtype=np.float32), np.array(above))
-
-    def score(self, query: int, documents: np.ndarray) -> np.ndarray:
-        """Returns float32 scores of these documents."""
-        return self._scores(query)[documents]
-
     def _scores(self, query: int) -> np.ndarray:
         return self._index.scores(self._analyzer.terms(self._queries[query]))
+
+
+class RandomTeacher(_AllScores):
+    """Knows nothing: every score is drawn from 0 to 1, so that negatives come at random. To be used without ceiling."""
+
+    name = "random"
+    scale: Scale = "lexical"
+
+    def __init__(self, documents: int, seed: int) -> None:
+        self._documents, self._seed = documents, seed
+
+    def _scores(self, query: int) -> np.ndarray:
+        return generator(self._seed, "random negatives", query).random(self._documents, dtype=np.float32)
 
 
 def _parts(texts: list[str], size: int) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from openembed.config import Config, parse
+from openembed.config import Config, Name, parse
 from openembed.data.evaluation_texts import EvaluationSet
 from openembed.data.filter import FilterConfig
 from openembed.data.library import VERSIONS, library, resolve
@@ -23,18 +23,17 @@ from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.objectives.distillation import DistillationConfig
 from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
+from openembed.recipe.sweep_config import SweepConfig
 from openembed.seeds import derive
 from openembed.steps import StepConfig
 from openembed.train.loop import TrainConfig
 
 UNTRAINED, BM25 = "untrained", "bm25"
 """Names of models that are no stage: the recipe's encoder before training, and lexical search."""
+RANDOM = "random"
+"""The teacher of a mine stage that draws negatives at random."""
 MINED = "stage:"
 """Begins the path of what a mine or filter stage writes: ``stage:<stage>/<source>.jsonl``."""
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-"""Of a stage or source: it becomes the name of a folder or file."""
 
 
 class TaskConfig(Config):
@@ -50,7 +49,7 @@ class TaskConfig(Config):
 class MineStage(PolicyConfig):
     """Finds hard negatives for the rows of ``sources``, each in its own documents (a BEIR folder's whole corpus).
 
-    ``teacher``: a model as in :class:`EvaluateStage`; ``reranker``: folder or hub id of a cross-encoder that scores the
+    ``teacher``: a model as in :class:`EvaluateStage`, or ``random``; ``reranker``: folder or hub id of a cross-encoder that scores the
     teacher's ranking anew. Instructions are the sources' own unless given here; ``template`` and ``document_template`` are the
     teacher's where it is not of our kind, such as ``"query: "`` and ``"passage: "``. The rest is as in
     :class:`openembed.data.mine.MineConfig`.
@@ -72,7 +71,7 @@ class MineStage(PolicyConfig):
     def config(self, source: SourceConfig, seed: int) -> MineConfig:
         """Returns what to mine for one source."""
         own = {name: getattr(self, name) for name in MineConfig.model_fields if name in type(self).model_fields}
-        own["teacher"] = BM25 if self.teacher == BM25 else "encoder"
+        own["teacher"] = self.teacher if self.teacher in (BM25, RANDOM) else "encoder"
         for name in ("instruction", "document_instruction"):
             own[name] = getattr(source, name) if own[name] is None else own[name]
         return MineConfig(**own, seed=seed)
@@ -201,7 +200,10 @@ class Expect(Config):
 
 
 class Recipe(Config):
-    """Stages in order, by name. ``encoder`` is what train stages that start from ``untrained`` build, with ``seed``."""
+    """Stages in order, by name. ``encoder`` is what train stages that start from ``untrained`` build, with ``seed``.
+
+    ``sweep``: variants of the recipe to be compared (:mod:`openembed.recipe.sweep`); running the recipe itself ignores it.
+    """
 
     name: str
     title: str = ""
@@ -210,6 +212,7 @@ class Recipe(Config):
     encoder: EncoderConfig | None = None
     stage: dict[Name, StageConfig] = Field(min_length=1)
     expect: tuple[Expect, ...] = ()
+    sweep: SweepConfig | None = None
 
     def to_toml(self) -> str:
         """Returns the resolved recipe, every default written out; reading it back gives an equal recipe."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -78,16 +79,59 @@ def run_recipe(
     with exclusive(out):
         with atomic_write(out / "recipe.toml") as file:
             file.write(recipe.to_toml())
-        hashes: dict[str, str] = {}
-        done = []
-        for name in recipe.stage:
-            hashes[name] = stage_hash(place, name, hashes)
-            done.append(_run(place, name, hashes[name], on_stage))
+        done = run_stages(place, on_stage=on_stage)
         from openembed.recipe.report import build_report
         from openembed.report import write_report
 
         write_report(build_report(place, command), out / "report.html")
     return done
+
+
+def run_stages(
+    place: Workplace, *, store: Path | None = None, on_stage: Callable[[str, str], None] | None = None
+) -> list[StageDone]:
+    """Runs every stage of ``place`` that is not finished, and returns what was done.
+
+    With ``store`` a stage's folder is ``store/<name>-<hash>``, and a link to it stands in ``place.out``: runs that share
+    a stage (same settings, inputs and seed) do it once.
+    """
+    hashes = stage_hashes(place)
+    done = []
+    for name, identity in hashes.items():
+        if store is not None:
+            _link(place.out / name, store / stored_name(name, identity))
+        done.append(_run(place, name, identity, on_stage))
+    return done
+
+
+def stage_hashes(place: Workplace) -> dict[str, str]:
+    """Returns :func:`stage_hash` of every stage, in order."""
+    hashes: dict[str, str] = {}
+    for name in place.recipe.stage:
+        hashes[name] = stage_hash(place, name, hashes)
+    return hashes
+
+
+def stored_name(name: str, identity: str) -> str:
+    """Returns the name of a stage's folder in a store."""
+    return f"{name}-{identity[:16]}"
+
+
+def is_finished(folder: Path, identity: str) -> bool:
+    """True when ``folder`` holds the finished stage of this hash."""
+    state = _read_state(folder)
+    return bool(state.get("finished")) and state.get("hash") == identity
+
+
+def _link(link: Path, target: Path) -> None:
+    """Makes ``link`` a relative link to folder ``target``, so that both can be moved together."""
+    target.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise ValueError(f"{link}: exists and is no link to a shared stage; choose another --out or move it")
+    link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
 
 
 def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from openembed.encoder import EncoderConfig
 from openembed.heads import LatentAttentionConfig
 from openembed.recipe.config import (
     BM25,
+    RANDOM,
     UNTRAINED,
     EncodeStage,
     EvaluateStage,
@@ -126,4 +127,4 @@ def _source(source: SourceConfig) -> SourceConfig:
 
 def _model(reference: str, recipe: Recipe) -> str:
     """A stage or BM25 as it is; a model that would have to be downloaded becomes the untrained toy."""
-    return reference if reference in (UNTRAINED, BM25, *recipe.stage) else UNTRAINED
+    return reference if reference in (UNTRAINED, BM25, RANDOM, *recipe.stage) else UNTRAINED

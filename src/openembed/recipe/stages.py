@@ -21,6 +21,7 @@ from openembed.files import read_json, write_json
 from openembed.recipe.config import (
     BM25,
     MINED,
+    RANDOM,
     UNTRAINED,
     EncodeStage,
     EvaluateStage,
@@ -148,7 +149,7 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
     missing = [source for source in stage.sources if source.name not in reports]
     if not missing:
         return
-    encoder = None if stage.teacher == BM25 else place.model(stage.teacher)
+    encoder = None if stage.teacher in (BM25, RANDOM) else place.model(stage.teacher)
     reranker = None if stage.reranker is None else place.reranker(stage.reranker)
     for source in missing:
         located, config = place.located(source), stage.config(source, place.recipe.seed)
