@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -85,3 +86,14 @@ def _pattern(model: nn.Module, targets: tuple[str, ...] | str) -> str:
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise ValueError(f"lora targets {', '.join(missing)} name no linear layer; there are {', '.join(known)}")
     return "|".join(re.escape(name) for name in chosen)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether ``module`` is a linear layer with 4-bit weights."""
+    return hasattr(module, "quant_state") and hasattr(module, "in_features")
+
+
+def plain_linear(layer: nn.Module, device: torch.device | str) -> nn.Linear:
+    """Returns an empty bfloat16 linear layer of the shape of a 4-bit one."""
+    bias = layer.bias is not None
+    return nn.Linear(layer.in_features, layer.out_features, bias=bias, device=device, dtype=torch.bfloat16).requires_grad_(False)

@@ -8,8 +8,9 @@ step is the plain *sum* of what the ranks' own texts contribute: the single-proc
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -105,13 +106,37 @@ def split_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def hollow(encoder: Encoder) -> Encoder:
+    """Returns a copy of ``encoder`` whose parameters have shapes but no values (on the meta device)."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in encoder.parameters()
+    }
+    return copy.deepcopy(encoder, memo)
+
+
+def assembled(encoder: Encoder, shell: Encoder, world: World) -> Encoder:
+    """Returns ``shell`` (a hollow copy) with the whole weights of a split ``encoder``, in the main memory of rank 0.
+
+    All ranks must call; on the others the shell stays hollow.
+    """
+    weights = {}
+    for name, parameter in encoder.named_parameters():
+        full = whole(parameter)
+        if world.leads:
+            weights[name] = full.cpu()
+    if world.leads:
+        shell.load_state_dict(weights, strict=False, assign=True)
+        shell.to("cpu")
+    return shell
+
+
 def _shard(encoder: Encoder, world: World, *, bf16: bool, reshard: bool) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(torch.device(world.device or "cpu").type, (world.size,))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
-    for layer in _layers(encoder):
+    for layer in layers(encoder):
         fully_shard(layer, mesh=mesh, mp_policy=half, reshard_after_forward=reshard)
     fully_shard(encoder, mesh=mesh, mp_policy=half)
     for module in encoder.modules():
@@ -121,8 +146,8 @@ def _shard(encoder: Encoder, world: World, *, bf16: bool, reshard: bool) -> None
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _layers(encoder: Encoder) -> list[nn.Module]:
-    """The members of the backbone's longest list of modules: its transformer layers."""
+def layers(encoder: Encoder) -> list[nn.Module]:
+    """Returns the members of the backbone's longest list of modules: its transformer layers."""
     lists = [module for module in encoder.backbone.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=len, default=[]))
 
