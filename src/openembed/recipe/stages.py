@@ -8,6 +8,7 @@ keys of their texts, ``initialise`` ``model/``, ``train`` ``metrics.jsonl``, ``c
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -31,6 +32,7 @@ from openembed.recipe.config import (
     TrainStage,
     vectors_stage,
 )
+from openembed.train.distributed import ALONE, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
-    from openembed.records import Document
+    from openembed.records import Document, Example
     from openembed.train.loop import TrainConfig
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
@@ -48,12 +50,17 @@ CHECKPOINTS = "checkpoint"
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a recipe runs: its output folder, the folder that its relative paths count from, and the device."""
+    """Where a recipe runs: its output folder, the folder that its relative paths count from, and the device.
+
+    ``world``: the processes that train together; ``tell`` is given notes for the user, on rank 0.
+    """
 
     recipe: Recipe
     out: Path
     base: Path
     device: str | None = None
+    world: World = ALONE
+    tell: Callable[[str], None] | None = None
 
     def locate(self, path: str) -> Path:
         """Returns the place of a path of the recipe: in the package, in a stage's output, or under ``base``."""
@@ -208,15 +215,20 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
     from openembed.evaluation.systems import EncoderSystem
     from openembed.train.loop import train
 
-    examples = {s.name: load_source(place.located(s), seed=stage.seed) for s in stage.data.sources}
-    watched = [_task(place, task) for task in stage.watch]
+    world = place.world
+
+    def load() -> tuple[dict[str, list[Example]], list[Task], Encoder]:
+        rows = {s.name: load_source(place.located(s), seed=stage.seed) for s in stage.data.sources}
+        return rows, [_task(place, task) for task in stage.watch], place.model(stage.start, dtype=backbone_dtype(stage))
+
+    examples, watched, encoder = world.agree(load, leader_first=True)  # what must be downloaded is, once
 
     def evaluate(encoder: Encoder, _step: int) -> dict[str, float]:
         system = EncoderSystem(encoder, "training")
         return {task.name: system.evaluate(task).value for task in watched}
 
-    encoder = place.model(stage.start, dtype=backbone_dtype(stage))
-    train(place.training(stage), encoder, folder, examples=examples, evaluate=evaluate if watched else None)
+    scored = evaluate if watched else None
+    train(place.training(stage), encoder, folder, examples=examples, evaluate=scored, world=world, tell=place.tell)
 
 
 def backbone_dtype(stage: TrainStage) -> torch.dtype:
