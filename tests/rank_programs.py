@@ -41,7 +41,7 @@ CASES = {
     "fewer_chunks_than_ranks": Case({"chunk_tokens": 10_000}),
     "checkpointing": Case({"gradient_checkpointing": True, "chunk_tokens": 30}),
     "bf16": Case({"precision": "bf16"}, dropout=0.0),
-    "lora_bf16": Case({"precision": "bf16"}, lora=True),
+    "lora_bf16": Case({"precision": "bf16"}, lora=True, dropout=0.0),
 }
 SHARDED = {
     **{f"fsdp_{name}": (case, {}) for name, case in CASES.items()},
@@ -54,11 +54,14 @@ def prepared_encoder(folder, case):
     encoder = tiny_encoder(folder, case.family, dropout=case.dropout).train()
     if case.lora:
         with seeded(1, encoder.device):
-            add_lora(encoder.backbone.model, LoraConfig(rank=4, dropout=0.3))
+            add_lora(encoder.backbone.model, LoraConfig(rank=4, dropout=case.dropout))
         with seeded(2, encoder.device):
             for name, parameter in encoder.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(parameter, std=0.1)
+        if case.compute.get("precision") == "bf16":
+            for parameter in encoder.parameters():
+                parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
     return encoder
 
 

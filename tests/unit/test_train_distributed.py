@@ -96,7 +96,7 @@ def test_two_ranks_end_with_the_weights_of_one(trained, name, other):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
         assert ours["evaluation"]["first"] == pytest.approx(theirs["evaluation"]["first"], abs=1e-4)
         assert ours["tokens"] == theirs["tokens"]
-        assert 0.6 < ours["balance"] <= 1
+        assert 0.5 <= ours["balance"] <= 1
 
 
 def test_resumed_on_as_many_ranks_is_byte_for_byte_the_same(trained):

@@ -101,7 +101,10 @@ class Workplace:
 
         head_dtype = None if dtype is None else torch.float32
         if reference != UNTRAINED:
-            return load(self.model_folder(reference), device=self.device, dtype=dtype, head_dtype=head_dtype)
+            folder, four_bits = self.model_folder(reference), None
+            if dtype is not None and self.recipe.encoder is not None:
+                four_bits = self.recipe.encoder.backbone.quantization
+            return load(folder, device=self.device, dtype=dtype, head_dtype=head_dtype, quantization=four_bits)
         device = self.device or _best_device()
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         config = self.recipe.encoder

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from pydantic import Discriminator, Field, Tag
 
-from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
+from openembed.backbones.adapters import LoraConfig, add_lora, has_quantized, merge_lora
 from openembed.config import Config
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.mixing import Mixture, MixtureConfig
@@ -164,6 +164,8 @@ class _Run:
             seed=config.seed,
         )
         self.objective: Objective = config.objective.build()
+        if has_quantized(encoder.backbone.model):
+            _require_qlora(config)
         if config.lora is not None:
             with seeded(derive(config.seed, "lora"), encoder.device):
                 add_lora(encoder.backbone.model, config.lora)
@@ -283,6 +285,7 @@ class _Run:
         self.encoder.eval()
         with seeded(derive(self.config.seed, "evaluate", done), self.encoder.device):
             scores = {name: float(value) for name, value in evaluate(self.encoder, done).items()}
+        self.ranks.split()
         self.encoder.train()
         return scores
 
@@ -290,6 +293,8 @@ class _Run:
         """Returns the trained encoder, whole and with adapters merged; under fsdp on rank 0 alone."""
         encoder = assembled(self.encoder, self._plain, self.world) if self.ranks.sharded else self.encoder
         encoder.eval()
+        if has_quantized(encoder.backbone.model):
+            encoder.to("cpu")  # a card that needs 4 bits has no room for 16
         if self.config.lora is not None and (self.world.leads or not self.ranks.sharded):
             merge_lora(encoder.backbone.model)
         return encoder
@@ -311,6 +316,15 @@ def _widen(encoder: Encoder, *, everything: bool) -> None:
     for parameter in encoder.parameters():
         if everything or parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _require_qlora(config: TrainConfig) -> None:
+    """Raises ``ValueError`` when ``config`` asks of a 4-bit backbone what it cannot do."""
+    if config.lora is None or config.compute.precision != "bf16" or config.compute.parallel == "fsdp":
+        raise ValueError(
+            "a backbone with quantization = 'nf4' cannot be trained itself, in fp32, or split by fsdp; "
+            "set lora, compute.precision = 'bf16' and compute.parallel = 'ddp'"
+        )
 
 
 def _due(done: int, every: int | None, steps: int) -> bool:

@@ -88,12 +88,14 @@ def activation_bytes(encoder: Encoder, lengths: np.ndarray, compute: ComputeConf
     """Returns the bytes saved for the backward pass of one micro-batch of texts of ``lengths`` tokens, and of the largest
     of its tensors.
 
-    With gradient checkpointing: what is kept between layers, and the inside of one layer while it is run again.
+    4-bit layers count as plain ones, which keep the same. With gradient checkpointing: what is kept between layers, and the inside of one layer while it is run again.
     """
     from torch._subclasses import FakeTensorMode
 
     count = max(1, len(layers(encoder)))
     twin = hollow(encoder)
+    for name in [name for name, module in encoder.named_modules() if is_quantized(module)]:
+        twin.set_submodule(name, plain_linear(twin.get_submodule(name), device="meta"))
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fake(twin)
         if not compute.gradient_checkpointing:
@@ -253,11 +255,7 @@ def _saved(twin: Encoder, lengths: np.ndarray, compute: ComputeConfig) -> tuple[
 
 
 def _fake(twin: Encoder) -> None:
-    """Turns a hollow encoder's tensors into fake ones; 4-bit layers become plain ones, which keep the same for backward."""
-    for parent in list(twin.modules()):
-        for name, child in parent.named_children():
-            if is_quantized(child):
-                setattr(parent, name, plain_linear(child, device="meta"))
+    """Turns a hollow encoder's tensors into fake ones."""
     for module in twin.modules():
         for name, parameter in module.named_parameters(recurse=False):
             fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")

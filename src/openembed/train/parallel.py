@@ -43,6 +43,9 @@ class Replicated:
     def before_backward(self, *, last: bool) -> None:
         """Is told of each backward pass; ``last``: no other follows in this step."""
 
+    def split(self) -> None:
+        """Nothing to do: weights are whole."""
+
     def finish(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sums the gradients over all ranks. A parameter without one on every rank stays without one."""
         if self.world.size == 1:
@@ -90,6 +93,12 @@ class Sharded(Replicated):
     def finish(self, parameters: Sequence[nn.Parameter]) -> None:
         """Nothing is left to do: the last backward pass has summed the gradients."""
 
+    def split(self) -> None:
+        """Splits what a pass without gradients has left whole: a parameter's name then means its part again."""
+        for module in self.encoder.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+
 
 def whole(tensor: Tensor) -> Tensor:
     """Returns a detached tensor in full; a split one is brought together, for which all ranks must call."""
@@ -109,7 +118,8 @@ def split_like(tensor: Tensor, like: Tensor) -> Tensor:
 def hollow(encoder: Encoder) -> Encoder:
     """Returns a copy of ``encoder`` whose parameters have shapes but no values (on the meta device)."""
     memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in encoder.parameters()
+        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad)
+        for p in encoder.parameters()
     }
     return copy.deepcopy(encoder, memo)
 
