@@ -17,7 +17,7 @@ TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8"]
 
 @pytest.fixture
 def saved(tmp_path):
-    encoder = tiny_encoder(tmp_path / "tokenizer", dropout=0.0)
+    encoder = tiny_encoder(tmp_path / "tokenizer", dropout=0.0, width=128)
     encoder.save(tmp_path / "model")
     return tmp_path / "model"
 

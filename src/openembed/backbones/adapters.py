@@ -121,7 +121,8 @@ def dequantized(layer: nn.Module, delta: torch.Tensor | None = None) -> nn.Linea
     """
     from bitsandbytes.functional import dequantize_4bit
 
-    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    stored = layer.weight.to(layer.weight.device)  # on a CPU an inference pass leaves the weights in another layout
+    weight = dequantize_4bit(stored.data, stored.quant_state).float()
     weight = weight if delta is None else weight + delta.float()
     if not weight.isfinite().all():
         raise ValueError("an adapter holds values that are not finite; go back to an earlier checkpoint")
