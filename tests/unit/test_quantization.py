@@ -24,7 +24,7 @@ def saved(tmp_path):
 
 def test_missing_bitsandbytes_is_said(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ValueError, match="needs bitsandbytes .*pip install bitsandbytes"):
+    with pytest.raises(ValueError, match=r"needs bitsandbytes .*pip install bitsandbytes"):
         load(saved, device="cpu", quantization="nf4")
 
 
@@ -43,7 +43,7 @@ def test_qlora_trains_and_saves_a_whole_model(saved, tmp_path):
     assert np.abs(before - plain.encode(TEXTS)).max() < 0.1
     with pytest.raises(ValueError, match="held in 4 bits"):
         encoder.save(tmp_path / "other")
-    with pytest.raises(ValueError, match="set lora, compute.precision = 'bf16'"):
+    with pytest.raises(ValueError, match=r"set lora, compute\.precision = 'bf16'"):
         train(train_config(), encoder, tmp_path / "refused", examples=two_sources())
     assert activation_bytes(encoder, np.array([9, 5]), ComputeConfig(precision="bf16"))[0] > 0
 

@@ -31,7 +31,8 @@ def test_gradient_is_that_of_one_process(two_ranks, tmp_path, name):
     for found in (ranks[name] for ranks in two_ranks):
         assert found["losses"] == pytest.approx(alone["losses"], rel=0.02 if sharded_half else 1e-5)
         assert found["gradients"].keys() == alone["gradients"].keys()
-        pair = [torch.cat([g[n].flatten().double() for n in alone["gradients"]]) for g in (found["gradients"], alone["gradients"])]
+        both = (found["gradients"], alone["gradients"])
+        pair = [torch.cat([g[n].flatten().double() for n in alone["gradients"]]) for g in both]
         assert cosine_similarity(*pair, dim=0).item() == pytest.approx(1, abs=2e-3 if sharded_half else 1e-6)
         assert (pair[0].norm() / pair[1].norm()).item() == pytest.approx(1, abs=0.02 if sharded_half else 1e-5)
         assert found["norm"] == pytest.approx(alone["norm"], rel=0.02 if sharded_half else 1e-5)
@@ -154,5 +155,5 @@ def test_an_incomplete_launch_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ValueError, match="LOCAL_RANK.* is not; start the ranks with torchrun"), joined("cpu"):
+    with pytest.raises(ValueError, match=r"LOCAL_RANK.* is not; start the ranks with torchrun"), joined("cpu"):
         pass

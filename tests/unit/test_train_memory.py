@@ -17,6 +17,8 @@ from openembed.train.memory import (
     counting,
     estimate_memory,
     largest_fitting,
+    require_fit,
+    try_estimate,
 )
 from openembed.train.optimizer import OptimizerConfig
 
@@ -124,7 +126,7 @@ def test_the_largest_micro_batch_that_fits(most, expected):
 
 def test_a_guess_that_does_not_fit_is_shrunk():
     assert largest_fitting(lambda tokens: None if tokens > 3000 else tokens, 10**6, 10**5) <= 3000
-    with pytest.raises(ValueError, match="not even a micro-batch of 256 tokens fits into 1.0 MB"):
+    with pytest.raises(ValueError, match=r"not even a micro-batch of 256 tokens fits into 1\.0 MB"):
         largest_fitting(lambda tokens: 10**7, 10**6, 4096)
 
 
@@ -142,3 +144,26 @@ def test_the_estimate_is_told_before_the_first_step(tmp_path):
     assert len(notes) == 1
     assert notes[0].startswith("memory: about ")
     assert "activations" in notes[0]
+
+
+def test_a_model_that_cannot_run_on_shapes_still_trains(tmp_path, monkeypatch, caplog):
+    encoder = tiny_encoder(tmp_path / "t")
+    head = type(encoder.head)
+    forward = head.forward
+
+    def looks_at_values(self, hidden_TD, packed):
+        assert float(hidden_TD.detach().sum()) == float(hidden_TD.detach().sum())
+        return forward(self, hidden_TD, packed)
+
+    monkeypatch.setattr(head, "forward", looks_at_values)
+    assert try_estimate(encoder, ComputeConfig(chunk_tokens=60), LENGTHS) is None
+    assert "memory could not be counted" in caplog.text
+    train(train_config(steps=1), encoder, tmp_path / "out", examples=two_sources())
+
+
+def test_what_will_not_fit_a_gpu_is_refused(monkeypatch):
+    estimate = MemoryEstimate(10**10, 10**9, 2 * 10**9, 0, 0, 0)
+    monkeypatch.setattr("openembed.train.memory.available_bytes", lambda device: 12 * 10**9)
+    with pytest.raises(ValueError, match=r"needs about 13.0 GB a rank: .*12.0 GB are to be had on cuda:0. Lower compute.chunk"):
+        require_fit(estimate, torch.device("cuda", 0))
+    require_fit(estimate, torch.device("cpu"))

@@ -47,8 +47,8 @@ def load(
     a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
     ``head_dtype`` is that of the stored head and projections, where it should differ (training adapts them in float32).
     ``revision``: commit, tag or branch of a hub model. ``quantization``: ``nf4`` holds the backbone of a folder that
-    :meth:`Encoder.save` wrote in 4 bits, to train adapters on it. Before it is returned the model is probed, where and as it will
-    run: it must see what it should and not mix neighbouring texts.
+    :meth:`Encoder.save` wrote in 4 bits, to train adapters on it. Before it is returned the model is probed, where and as
+    it will run: it must see what it should and not mix neighbouring texts.
 
     Raises ``ValueError`` for a layout that is not known, damaged weights, a failed probe, or a ``head`` for a model that
     has its own; ``FileNotFoundError`` for a model that is nowhere.
@@ -61,7 +61,7 @@ def load(
     elif (folder / CONFIG_NAME).is_file():
         encoder = load_native(folder, torch.bfloat16, head_dtype, quantization)
     else:
-        raise ValueError(f"{folder}: quantization {quantization!r} serves folders with {CONFIG_NAME}; save the model as one first")
+        raise ValueError(f"{folder}: quantization {quantization!r} needs a folder with {CONFIG_NAME}; save the model first")
     return _ready(encoder, chosen_device)
 
 

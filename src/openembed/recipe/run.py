@@ -186,9 +186,7 @@ def _model_identity(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
-def _run(
-    place: Workplace, name: str, identity: str, crew: _Crew, on_stage: Callable[[str, str], None] | None
-) -> StageDone:
+def _run(place: Workplace, name: str, identity: str, crew: _Crew, on_stage: Callable[[str, str], None] | None) -> StageDone:
     stage: StageConfig = place.recipe.stage[name]
     folder = place.out / name
     state = _read_state(folder)

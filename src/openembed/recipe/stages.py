@@ -90,10 +90,11 @@ class Workplace:
             return str(self.out / reference / MODEL)
         return str(self.base / reference) if (self.base / reference).is_dir() else reference
 
-    def model(self, reference: str, dtype: torch.dtype | None = None) -> Encoder:
+    def model(self, reference: str, dtype: torch.dtype | None = None, quantization: str | None = None) -> Encoder:
         """Returns the encoder of a model reference, to train when ``dtype`` is given: that of the backbone alone.
 
-        A head that is to be trained stays in float32. None: everything in what is best for the device.
+        A head that is to be trained stays in float32. None: everything in what is best for the device. ``quantization``:
+        how a stored model is held, where not as it is.
         """
         import torch
 
@@ -101,10 +102,8 @@ class Workplace:
 
         head_dtype = None if dtype is None else torch.float32
         if reference != UNTRAINED:
-            folder, four_bits = self.model_folder(reference), None
-            if dtype is not None and self.recipe.encoder is not None:
-                four_bits = self.recipe.encoder.backbone.quantization
-            return load(folder, device=self.device, dtype=dtype, head_dtype=head_dtype, quantization=four_bits)
+            folder = self.model_folder(reference)
+            return load(folder, device=self.device, dtype=dtype, head_dtype=head_dtype, quantization=quantization)
         device = self.device or _best_device()
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         config = self.recipe.encoder
@@ -222,7 +221,9 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
 
     def load() -> tuple[dict[str, list[Example]], list[Task], Encoder]:
         rows = {s.name: load_source(place.located(s), seed=stage.seed) for s in stage.data.sources}
-        return rows, [_task(place, task) for task in stage.watch], place.model(stage.start, dtype=backbone_dtype(stage))
+        four_bits = place.recipe.encoder.backbone.quantization if place.recipe.encoder else None  # in later stages too
+        encoder = place.model(stage.start, dtype=backbone_dtype(stage), quantization=four_bits)
+        return rows, [_task(place, task) for task in stage.watch], encoder
 
     examples, watched, encoder = world.agree(load, leader_first=True)  # what must be downloaded is, once
 

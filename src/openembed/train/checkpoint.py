@@ -62,9 +62,7 @@ def save(
     return world.lead(lambda: _write(Path(folder), step, weights, moments, dict(settings)))
 
 
-def _write(
-    folder: Path, step: int, weights: dict[str, Tensor], moments: dict[str, Tensor], settings: dict[str, Any]
-) -> Path:
+def _write(folder: Path, step: int, weights: dict[str, Tensor], moments: dict[str, Tensor], settings: dict[str, Any]) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,12 +40,15 @@ from openembed.seeds import derive, generator
 from openembed.train import checkpoint
 from openembed.train.cached import PLACEMENT, ComputeConfig, Prepared, backward, prepare, seeded
 from openembed.train.distributed import ALONE, World, balance
-from openembed.train.memory import available_bytes, choose_chunk_tokens, estimate_memory, require_fit, size
+from openembed.train.memory import available_bytes, choose_chunk_tokens, require_fit, size, try_estimate
 from openembed.train.metrics import MetricsFile, fingerprint, merge_losses, padded_tokens
 from openembed.train.optimizer import OptimizerConfig, set_rate
 from openembed.train.parallel import Replicated, Sharded, assembled, hollow, whole
 
 logger = logging.getLogger(__name__)
+
+EVEN_ENOUGH = 0.8
+"""Below this balance of work between ranks the user is told how to better it."""
 
 Evaluate = Callable[[Encoder, int], Mapping[str, float]]
 """Given the encoder and the number of finished steps, returns scores by name."""
@@ -150,9 +153,7 @@ def train(
 class _Run:
     """An encoder made ready for training, its optimizer, and the order of its data."""
 
-    def __init__(
-        self, config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]], world: World
-    ) -> None:
+    def __init__(self, config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]], world: World) -> None:
         self.config, self.encoder, self.world, self.compute = config, encoder, world, config.compute
         self.examples = [examples[source.name] for source in config.data.sources]
         self.sources = {source.name: row_source(source, encoder) for source in config.data.sources}
@@ -193,15 +194,29 @@ class _Run:
         if given != "auto":
             chunk_tokens = given
         elif chunk_tokens is None:
-            chunk_tokens = min(self.world.gather(choose_chunk_tokens(self._plain, self.compute, lengths, self.world.size)))
+            chosen = self.world.agree(lambda: choose_chunk_tokens(self._plain, self.compute, lengths, self.world.size))
+            chunk_tokens = min(self.world.gather(chosen))
         self.compute = self.compute.model_copy(update={"chunk_tokens": chunk_tokens})
-        pairs = max(prepared.batch.rows * prepared.batch.columns for prepared in batches)
-        estimate = estimate_memory(self._plain, self.compute, lengths, pairs=pairs, ranks=self.world.size)
-        if tell is not None and self.world.leads:
-            free = available_bytes(self.encoder.device)
-            tell(f"memory: about {estimate}" + ("" if free is None else f"; {size(free)} to be had"))
-        self.world.agree(lambda: require_fit(estimate, self.encoder.device))
+        if start < self.config.steps:
+            pairs = max(prepared.batch.rows * prepared.batch.columns for prepared in batches)
+            self._foresee(lengths, pairs, tell if tell is not None and self.world.leads else lambda _note: None)
         return chunk_tokens
+
+    def _foresee(self, lengths: np.ndarray, pairs: int, tell: Callable[[str], None]) -> None:
+        """Tells what the first step needs of memory and how evenly the ranks share it; raises when it will not fit."""
+        device, ranks = self.encoder.device, self.world.size
+        estimate = try_estimate(self._plain, self.compute, lengths, pairs=pairs, ranks=ranks)
+        if estimate is not None:
+            free = available_bytes(device)
+            tell(f"memory: about {estimate}" + ("" if free is None else f"; {size(free)} to be had"))
+        chunks = [int(lengths[chunk].sum()) for chunk in micro_batches(lengths, self.compute.chunk_tokens)]
+        if balance(chunks, ranks) < EVEN_ENOUGH:
+            better = max(1, sum(chunks) // (4 * ranks))
+            tell(
+                f"work is uneven: {len(chunks)} micro-batches keep {ranks} ranks busy {balance(chunks, ranks):.0%} of the "
+                f"time; lower compute.chunk_tokens to about {better}"
+            )
+        self.world.agree(lambda: require_fit(estimate, device))
 
     def prefetched(self, start: int) -> Iterator[tuple[int, list[Prepared]]]:
         """Yields (step, its batches) up to the last step, preparing one step ahead in a thread."""

@@ -8,6 +8,7 @@ keeps keys and values a query head), so the count is an estimate there.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from openembed.packing import TokenRows, micro_batches, pack
 from openembed.train.cached import ComputeConfig
 from openembed.train.distributed import share
 from openembed.train.parallel import BUCKET_BYTES, hollow, layers
+
+logger = logging.getLogger(__name__)
 
 SHARE_OF_DEVICE = 0.9
 """A measured micro-batch may fill this much of the GPU; the rest is for fragments and longer texts."""
@@ -84,11 +87,23 @@ def estimate_memory(
     )
 
 
+def try_estimate(
+    encoder: Encoder, compute: ComputeConfig, lengths: np.ndarray, *, pairs: int = 0, ranks: int = 1
+) -> MemoryEstimate | None:
+    """As :func:`estimate_memory`; None, and a line in the log, for a model whose code cannot run on shapes alone."""
+    try:
+        return estimate_memory(encoder, compute, lengths, pairs=pairs, ranks=ranks)
+    except Exception as error:  # whatever a family's code makes of fake tensors; training does not depend on it
+        logger.warning("the step's memory could not be counted (%s: %.200s)", type(error).__name__, error)
+        return None
+
+
 def activation_bytes(encoder: Encoder, lengths: np.ndarray, compute: ComputeConfig) -> tuple[int, int]:
     """Returns the bytes saved for the backward pass of one micro-batch of texts of ``lengths`` tokens, and of the largest
     of its tensors.
 
-    4-bit layers count as plain ones, which keep the same. With gradient checkpointing: what is kept between layers, and the inside of one layer while it is run again.
+    4-bit layers count as plain ones, which keep the same. With gradient checkpointing: what is kept between layers, and
+    the inside of one layer while it is run again.
     """
     from torch._subclasses import FakeTensorMode
 
@@ -123,9 +138,9 @@ def counting(encoder: nn.Module) -> Iterator[dict[Any, int]]:
         yield kept
 
 
-def require_fit(estimate: MemoryEstimate, device: torch.device) -> None:
+def require_fit(estimate: MemoryEstimate | None, device: torch.device) -> None:
     """Raises ``ValueError`` when ``estimate`` is more than a GPU has, saying what to change; nothing on a CPU."""
-    if device.type != "cuda":
+    if estimate is None or device.type != "cuda":
         return
     available = available_bytes(device)
     if available is not None and estimate.total > available:
