@@ -16,14 +16,14 @@ from openembed.train.loop import TrainConfig
 WORDS = [f"w{number}" for number in range(60)]
 
 
-def tiny_encoder(folder: Path, family: str = "llama", dropout: float = 0.1) -> Encoder:
+def tiny_encoder(folder: Path, family: str = "llama", dropout: float = 0.1, width: int = 32) -> Encoder:
     """A random encoder with dropout and a trainable head."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {word: number for number, word in enumerate(["[UNK]", "</s>", "Instruct", "Query", ":", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"hidden_size": width, "intermediate_size": width * 3 // 2, "num_hidden_layers": 2, "num_attention_heads": 4}
     extra = {
         "llama": {"attention_dropout": dropout, "num_key_value_heads": 2},
         "bert": {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -58,15 +59,23 @@ def has_lora(model: nn.Module) -> bool:
 def merge_lora(model: nn.Module) -> None:
     """Adds every adapter into its weight and removes it, in place; outputs stay the same up to rounding.
 
-    Every parameter is trainable afterwards. Raises ``ValueError`` when an adapter holds values that are not finite.
+    A 4-bit backbone becomes a bfloat16 one in main memory: the weights it was trained with (as rounded to 4 bits) with the
+    adapters added, not rounded to 4 bits again, which would lose most of what was learned. Every parameter is trainable
+    afterwards. Raises ``ValueError`` when an adapter holds values that are not finite.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, layer in layers:
-        layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        if is_quantized(layer.get_base_layer()):
+            merged = dequantized(layer.get_base_layer(), layer.get_delta_weight("default"))
+        else:
+            layer.merge(safe_merge=True)
+            merged = layer.get_base_layer()
+        setattr(model.get_submodule(parent), child, merged)
+    if has_quantized(model):
+        _forget_quantization(model)
     for leftover in ("peft_config", "active_adapter"):
         if hasattr(model, leftover):
             delattr(model, leftover)
@@ -85,3 +94,55 @@ def _pattern(model: nn.Module, targets: tuple[str, ...] | str) -> str:
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise ValueError(f"lora targets {', '.join(missing)} name no linear layer; there are {', '.join(known)}")
     return "|".join(re.escape(name) for name in chosen)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether ``module`` is a linear layer with 4-bit weights."""
+    return isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+
+
+def has_quantized(model: nn.Module) -> bool:
+    """Whether ``model`` was loaded in 4 bits."""
+    return getattr(model, "hf_quantizer", None) is not None or any(map(is_quantized, model.modules()))
+
+
+def plain_linear(layer: nn.Module, device: torch.device | str) -> nn.Linear:
+    """Returns a frozen bfloat16 linear layer of the shape of a 4-bit one, its values not set."""
+    bias = layer.bias is not None
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=bias, device=device, dtype=torch.bfloat16)
+    return plain.requires_grad_(False)
+
+
+@torch.no_grad()
+def dequantized(layer: nn.Module, delta: torch.Tensor | None = None) -> nn.Linear:
+    """Returns a 4-bit layer as a bfloat16 one in main memory, ``delta`` added before it is rounded.
+
+    Raises ``ValueError`` when the result is not finite.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    stored = layer.weight.to(layer.weight.device)  # on a CPU an inference pass leaves the weights in another layout
+    weight = dequantize_4bit(stored.data, stored.quant_state).float()
+    weight = weight if delta is None else weight + delta.float()
+    if not weight.isfinite().all():
+        raise ValueError("an adapter holds values that are not finite; go back to an earlier checkpoint")
+    plain = plain_linear(layer, "cpu")
+    plain.weight.copy_(weight)
+    if layer.bias is not None:
+        plain.bias.copy_(layer.bias)
+    return plain
+
+
+def _forget_quantization(model: nn.Module) -> None:
+    """Makes the rest of a 4-bit model a plain one, in main memory, as transformers will save it."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if is_quantized(child):
+                setattr(parent, name, dequantized(child))
+    for leftover in ("hf_quantizer", "is_loaded_in_4bit", "is_quantized", "quantization_method"):
+        if leftover in vars(model):
+            delattr(model, leftover)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for module in model.modules():  # not model.to: transformers refuses it for what was quantised
+        module._apply(lambda tensor: tensor.cpu(), recurse=False)

@@ -34,7 +34,9 @@ class BackboneConfig(Config):
     ``path``: a folder or hub id with pretrained weights; or ``architecture``: a transformers configuration (with
     ``model_type``) to start from random weights. ``attention``: ``bidirectional`` removes the causal mask (NV-Embed,
     section 3.1), ``causal`` keeps it, ``model`` follows the checkpoint. ``sliding_window``: ``off`` lets every token see
-    the whole text even where the checkpoint restricts it (as NV-Embed's released code does).
+    the whole text even where the checkpoint restricts it (as NV-Embed's released code does). ``quantization``: ``nf4``
+    holds the linear layers in 4 bits (QLoRA, arXiv 2305.14314: double quantisation, products in bfloat16), to train
+    adapters on a small GPU; what is saved is whole again.
     """
 
     path: str | None = None
@@ -42,11 +44,14 @@ class BackboneConfig(Config):
     architecture: dict[str, Any] | None = None
     attention: Literal["bidirectional", "causal", "model"] = "bidirectional"
     sliding_window: Literal["model", "off"] = "model"
+    quantization: Literal["nf4"] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> BackboneConfig:
         if (self.path is None) == (self.architecture is None):
             raise ValueError("give either path (pretrained weights) or architecture (random weights)")
+        if self.quantization is not None and self.path is None:
+            raise ValueError("quantization needs pretrained weights (path); random ones are not worth keeping in 4 bits")
         return self
 
 
@@ -200,6 +205,8 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
     options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype, "trust_remote_code": False}
     if config.revision is not None:
         options["revision"] = config.revision
+    if config.quantization is not None:
+        options |= {"quantization_config": _four_bits(), "dtype": torch.bfloat16}
     with quiet_unless_terminal():
         model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
     absent = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
@@ -209,6 +216,23 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
             f"misshapen {list(report.get('mismatched_keys') or [])[:5] or 'none'}. Download the model again."
         )
     return model
+
+
+def _four_bits() -> Any:
+    """The settings of QLoRA; ``ValueError`` where bitsandbytes is missing or cannot run."""
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"quantization = 'nf4' needs bitsandbytes ({error}); pip install bitsandbytes, or leave quantization out"
+        ) from None
+    if not torch.cuda.is_available() and "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
+        raise ValueError("quantization = 'nf4': this bitsandbytes needs a GPU and there is none; leave quantization out")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
 @contextmanager

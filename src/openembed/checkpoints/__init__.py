@@ -38,6 +38,7 @@ def load(
     head: Mapping[str, Any] | None = None,
     head_dtype: torch.dtype | None = None,
     revision: str | None = None,
+    quantization: str | None = None,
 ) -> Encoder:
     """Returns the encoder stored in a folder or on the hub, ready to encode.
 
@@ -45,8 +46,9 @@ def load(
     ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
     a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
     ``head_dtype`` is that of the stored head and projections, where it should differ (training adapts them in float32).
-    ``revision``: commit, tag or branch of a hub model. Before it is returned the model is probed, where and as it will
-    run: it must see what it should and not mix neighbouring texts.
+    ``revision``: commit, tag or branch of a hub model. ``quantization``: ``nf4`` holds the backbone of a folder that
+    :meth:`Encoder.save` wrote in 4 bits, to train adapters on it. Before it is returned the model is probed, where and as
+    it will run: it must see what it should and not mix neighbouring texts.
 
     Raises ``ValueError`` for a layout that is not known, damaged weights, a failed probe, or a ``head`` for a model that
     has its own; ``FileNotFoundError`` for a model that is nowhere.
@@ -54,7 +56,12 @@ def load(
     chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = resolve(path_or_hub_id, revision)
     check_folder(folder)
-    encoder = _open(folder, _dtype(dtype, chosen_device), head, head_dtype)
+    if quantization is None:
+        encoder = _open(folder, _dtype(dtype, chosen_device), head, head_dtype)
+    elif (folder / CONFIG_NAME).is_file():
+        encoder = load_native(folder, torch.bfloat16, head_dtype, quantization)
+    else:
+        raise ValueError(f"{folder}: quantization {quantization!r} needs a folder with {CONFIG_NAME}; save the model first")
     return _ready(encoder, chosen_device)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from openembed.backbones.adapters import has_lora
+from openembed.backbones.adapters import has_lora, has_quantized
 from openembed.backbones.text import load_text_backbone, quiet_unless_terminal
 from openembed.checkpoints.sentence_transformers_export import write_sentence_transformers_files
 from openembed.checkpoints.weights import place, read_file
@@ -35,6 +35,8 @@ def save_encoder(encoder: Encoder, path: str | Path) -> None:
     path = Path(path)
     if has_lora(encoder.backbone.model):
         raise ValueError("the backbone carries adapters; merge them before saving (openembed.backbones.adapters.merge_lora)")
+    if has_quantized(encoder.backbone.model):
+        raise ValueError("the backbone is held in 4 bits; load it without quantization to save it")
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file())):
         raise FileExistsError(f"{path}: exists and is no openembed checkpoint; give another path or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,10 +50,12 @@ def save_encoder(encoder: Encoder, path: str | Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_native(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None = None) -> Encoder:
+def load_native(
+    folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None = None, quantization: str | None = None
+) -> Encoder:
     """Returns the encoder saved in ``folder``; raises ``ValueError`` naming the file that is missing or damaged."""
     stored = read_json(folder / CONFIG_NAME)
-    stored["backbone"] = {**stored["backbone"], "path": str(folder)}
+    stored["backbone"] = {**stored["backbone"], "path": str(folder), "quantization": quantization}
     config = parse(EncoderConfig, stored, str(folder / CONFIG_NAME))
     backbone = load_text_backbone(config.backbone, dtype=dtype)
     encoder = Encoder(config, TextTokenizer.from_folder(folder, config.tokenizer), backbone, config.head.build(backbone.width))
@@ -77,7 +81,7 @@ def _head_parts(encoder: Encoder) -> dict[str, torch.Tensor]:
 
 def _write(encoder: Encoder, folder: Path) -> None:
     config = encoder.config.model_dump(mode="json")
-    config["backbone"] = {**config["backbone"], "path": ".", "revision": None, "architecture": None}
+    config["backbone"] = {**config["backbone"], "path": ".", "revision": None, "architecture": None, "quantization": None}
     config["tokenizer_path"] = None
     with quiet_unless_terminal():
         encoder.backbone.model.save_pretrained(folder)

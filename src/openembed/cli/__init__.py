@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 import typer
@@ -24,7 +25,12 @@ def main() -> None:
     """Runs the command line; user errors end with one clear line on standard error and exit code 2."""
     try:
         app()
+    except RuntimeError as error:
+        _end_when_lost(error)
+        raise
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        if type(error).__name__ == "OtherRankError":
+            sys.exit(2)  # that rank has said it
         fail(str(error))
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -36,9 +42,18 @@ def main() -> None:
 
 
 def fail(message: str) -> None:
-    """Writes ``error: message`` to standard error and exits with code 2."""
-    sys.stderr.write(f"error: {message}\n")
+    """Writes ``error: message`` to standard error, with the rank where there are several, and exits with code 2."""
+    rank = f"rank {os.environ.get('RANK', '0')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    sys.stderr.write(f"error: {rank}{message}\n")
     sys.exit(2)
+
+
+def _end_when_lost(error: RuntimeError) -> None:
+    """Ends this rank with one line when another one is gone; its own message says why."""
+    from openembed.train.distributed import lost_contact
+
+    if lost_contact(error):
+        fail("another rank has ended; its message says why. Run the same command again to resume.")
 
 
 def _at(error: OSError) -> str:

@@ -46,7 +46,10 @@ def run(
     device: Device = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a recipe: mine, train, evaluate, index, search. Run again, it skips what is done and resumes the rest."""
+    """Run a recipe: mine, train, evaluate, index, search. Run again, it skips what is done and resumes the rest.
+
+    On several GPUs or nodes: torchrun --nproc-per-node N -m openembed run RECIPE (docs/distributed.md).
+    """
     _run(recipe, out, smoke=smoke, settings=settings, data=data, device=device, as_json=as_json)
 
 
@@ -150,6 +153,7 @@ def _run(
     from openembed.recipe.files import read_recipe
     from openembed.recipe.run import run_recipe
     from openembed.recipe.stages import Workplace
+    from openembed.train.distributed import joined
 
     quiet()
     file = read_recipe(name)
@@ -160,11 +164,14 @@ def _run(
 
     def announce(stage: str, state: str) -> None:
         if not as_json:
-            done = "already done" if state == "skipped" else recipe.stage[stage].do
-            terminal.print(f"{stage}: {done}", markup=False, highlight=False)
+            said = {"skipped": "already done", "running": recipe.stage[stage].do}.get(state, state)
+            terminal.print(f"{stage}: {said}", markup=False, highlight=False)
 
     command = " ".join(["openembed", *sys.argv[1:]])
-    done = run_recipe(recipe, out, base=base, device=device, command=command, on_stage=announce)
+    with joined(device) as world:
+        done = run_recipe(recipe, out, base=base, device=device, command=command, on_stage=announce, world=world)
+    if not world.leads:
+        return
     from openembed.recipe.report import build_report
 
     _say(build_report(Workplace(recipe, out, base, device), command), done, out, as_json)

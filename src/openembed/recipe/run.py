@@ -6,6 +6,8 @@ stage whose hash is the same and which finished is skipped; one that was interru
 from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder. Training
 is not thrown away for it: a train stage's old folder is kept as ``<stage>.old``, until the next change replaces it. A
 folder that no run wrote is never touched.
+
+With several ranks, rank 0 runs the recipe and the others join it in the stages that train.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openembed import __version__
@@ -36,11 +39,13 @@ from openembed.recipe.config import (
 )
 from openembed.recipe.files import to_toml
 from openembed.recipe.stages import CHECKPOINTS, Workplace, run_stage
+from openembed.train.cached import PLACEMENT
+from openembed.train.distributed import ALONE, OtherRankError, World
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
-_REPORTING = {"save_every", "evaluate_every", "watch"}
+_REPORTING = {"save_every": True, "evaluate_every": True, "watch": True, "compute": PLACEMENT}
 """Settings of a train stage that leave the trained weights as they are: changing them does not train anew."""
 
 
@@ -63,23 +68,40 @@ def run_recipe(
     device: str | None = None,
     command: str = "",
     on_stage: Callable[[str, str], None] | None = None,
+    world: World = ALONE,
 ) -> list[StageDone]:
     """Runs every stage of ``recipe`` into folder ``out``, writes ``out/report.html``, and returns what was done.
 
-    Relative paths of the recipe count from ``base``. ``on_stage(name, "running" | "skipped")`` is called as stages
-    begin. Raises ``ValueError`` for a reference to a stage that is not there, when another run holds ``out``, and what
-    the stages raise.
+    Relative paths of the recipe count from ``base``. ``on_stage(name, "running" | "skipped" | a note)`` is called as
+    stages begin, and with what a stage has to say. Raises ``ValueError`` for a reference to a stage that is not there,
+    when another run holds ``out``, and what the stages raise. Every rank of ``world`` must call; ``out`` is a folder that
+    all can read, rank 0 alone writes and calls ``on_stage``, and the others return an empty list.
     """
     problems = check_references(recipe)
     if problems:
         raise ValueError("\n".join(f"recipe {recipe.name}: {problem}" for problem in problems))
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    place = Workplace(recipe, out, Path(base), device)
+    place = Workplace(recipe, out, Path(base), world.device or device, world)
+    if not world.leads:
+        _follow(place)
+        return []
+    crew = _Crew(world)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        done = _lead(place, crew, command, on_stage)
+    except Exception as error:
+        crew.dismiss(str(error) or type(error).__name__)
+        raise
+    crew.dismiss()
+    return done
+
+
+def _lead(place: Workplace, crew: _Crew, command: str, on_stage: Callable[[str, str], None] | None) -> list[StageDone]:
+    recipe, out = place.recipe, place.out
     with exclusive(out):
         with atomic_write(out / "recipe.toml") as file:
             file.write(recipe.to_toml())
-        done = run_stages(place, on_stage=on_stage)
+        done = run_stages(place, crew=crew, on_stage=on_stage)
         from openembed.recipe.report import build_report
         from openembed.report import write_report
 
@@ -88,7 +110,11 @@ def run_recipe(
 
 
 def run_stages(
-    place: Workplace, *, store: Path | None = None, on_stage: Callable[[str, str], None] | None = None
+    place: Workplace,
+    *,
+    crew: _Crew | None = None,
+    store: Path | None = None,
+    on_stage: Callable[[str, str], None] | None = None,
 ) -> list[StageDone]:
     """Runs every stage of ``place`` that is not finished, and returns what was done.
 
@@ -100,7 +126,7 @@ def run_stages(
     for name, identity in hashes.items():
         if store is not None:
             _link(place.out / name, store / stored_name(name, identity))
-        done.append(_run(place, name, identity, on_stage))
+        done.append(_run(place, name, identity, crew or _Crew(place.world), on_stage))
     return done
 
 
@@ -132,6 +158,46 @@ def _link(link: Path, target: Path) -> None:
     elif link.exists():
         raise ValueError(f"{link}: exists and is no link to a shared stage; choose another --out or move it")
     link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What rank 0 tells the others: train with it, or (without a stage) go home, because it ``failed`` or is done."""
+
+    stage: str | None = None
+    failed: str = ""
+
+
+class _Crew:
+    """The ranks that wait for rank 0's orders."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._waiting = world, True
+
+    @contextmanager
+    def joining(self, stage: str) -> Iterator[None]:
+        """Has all ranks work on ``stage`` in the block; when that fails they do not come back to wait for orders."""
+        self._world.from_leader(_Order(stage))
+        self._waiting = False
+        yield
+        self._waiting = True
+
+    def dismiss(self, failed: str = "") -> None:
+        """Sends everyone home who still waits."""
+        if self._waiting:
+            self._world.from_leader(_Order(failed=failed))
+
+
+def _follow(place: Workplace) -> None:
+    """Joins rank 0 in every stage it announces until it sends everyone home."""
+    while (order := place.world.from_leader(_Order())).stage is not None:
+        run_stage(place, order.stage)
+    if order.failed:
+        raise OtherRankError(f"rank 0 failed: {order.failed}")
+
+
+def _speaking(place: Workplace, name: str, on_stage: Callable[[str, str], None] | None) -> Workplace:
+    return place if on_stage is None else replace(place, tell=lambda note: on_stage(name, note))
 
 
 def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
@@ -171,7 +237,7 @@ def _model_identity(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
-def _run(place: Workplace, name: str, identity: str, on_stage: Callable[[str, str], None] | None) -> StageDone:
+def _run(place: Workplace, name: str, identity: str, crew: _Crew, on_stage: Callable[[str, str], None] | None) -> StageDone:
     stage: StageConfig = place.recipe.stage[name]
     folder = place.out / name
     state = _read_state(folder)
@@ -190,7 +256,8 @@ def _run(place: Workplace, name: str, identity: str, on_stage: Callable[[str, st
     with atomic_write(folder / "recipe.toml") as file:
         file.write(to_toml({"name": place.recipe.name, "seed": place.recipe.seed, **_stage_table(place, name)}))
     started = time.perf_counter()
-    run_stage(place, name)
+    with crew.joining(name) if isinstance(stage, TrainStage) else nullcontext():
+        run_stage(_speaking(place, name, on_stage), name)
     seconds = before + time.perf_counter() - started
     write_json(folder / STATE, {"hash": identity, "finished": True, "seconds": seconds})
     logger.info("stage %s (%s) took %.1f s", name, stage.do, seconds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,7 @@ from openembed.recipe.config import (
     TrainStage,
     vectors_stage,
 )
+from openembed.train.distributed import ALONE, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
     from openembed.rerankers import Reranker
+    from openembed.records import Example
     from openembed.train.loop import TrainConfig
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
@@ -52,12 +54,17 @@ CHECKPOINTS = "checkpoint"
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a recipe runs: its output folder, the folder that its relative paths count from, and the device."""
+    """Where a recipe runs: its output folder, the folder that its relative paths count from, and the device.
+
+    ``world``: the processes that train together; ``tell`` is given notes for the user, on rank 0.
+    """
 
     recipe: Recipe
     out: Path
     base: Path
     device: str | None = None
+    world: World = ALONE
+    tell: Callable[[str], None] | None = None
 
     def locate(self, path: str) -> Path:
         """Returns the place of a path of the recipe: in the package, in a stage's output, or under ``base``."""
@@ -87,10 +94,11 @@ class Workplace:
             return str(self.out / reference / MODEL)
         return str(self.base / reference) if (self.base / reference).is_dir() else reference
 
-    def model(self, reference: str, dtype: torch.dtype | None = None) -> Encoder:
+    def model(self, reference: str, dtype: torch.dtype | None = None, quantization: str | None = None) -> Encoder:
         """Returns the encoder of a model reference, to train when ``dtype`` is given: that of the backbone alone.
 
-        A head that is to be trained stays in float32. None: everything in what is best for the device.
+        A head that is to be trained stays in float32. None: everything in what is best for the device. ``quantization``:
+        how a stored model is held, where not as it is.
         """
         import torch
 
@@ -98,7 +106,8 @@ class Workplace:
 
         head_dtype = None if dtype is None else torch.float32
         if reference != UNTRAINED:
-            return load(self.model_folder(reference), device=self.device, dtype=dtype, head_dtype=head_dtype)
+            folder = self.model_folder(reference)
+            return load(folder, device=self.device, dtype=dtype, head_dtype=head_dtype, quantization=quantization)
         device = self.device or _best_device()
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         config = self.recipe.encoder
@@ -216,15 +225,22 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
     from openembed.evaluation.systems import EncoderSystem
     from openembed.train.loop import train
 
-    examples = load_sources(map(place.located, stage.data.sources), seed=stage.seed)
-    watched = [_task(place, task) for task in stage.watch]
+    world = place.world
+
+    def load() -> tuple[dict[str, list[Example]], list[Task], Encoder]:
+        rows = load_sources(map(place.located, stage.data.sources), seed=stage.seed)
+        four_bits = place.recipe.encoder.backbone.quantization if place.recipe.encoder else None  # in later stages too
+        encoder = place.model(stage.start, dtype=backbone_dtype(stage), quantization=four_bits)
+        return rows, [_task(place, task) for task in stage.watch], encoder
+
+    examples, watched, encoder = world.agree(load, leader_first=True)  # what must be downloaded is, once
 
     def evaluate(encoder: Encoder, _step: int) -> dict[str, float]:
         system = EncoderSystem(encoder, "training")
         return {task.name: system.evaluate(task).value for task in watched}
 
-    encoder = place.model(stage.start, dtype=backbone_dtype(stage))
-    train(place.training(stage), encoder, folder, examples=examples, evaluate=evaluate if watched else None)
+    scored = evaluate if watched else None
+    train(place.training(stage), encoder, folder, examples=examples, evaluate=scored, world=world, tell=place.tell)
 
 
 def backbone_dtype(stage: TrainStage) -> torch.dtype:

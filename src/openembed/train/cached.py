@@ -1,7 +1,8 @@
 """Gradients of a large batch in the memory of a small one (GradCache, arXiv 2101.06983), equal to the plain step.
 
 All texts of a batch, whatever their role, run as one length-sorted stream of micro-batches. Each micro-batch has its own
-dropout seed, so running it a second time gives the same numbers. Shapes: U texts, B texts of a micro-batch, D width.
+dropout seed, so running it a second time gives the same numbers. With several ranks each runs its share of the same
+micro-batches (:mod:`openembed.train.parallel`). Shapes: U texts, B texts of a micro-batch, D width.
 """
 
 from __future__ import annotations
@@ -23,21 +24,30 @@ from openembed.objectives import Loss, Objective
 from openembed.packing import TokenRows, micro_batches, pack
 from openembed.representations import Dense
 from openembed.seeds import derive
+from openembed.train.parallel import KeepWhole, Replicated
 
 
 class ComputeConfig(Config):
     """How a step is computed; none of it changes what is learned, up to rounding and dropout draws.
 
-    ``chunk_tokens``: tokens a micro-batch. ``live_chunks``: how many micro-batches keep their activations for the
-    backward pass; the others run twice (gradient caching). "all" is the plain step, fastest and largest.
-    ``gradient_checkpointing`` recomputes inside the backbone instead. ``max_length``: tokens a text (None: the model's).
+    ``chunk_tokens``: tokens a micro-batch; "auto" measures once what fits and keeps to it when the run is resumed.
+    ``live_chunks``: how many micro-batches (of a rank) keep their activations for the backward pass; the others run twice
+    (gradient caching). "all" is the plain step, fastest and largest. ``gradient_checkpointing`` recomputes inside the
+    backbone instead. ``max_length``: tokens a text (None: the model's). ``parallel``: what several ranks hold, all weights
+    each (``ddp``) or a part each (``fsdp``); ``keep_whole``: what is not split under fsdp until a step's last micro-batch.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    chunk_tokens: int = Field(default=16384, ge=1)
+    chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 16384
     live_chunks: Annotated[int, Field(ge=0)] | Literal["all"] = 1
     gradient_checkpointing: bool = False
     max_length: int | None = Field(default=None, ge=1)
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    keep_whole: KeepWhole = "gradients"
+
+
+PLACEMENT = {"parallel", "keep_whole"}
+"""Settings of :class:`ComputeConfig` that say where a step is computed: a run may be resumed with others."""
 
 
 @dataclass(frozen=True)
@@ -55,34 +65,57 @@ def prepare(encoder: Encoder, objective: Objective, batch: Batch, compute: Compu
 
 
 def backward(
-    encoder: Encoder, objective: Objective, prepared: Prepared, compute: ComputeConfig, *, seed: int, scale: float = 1.0
+    encoder: Encoder,
+    objective: Objective,
+    prepared: Prepared,
+    compute: ComputeConfig,
+    *,
+    seed: int,
+    scale: float = 1.0,
+    ranks: Replicated | None = None,
+    last: bool = True,
 ) -> Loss:
     """Adds the gradient of ``scale`` · loss to the encoder's parameters and returns the loss (detached).
 
     The representations of all micro-batches are computed first, the loss is differentiated with respect to them, then
     each micro-batch carries its share back to the parameters: at once when its activations were kept, else after running
-    it again under the same dropout seed. The result does not depend on ``live_chunks``.
+    it again under the same dropout seed. The result does not depend on ``live_chunks``. With several ``ranks`` a rank adds
+    the gradient of its own texts; ``ranks.finish`` makes it that of the batch. ``last``: no other batch follows in the step.
     """
-    chunks = micro_batches(prepared.rows.lengths, compute.chunk_tokens)
-    first_live = 0 if compute.live_chunks == "all" else len(chunks) - compute.live_chunks
-    values: list[Tensor] = []
-    for number, indices in enumerate(chunks):
-        with nullcontext() if number >= first_live else torch.no_grad():
-            values.append(_forward(encoder, prepared.rows, indices, compute, derive(seed, "chunk", number)))
+    ranks, rows = ranks or Replicated(), prepared.rows
+    chunks = micro_batches(rows.lengths, compute.chunk_tokens)
+    mine = ranks.assigned([int(rows.lengths[indices].sum()) for indices in chunks])
+    first_live = 0 if compute.live_chunks == "all" else len(mine) - compute.live_chunks
 
-    leaf_UD = torch.cat([value.detach() for value in values]).requires_grad_()
-    back = torch.from_numpy(np.argsort(np.concatenate(chunks), kind="stable")).to(leaf_UD.device)
-    loss = objective.loss(Dense(leaf_UD[back]), prepared.batch)
+    def run(number: int | None) -> Tensor:
+        if number is None:  # keeps this rank in step with the others
+            return _forward(encoder, rows, np.array([rows.lengths.argmin()]), compute, seed)
+        return _forward(encoder, rows, chunks[number], compute, derive(seed, "chunk", number))
+
+    values: list[Tensor] = []
+    for place, number in enumerate(mine):
+        with nullcontext() if place >= first_live else torch.no_grad():
+            values.append(run(number))
+    own_UD = torch.zeros(len(rows), encoder.width, device=encoder.device)
+    for number, value in zip(mine, values, strict=True):
+        if number is not None:
+            own_UD[_on(own_UD, chunks[number])] = value.detach()
+
+    leaf_UD = ranks.gather(own_UD).requires_grad_()
+    loss = objective.loss(Dense(leaf_UD), prepared.batch)
     (loss.total * scale).backward()
     assert leaf_UD.grad is not None
-    gradients = leaf_UD.grad.split([len(indices) for indices in chunks])
-
-    for number in reversed(range(len(chunks))):
-        value = values.pop()
-        if number < first_live:
-            value = _forward(encoder, prepared.rows, chunks[number], compute, derive(seed, "chunk", number))
-        value.backward(gradients[number])
+    for place in reversed(range(len(mine))):
+        number, value = mine[place], values.pop()
+        if place < first_live:
+            value = run(number)
+        ranks.before_backward(last=last and place == 0)
+        value.backward(torch.zeros_like(value) if number is None else leaf_UD.grad[_on(leaf_UD, chunks[number])])
     return Loss(loss.total.detach(), loss.parts, loss.diagnostics)
+
+
+def _on(tensor: Tensor, indices: np.ndarray) -> Tensor:
+    return torch.from_numpy(indices).to(tensor.device)
 
 
 def _forward(encoder: Encoder, rows: TokenRows, indices: np.ndarray, compute: ComputeConfig, seed: int) -> Tensor:

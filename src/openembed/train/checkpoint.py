@@ -2,7 +2,9 @@
 
 A checkpoint ``step-00001000/`` holds ``weights.safetensors`` (trainable parameters), ``optimizer.safetensors`` (AdamW
 moments by parameter name) and ``state.json`` (step, settings, SHA-256 of both). There is no generator state and no
-scheduler state to keep: data order, dropout and learning rate are functions of (seed, step).
+scheduler state to keep: data order, dropout and learning rate are functions of (seed, step). Tensors are whole, whatever
+the ranks held, so a run may be resumed on another number of ranks, split or not: rank 0 brings them together, one after
+another, in its main memory (trainable weights and two moments of them: 12 bytes a trainable parameter).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from openembed.files import fsync_directory, read_json, write_json
+from openembed.train.distributed import ALONE, World
+from openembed.train.parallel import split_like, whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +45,34 @@ class Checkpoint:
 
 
 def save(
-    folder: str | Path, step: int, encoder: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+    folder: str | Path,
+    step: int,
+    encoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+    *,
+    world: World = ALONE,
 ) -> Path:
-    """Returns the folder of a new checkpoint of ``step`` finished steps and removes all but the newest :data:`KEPT`."""
+    """Returns the folder of a new checkpoint of ``step`` finished steps and removes all but the newest :data:`KEPT`.
+
+    All ranks must call; rank 0 writes, and the others go on when it has finished.
+    """
+    weights = _collected(_trainable(encoder), world)
+    moments = _collected(_moments(encoder, optimizer), world)
+    return world.lead(lambda: _write(Path(folder), step, weights, moments, dict(settings)))
+
+
+def _write(folder: Path, step: int, weights: dict[str, Tensor], moments: dict[str, Tensor], settings: dict[str, Any]) -> Path:
     from safetensors.torch import save_file
 
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     parts = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     try:
-        save_file(_weights(encoder), parts / WEIGHTS)
-        save_file(_moments(encoder, optimizer), parts / OPTIMIZER)
+        save_file(weights, parts / WEIGHTS)
+        save_file(moments, parts / OPTIMIZER)
         hashes = {name: _digest(parts / name, flush=True) for name in (WEIGHTS, OPTIMIZER)}
-        write_json(parts / STATE, {"step": step, "settings": dict(settings), "sha256": hashes})
+        write_json(parts / STATE, {"step": step, "settings": settings, "sha256": hashes})
         if final.exists():
             shutil.rmtree(final)
         os.replace(parts, final)
@@ -89,7 +107,7 @@ def latest(folder: str | Path) -> Checkpoint | None:
 
 
 def restore(checkpoint: Checkpoint, encoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts weights and optimizer state back, bit for bit; ``ValueError`` when they belong to another model."""
+    """Puts weights and optimizer state back, bit for bit, each rank its part; ``ValueError`` for another model's."""
     from safetensors.torch import load_file
 
     parameters = _trainable(encoder)
@@ -102,12 +120,12 @@ def restore(checkpoint: Checkpoint, encoder: nn.Module, optimizer: torch.optim.O
         raise ValueError(f"{checkpoint.path}: trainable parameters differ from this model's: {', '.join(different[:5])}")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(split_like(weights[name], parameter))
             keys = [key for key in MOMENTS if f"{name}/{key}" in moments]
             state = {key: moments[f"{name}/{key}"] for key in keys}
             if state:
                 optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                    key: value if key == "step" else split_like(value, parameter) for key, value in state.items()
                 }
 
 
@@ -132,16 +150,22 @@ def _trainable(encoder: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
 
 
-def _weights(encoder: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in _trainable(encoder).items()}
-
-
 def _moments(encoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": value.detach().cpu().contiguous()
+        f"{name}/{key}": value
         for name, parameter in _trainable(encoder).items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def _collected(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of rank 0; nothing on the others, which must take part."""
+    collected = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if world.leads:
+            collected[name] = full.cpu().contiguous()
+    return collected
 
 
 def _digest(path: Path, *, flush: bool = False) -> str:

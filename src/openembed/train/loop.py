@@ -4,7 +4,9 @@
 ``rows_by_source``, ``rows_without_negatives``, ``false_negatives_masked``, ``similarity`` (``positive``, ``hard``,
 ``in_batch``: count, mean, 40-bin histogram over -1..1), ``lr``, ``grad_norm``, ``tokens`` (run through the model),
 ``padded_tokens`` (what queries and documents padded to their longest would have cost), ``texts``, ``seconds`` and, where
-one was due, ``evaluation``. Values of accumulated batches are summed (counts) or averaged (losses).
+one was due, ``evaluation``. Values of accumulated batches are summed (counts) or averaged (losses). With several ranks
+all values are those of the whole batch, ``balance`` is the mean over the largest number of tokens of a rank, and only
+rank 0 writes.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
+from openembed.backbones.adapters import LoraConfig, add_lora, has_quantized, merge_lora
 from openembed.config import Config
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.mixing import MixtureConfig
@@ -30,15 +33,22 @@ from openembed.encoder import Encoder
 from openembed.objectives import Loss, Objective
 from openembed.objectives.contrastive import ContrastiveConfig
 from openembed.objectives.distillation import DistillationConfig
+from openembed.packing import micro_batches
 from openembed.progress import progress
 from openembed.records import Example
 from openembed.seeds import derive, generator
 from openembed.train import checkpoint
-from openembed.train.cached import ComputeConfig, Prepared, backward, prepare, seeded
+from openembed.train.cached import PLACEMENT, ComputeConfig, Prepared, backward, prepare, seeded
+from openembed.train.distributed import ALONE, World, balance
+from openembed.train.memory import available_bytes, choose_chunk_tokens, require_fit, size, try_estimate
 from openembed.train.metrics import MetricsFile, fingerprint, merge_losses, padded_tokens
 from openembed.train.optimizer import OptimizerConfig, set_rate
+from openembed.train.parallel import Replicated, Sharded, assembled, hollow, whole
 
 logger = logging.getLogger(__name__)
+
+EVEN_ENOUGH = 0.8
+"""Below this balance of work between ranks the user is told how to better it."""
 
 Evaluate = Callable[[Encoder, int], Mapping[str, float]]
 """Given the encoder and the number of finished steps, returns scores by name."""
@@ -109,6 +119,8 @@ def train(
     base_dir: str | Path = ".",
     examples: Mapping[str, Sequence[Example]] | None = None,
     evaluate: Evaluate | None = None,
+    world: World = ALONE,
+    tell: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Trains ``encoder`` in place, saves it to ``out_dir/model`` (adapters merged) and returns where things are.
 
@@ -116,42 +128,48 @@ def train(
     the weights an uninterrupted run would have, bit for bit on CPU. ``encoder`` must then be the one it started from.
     ``examples`` replaces loading the sources (by name; relative paths count from ``base_dir``). Raises ``ValueError``
     when the run on disk has other settings, data or model, and when loss or gradient is no longer finite.
+
+    Every rank of ``world`` must call, with equal arguments and an ``out_dir`` that all can read; only rank 0 writes. A run
+    may be resumed on another number of ranks: same weights up to the order of summation, dropout included. Under
+    ``fsdp`` the encoder handed in stays split (open ``out_dir/model`` instead), and ``evaluate`` runs on all ranks.
+    ``tell`` is given, on rank 0, what the run needs of memory before its first step.
     """
     out_dir = Path(out_dir)
-    loaded = examples or load_sources(config.data.sources, base_dir, config.seed)
+    loaded = examples or world.agree(lambda: load_sources(config.data.sources, base_dir, config.seed), leader_first=True)
     config = config.with_steps(loaded)
     settings = _settings(config, encoder, loaded)
-    run = _Run(config, encoder, loaded)
-    found = checkpoint.latest(out_dir / "checkpoint")
-    start = 0
+    world.require_equal({**settings["data"], "model": settings["model"], "config": str(settings["config"])})
+    found = world.lead(lambda: checkpoint.latest(out_dir / "checkpoint"))
     if found is not None:
         _require_same(found, settings)
-        checkpoint.restore(found, encoder, run.optimizer)
-        start = found.step
+    run = _Run(config, encoder, loaded, world)
+    start = 0 if found is None else found.step
+    settings["chunk_tokens"] = run.settle(start, None if found is None else found.settings.get("chunk_tokens"), tell)
+    if found is not None:
+        world.agree(lambda: checkpoint.restore(found, encoder, run.optimizer))
         logger.info("resuming from %s", found.path)
-    metrics = MetricsFile(out_dir / "metrics.jsonl", keep_steps=start)
-    with progress("train", config.steps - start, "steps") as advance:
+    metrics = MetricsFile(out_dir / "metrics.jsonl", keep_steps=start) if world.leads else None
+    with progress("train", config.steps - start, "steps", show=world.leads) as advance:
         for step, prepared in run.prefetched(start):
             record = run.step(step, prepared)
             done = step + 1
             if evaluate is not None and _due(done, config.evaluate_every, config.steps):
                 record["evaluation"] = run.evaluated(evaluate, done)
-            metrics.append({"step": done, **record})
+            if metrics is not None:
+                metrics.append({"step": done, **record})
             if _due(done, config.save_every, config.steps):
-                checkpoint.save(out_dir / "checkpoint", done, encoder, run.optimizer, settings)
+                checkpoint.save(out_dir / "checkpoint", done, encoder, run.optimizer, settings, world=world)
             advance(1)
-    encoder.eval()
-    if config.lora is not None:
-        merge_lora(encoder.backbone.model)
-    encoder.save(out_dir / "model")
-    return TrainResult(out_dir / "model", metrics.path, config.steps, start, metrics.last_evaluation())
+    finished = run.finished()
+    evaluation = world.lead(lambda: (finished.save(out_dir / "model"), metrics.last_evaluation())[1])
+    return TrainResult(out_dir / "model", out_dir / "metrics.jsonl", config.steps, start, evaluation)
 
 
 class _Run:
     """An encoder made ready for training, its optimizer, and the order of its data."""
 
-    def __init__(self, config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]]) -> None:
-        self.config, self.encoder = config, encoder
+    def __init__(self, config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]], world: World) -> None:
+        self.config, self.encoder, self.world, self.compute = config, encoder, world, config.compute
         self.examples = [examples[source.name] for source in config.data.sources]
         self.sources = {source.name: row_source(source, encoder) for source in config.data.sources}
         self.mixture = config.data.build(
@@ -162,6 +180,8 @@ class _Run:
             seed=config.seed,
         )
         self.objective: Objective = config.objective.build()
+        if has_quantized(encoder.backbone.model):
+            _require_qlora(config)
         if config.lora is not None:
             with seeded(derive(config.seed, "lora"), encoder.device):
                 add_lora(encoder.backbone.model, config.lora)
@@ -169,7 +189,49 @@ class _Run:
         if config.compute.gradient_checkpointing:
             encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         encoder.train()
+        self._plain = encoder  # as one process would hold it: what is counted, and what is saved
+        self.ranks = Replicated(world)
+        if config.compute.parallel == "fsdp" and world.size > 1:
+            self._plain = hollow(encoder)
+            bf16 = config.compute.precision == "bf16"
+            self.ranks = Sharded(world, encoder, config.compute.keep_whole, bf16=bf16)
         self.optimizer = config.optimizer.build(encoder)
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def settle(self, start: int, chunk_tokens: int | None, tell: Callable[[str], None] | None) -> int:
+        """Fixes the size of a micro-batch (that of the run resumed, else the configured or measured one); returns it.
+
+        Raises ``ValueError`` when the first step will not fit the GPU.
+        """
+        given = self.config.compute.chunk_tokens
+        batches = self.prepared(min(start, self.config.steps - 1))
+        lengths = max((prepared.rows.lengths for prepared in batches), key=np.sum)
+        if given != "auto":
+            chunk_tokens = given
+        elif chunk_tokens is None:
+            chosen = self.world.agree(lambda: choose_chunk_tokens(self._plain, self.compute, lengths, self.world.size))
+            chunk_tokens = min(self.world.gather(chosen))
+        self.compute = self.compute.model_copy(update={"chunk_tokens": chunk_tokens})
+        if start < self.config.steps:
+            pairs = max(prepared.batch.rows * prepared.batch.columns for prepared in batches)
+            self._foresee(lengths, pairs, tell if tell is not None and self.world.leads else lambda _note: None)
+        return chunk_tokens
+
+    def _foresee(self, lengths: np.ndarray, pairs: int, tell: Callable[[str], None]) -> None:
+        """Tells what the first step needs of memory and how evenly the ranks share it; raises when it will not fit."""
+        device, ranks = self.encoder.device, self.world.size
+        estimate = try_estimate(self._plain, self.compute, lengths, pairs=pairs, ranks=ranks)
+        if estimate is not None:
+            free = available_bytes(device)
+            tell(f"memory: about {estimate}" + ("" if free is None else f"; {size(free)} to be had"))
+        chunks = [int(lengths[chunk].sum()) for chunk in micro_batches(lengths, self.compute.chunk_tokens)]
+        if balance(chunks, ranks) < EVEN_ENOUGH:
+            better = max(1, sum(chunks) // (4 * ranks))
+            tell(
+                f"work is uneven: {len(chunks)} micro-batches keep {ranks} ranks busy {balance(chunks, ranks):.0%} of the "
+                f"time; lower compute.chunk_tokens to about {better}"
+            )
+        self.world.agree(lambda: require_fit(estimate, device))
 
     def prefetched(self, start: int) -> Iterator[tuple[int, list[Prepared]]]:
         """Yields (step, its batches) up to the last step, preparing one step ahead in a thread."""
@@ -189,7 +251,7 @@ class _Run:
     def _prepare(self, number: int) -> Prepared:
         rows = [self.examples[source][index] for source, index in self.mixture.rows(number)]
         batch = collate(rows, self.sources, self.config.batch, generator(self.config.seed, "rows", number))
-        return prepare(self.encoder, self.objective, batch, self.config.compute)
+        return prepare(self._plain, self.objective, batch, self.config.compute)
 
     def step(self, step: int, batches: Sequence[Prepared]) -> dict[str, Any]:
         """Moves the weights once and returns the step's metrics."""
@@ -199,10 +261,20 @@ class _Run:
         losses: list[Loss] = []
         for part, prepared in enumerate(batches):
             seed = derive(config.seed, "dropout", step, part)
-            loss = backward(self.encoder, self.objective, prepared, config.compute, seed=seed, scale=1 / len(batches))
+            last = part == len(batches) - 1
+            loss = backward(
+                self.encoder,
+                self.objective,
+                prepared,
+                self.compute,
+                seed=seed,
+                scale=1 / len(batches),
+                ranks=self.ranks,
+                last=last,
+            )
             losses.append(loss)
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip or math.inf).item()
+        self.ranks.finish(self.trained)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.trained, config.optimizer.clip or math.inf)).item()
         merged = merge_losses(losses)
         if not (math.isfinite(merged["loss"]) and math.isfinite(norm)):
             raise ValueError(
@@ -218,15 +290,44 @@ class _Run:
             "padded_tokens": sum(padded_tokens(prepared) for prepared in batches),
             "texts": sum(len(prepared.rows) for prepared in batches),
             "seconds": time.perf_counter() - began,
+            **self._balance(batches),
         }
 
+    def _balance(self, batches: Sequence[Prepared]) -> dict[str, float]:
+        if self.world.size == 1:
+            return {}
+        budget, found = self.compute.chunk_tokens, []
+        for prepared in batches:
+            lengths = prepared.rows.lengths
+            found.append(balance([int(lengths[c].sum()) for c in micro_batches(lengths, budget)], self.world.size))
+        return {"balance": sum(found) / len(found)}
+
     def evaluated(self, evaluate: Evaluate, done: int) -> dict[str, float]:
-        """Returns the scores after ``done`` steps; training mode and random generators are as before."""
+        """Returns the scores after ``done`` steps; training mode and random generators are as before.
+
+        Rank 0 computes them while the others wait; split weights need all ranks, which then compute the same.
+        """
+        if self.ranks.sharded:
+            return self._evaluated(evaluate, done)
+        return self.world.lead(lambda: self._evaluated(evaluate, done))
+
+    def _evaluated(self, evaluate: Evaluate, done: int) -> dict[str, float]:
         self.encoder.eval()
         with seeded(derive(self.config.seed, "evaluate", done), self.encoder.device):
             scores = {name: float(value) for name, value in evaluate(self.encoder, done).items()}
+        self.ranks.split()
         self.encoder.train()
         return scores
+
+    def finished(self) -> Encoder:
+        """Returns the trained encoder, whole and with adapters merged; under fsdp on rank 0 alone."""
+        encoder = assembled(self.encoder, self._plain, self.world) if self.ranks.sharded else self.encoder
+        encoder.eval()
+        if has_quantized(encoder.backbone.model):
+            encoder.to("cpu")  # a card that needs 4 bits has no room for 16
+        if self.config.lora is not None and (self.world.leads or not self.ranks.sharded):
+            merge_lora(encoder.backbone.model)
+        return encoder
 
 
 def row_source(config: SourceConfig, encoder: Encoder) -> RowSource:
@@ -247,6 +348,15 @@ def _widen(encoder: Encoder, *, everything: bool) -> None:
             parameter.data = parameter.data.float()
 
 
+def _require_qlora(config: TrainConfig) -> None:
+    """Raises ``ValueError`` when ``config`` asks of a 4-bit backbone what it cannot do."""
+    if config.lora is None or config.compute.precision != "bf16" or config.compute.parallel == "fsdp":
+        raise ValueError(
+            "a backbone with quantization = 'nf4' cannot be trained itself, in fp32, or split by fsdp; "
+            "set lora, compute.precision = 'bf16' and compute.parallel = 'ddp'"
+        )
+
+
 def _due(done: int, every: int | None, steps: int) -> bool:
     return done == steps or (every is not None and done % every == 0)
 
@@ -254,14 +364,15 @@ def _due(done: int, every: int | None, steps: int) -> bool:
 def _settings(config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
     return {
-        "config": config.model_dump(mode="json", exclude={"save_every", "evaluate_every"}),
+        "config": config.model_dump(mode="json", exclude={"save_every": True, "evaluate_every": True, "compute": PLACEMENT}),
         "data": {source.name: fingerprint(examples[source.name]) for source in config.data.sources},
         "model": encoder.fingerprint,
     }
 
 
 def _require_same(found: checkpoint.Checkpoint, settings: Mapping[str, Any]) -> None:
-    changed = sorted(_differences(found.settings, settings))
+    before = {key: value for key, value in found.settings.items() if key != "chunk_tokens"}  # a result, not a setting
+    changed = sorted(_differences(before, settings))
     if changed:
         raise ValueError(
             f"{found.path} belongs to another run: {'; '.join(changed[:5])}. "
