@@ -30,13 +30,16 @@ class ComputeConfig(Config):
 
     ``chunk_tokens``: tokens a micro-batch. ``live_chunks``: how many micro-batches keep their activations for the
     backward pass; the others run twice (gradient caching). "all" is the plain step, fastest and largest.
-    ``gradient_checkpointing`` recomputes inside the backbone instead. ``max_length``: tokens a text (None: the model's).
+    ``gradient_checkpointing`` recomputes inside the backbone instead. ``compile``: the backbone's layers go through
+    ``torch.compile``, which makes the first step longer and the others faster. ``max_length``: tokens a text (None: the
+    model's).
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
     chunk_tokens: int = Field(default=16384, ge=1)
     live_chunks: Annotated[int, Field(ge=0)] | Literal["all"] = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     max_length: int | None = Field(default=None, ge=1)
 
 

@@ -22,6 +22,7 @@ import torch
 from pydantic import Discriminator, Field, Tag
 
 from openembed.backbones.adapters import LoraConfig, add_lora, merge_lora
+from openembed.backbones.compiled import compile_layers, restore_layers
 from openembed.config import Config
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.mixing import Mixture, MixtureConfig
@@ -124,6 +125,7 @@ def train(
                 checkpoint.save(out_dir / "checkpoint", done, encoder, run.optimizer, settings)
             advance(1)
     encoder.eval()
+    restore_layers(encoder.backbone)
     if config.lora is not None:
         merge_lora(encoder.backbone.model)
     encoder.save(out_dir / "model")
@@ -151,6 +153,8 @@ class _Run:
         _widen(encoder, everything=config.compute.precision == "fp32")
         if config.compute.gradient_checkpointing:
             encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.compute.compile:
+            compile_layers(encoder.backbone)
         encoder.train()
         self.optimizer = config.optimizer.build(encoder)
 
