@@ -9,7 +9,8 @@ Shapes: ``T`` tokens, ``H`` query heads, ``K`` key/value heads, ``d`` head width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -51,16 +52,17 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, causal:
 
 @torch.library.custom_op("openembed::packed_attention_backward", mutates_args=())
 def _backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, offsets: Tensor, causal: bool, scale: float
+    grad_THd: Tensor, inputs: Sequence[Tensor], out_THd: Tensor, sums_HT: Tensor, offsets: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, each ``(H, T, d)``."""
+    """Gradients of query, key and value (``inputs``), each ``(H, T, d)``."""
+    query, key, value = inputs
     heads, tokens, width = query.shape
     # Laid out (T, H, d) in memory, as the projections before it produce them.
     results = [query.new_empty(tokens, heads, width).transpose(0, 1) for _ in range(3)]
-    grad_HTd, out_HTd = grad.transpose(0, 1), out.transpose(0, 1)
+    grad_HTd, out_HTd = grad_THd.transpose(0, 1), out_THd.transpose(0, 1)
     for start, length, count in _runs(offsets):
         pieces = [_cut(x, start, length, count) for x in (grad_HTd, query, key, value, out_HTd)]
-        sums_piece = _cut(sums, start, length, count)
+        sums_piece = _cut(sums_HT, start, length, count)
         found = FLASH_BACKWARD(*pieces, sums_piece, 0.0, causal and length > 1, scale=scale)
         for result, piece in zip(results, found, strict=True):
             _cut(result, start, length, count).copy_(piece)
@@ -75,9 +77,10 @@ def _(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, causal: bool, 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, offsets: Tensor, causal: bool, scale: float
+    grad_THd: Tensor, inputs: Sequence[Tensor], out_THd: Tensor, sums_HT: Tensor, offsets: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    heads, tokens, width = query.shape
+    heads, tokens, width = inputs[0].shape
+    query = inputs[0]
     first, second, third = (query.new_empty(tokens, heads, width).transpose(0, 1) for _ in range(3))
     return first, second, third
 
@@ -89,7 +92,7 @@ def _setup(ctx, inputs, output) -> None:  # noqa: ANN001 (torch's own signature)
 
 def _differentiate(ctx, grad: Tensor, _sums: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
     query, key, value, out, sums, offsets = ctx.saved_tensors
-    grads = _backward(grad, query, key, value, out, sums, offsets, ctx.causal, ctx.scale)
+    grads = _backward(grad, [query, key, value], out, sums, offsets, ctx.causal, ctx.scale)
     return (*grads, None, None, None)
 
 
@@ -100,7 +103,7 @@ def _runs(offsets: Tensor) -> Iterator[tuple[int, int, int]]:
     """(start, length, count) of each stretch of neighbouring texts of equal length."""
     edges = offsets.tolist()
     start, length, count = 0, edges[1] - edges[0], 0
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         if last - first != length:
             yield start, length, count
             start, length, count = first, last - first, 0
