@@ -70,7 +70,7 @@ def test_sources_are_filled_in_and_mined_ones_point_at_the_stage(path):
         ("stage.one.optimizer.lr=fast", r"stage\.one\.train\.optimizer\.lr: .*valid number.*\(got 'fast'\)"),
         (
             "stage.one.do=dance",
-            r"stage\.one: Input tag 'dance' .* 'filter', 'mine', 'encode', 'initialise', 'train', 'evaluate', 'index', 'search'",
+            r"stage\.one: Input tag 'dance' .* 'filter', 'mine', .*'train', 'evaluate', 'index', 'search'",
         ),
         ("encoder.head.kind=meen", r"encoder\.head: Input tag 'meen' .*'mean'"),
         ("source.a.pth=x", r"small\.toml: source\.a\.pth: Extra inputs are not permitted \(got 'x'\)"),

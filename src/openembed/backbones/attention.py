@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openembed.backbones import packed_kernel
 from openembed.packing import Layout, Run
 
 ATTENTION_NAME = "openembed_packed"
@@ -49,10 +50,14 @@ def packed_attention(
     """Returns ``(T, H, d)``: softmax(q kᵀ · scale) v inside each text of ``layout``; texts never see one another.
 
     Neighbouring texts of equal length are computed in one call. On a GPU in half precision one variable-length flash
-    kernel serves the whole stream when nothing but causality restricts the view.
+    kernel serves the whole stream when nothing but causality restricts the view; training on a CPU has its own kernel too.
     """
-    if _flash_serves(query_HTd, visibility, dropout):
-        return _flash_varlen(query_HTd, key_KTd, value_KTd, layout, visibility.causal, scale)
+    if _plain(visibility, dropout):
+        if _flash_serves(query_HTd):
+            return _flash_varlen(query_HTd, key_KTd, value_KTd, layout, visibility.causal, scale)
+        if torch.is_grad_enabled() and packed_kernel.serves(query_HTd):
+            offsets_B1, causal = layout.offsets_B1, visibility.causal
+            return packed_kernel.attention(query_HTd, key_KTd, value_KTd, offsets_B1, causal=causal, scale=scale)
     pieces = [_run_attention(run, query_HTd, key_KTd, value_KTd, visibility, scale, dropout) for run in layout.runs]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -118,9 +123,12 @@ def _window_mask(length: int, window: int, causal: bool, device: torch.device) -
     return (distance >= 0) & (distance < window) if causal else distance.abs() <= window
 
 
-def _flash_serves(query_HTd: Tensor, view: Visibility, dropout: float) -> bool:
-    plain = view.window is None and view.softcap is None and view.sinks_H is None and dropout == 0.0
-    return plain and query_HTd.is_cuda and query_HTd.dtype in (torch.float16, torch.bfloat16) and query_HTd.shape[-1] <= 256
+def _plain(view: Visibility, dropout: float) -> bool:
+    return view.window is None and view.softcap is None and view.sinks_H is None and dropout == 0.0
+
+
+def _flash_serves(query_HTd: Tensor) -> bool:
+    return query_HTd.is_cuda and query_HTd.dtype in (torch.float16, torch.bfloat16) and query_HTd.shape[-1] <= 256
 
 
 def _flash_varlen(

@@ -1,7 +1,8 @@
-"""Linear layers whose weights oneDNN has laid out once for its own kernels: faster float32 on CPUs, same results.
+"""Linear layers that run oneDNN's kernels: faster float32 on CPUs, same results.
 
-Used for inference on a CPU only; the ordinary weight stays the one truth (training, saving, moving to a GPU), and the
-laid-out copy is made anew when it changes. It costs the size of the weights once more, so large models do without.
+Without gradients they use a copy of the weight laid out for the kernel; the ordinary weight stays the one truth (training,
+saving, moving to a GPU), and the copy is made anew when it changes. It costs the size of the weights once more, so large
+models do without. With gradients they use the weight as it is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from openembed.backbones.training_linear import linear
 
 MAX_WEIGHT_BYTES = 2 * 2**30
 """Models with more float32 linear weights than this keep the plain layers: a second copy would cost too much memory."""
@@ -18,7 +21,7 @@ MIN_ROWS = 16
 
 
 class PrepackedLinear(nn.Linear):
-    """An ``nn.Linear`` that runs oneDNN's kernel on a prepared copy of its weight when no gradient is wanted."""
+    """An ``nn.Linear`` that runs oneDNN's kernel, on a prepared copy of its weight when no gradient is wanted."""
 
     def __init__(self, plain: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -29,13 +32,20 @@ class PrepackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``x Wᵀ + b``."""
-        return self.prepared(x, "none", "") if self.serves(x) else F.linear(x, self.weight, self.bias)
+        if self.serves(x):
+            return self.prepared(x, "none", "")
+        if self._takes(x):
+            return linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
     def serves(self, x: Tensor) -> bool:
         """True when the prepared kernel can take ``x``: float32 on a CPU, no gradient, enough rows."""
-        plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not x.is_cuda
+        prepared = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return prepared and self._takes(x) and x.numel() >= MIN_ROWS * self.in_features
+
+    def _takes(self, x: Tensor) -> bool:
         both_float32 = x.dtype == torch.float32 and self.weight.dtype == torch.float32
-        return plain and both_float32 and x.numel() >= MIN_ROWS * self.in_features
+        return both_float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
     def prepared(self, x: Tensor, activation: str, algorithm: str) -> Tensor:
         """Returns ``activation(x Wᵀ + b)`` from one oneDNN kernel."""

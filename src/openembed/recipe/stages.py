@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from openembed.encoder import Encoder
     from openembed.evaluation.tasks import Task
-    from openembed.rerankers import Reranker
     from openembed.records import Example
+    from openembed.rerankers import Reranker
     from openembed.train.loop import TrainConfig
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"

@@ -33,7 +33,8 @@ class ComputeConfig(Config):
     ``chunk_tokens``: tokens a micro-batch; "auto" measures once what fits and keeps to it when the run is resumed.
     ``live_chunks``: how many micro-batches (of a rank) keep their activations for the backward pass; the others run twice
     (gradient caching). "all" is the plain step, fastest and largest. ``gradient_checkpointing`` recomputes inside the
-    backbone instead. ``max_length``: tokens a text (None: the model's). ``parallel``: what several ranks hold, all weights
+    backbone instead. ``compile``: the backbone's layers go through ``torch.compile``, which makes the first step longer and
+    the others faster (one process). ``max_length``: tokens a text (None: the model's). ``parallel``: what several ranks hold, all weights
     each (``ddp``) or a part each (``fsdp``); ``keep_whole``: what is not split under fsdp until a step's last micro-batch.
     """
 
@@ -41,6 +42,7 @@ class ComputeConfig(Config):
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 16384
     live_chunks: Annotated[int, Field(ge=0)] | Literal["all"] = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     max_length: int | None = Field(default=None, ge=1)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     keep_whole: KeepWhole = "gradients"

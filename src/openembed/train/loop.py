@@ -25,6 +25,7 @@ import torch
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from openembed.backbones.adapters import LoraConfig, add_lora, has_quantized, merge_lora
+from openembed.backbones.compiled import compile_layers, restore_layers
 from openembed.config import Config
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.mixing import MixtureConfig
@@ -160,6 +161,7 @@ def train(
             if _due(done, config.save_every, config.steps):
                 checkpoint.save(out_dir / "checkpoint", done, encoder, run.optimizer, settings, world=world)
             advance(1)
+    restore_layers(encoder.backbone)
     finished = run.finished()
     evaluation = world.lead(lambda: (finished.save(out_dir / "model"), metrics.last_evaluation())[1])
     return TrainResult(out_dir / "model", out_dir / "metrics.jsonl", config.steps, start, evaluation)
@@ -188,6 +190,8 @@ class _Run:
         _widen(encoder, everything=config.compute.precision == "fp32")
         if config.compute.gradient_checkpointing:
             encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.compute.compile:
+            compile_layers(encoder.backbone)
         encoder.train()
         self._plain = encoder  # as one process would hold it: what is counted, and what is saved
         self.ranks = Replicated(world)
