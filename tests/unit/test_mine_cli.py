@@ -64,6 +64,17 @@ def test_mine_then_remine(data, tmp_path):
     assert invoke("mine", data, "--out", tmp_path / "one", "--keep", 3, "--keep-pool")  # finished: returns at once
 
 
+def test_rows_and_documents_in_files_of_their_own(tmp_path):
+    rows = [{"query": "red apple", "positive": {"id": "a", "text": "red apple pie"}}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents = [{"_id": "a", "text": "red apple pie"}, {"_id": "b", "text": "green apple"}, {"_id": "c", "text": "sea"}]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+    out, corpus = tmp_path / "out", tmp_path / "documents.jsonl"
+    said = json.loads(invoke("mine", tmp_path / "rows.jsonl", "--corpus", corpus, "--out", out, "--keep", 1, "--json"))
+    assert (said["source"], said["negatives"]) == ("rows", 1)
+    assert json.loads((out / "mined.jsonl").read_text())["negatives"][0]["id"] == "b"
+
+
 def test_wrong_options_are_named(data, tmp_path):
     result = CliRunner().invoke(app, ["mine", str(data), "--out", str(tmp_path / "x"), "--filter", "guess"])
     assert isinstance(result.exception, ValueError)

@@ -267,3 +267,22 @@ def test_sources_are_mined_one_at_a_time():
     other = Example(Query("x", "sea"), (CORPUS[3],), (), "t")
     with pytest.raises(ValueError, match="one source at a time"):
         mine([EXAMPLES[0], other], CORPUS, MineConfig(), BagOfWords())
+
+
+def test_a_damaged_journal_and_a_cut_file_are_named(tmp_path):
+    interrupted = tmp_path / "out"
+    step = 34
+    assert dies_at(step, partial(run, interrupted))
+    journal = interrupted / "journal.jsonl"
+    while len(journal.read_text().splitlines()) < 3:  # far enough that rows were saved
+        step += 3
+        assert dies_at(step, partial(run, interrupted))
+    os.truncate(interrupted / "mined.jsonl.partial", 3)
+    with pytest.raises(ValueError, match=r"mined\.jsonl\.partial: shorter than its journal says"):
+        run(interrupted)
+    journal.write_text("{nonsense\n")
+    with pytest.raises(ValueError, match="damaged; begin anew"):
+        run(interrupted)
+    run(interrupted, restart=True)
+    run(tmp_path / "whole")
+    assert contents(interrupted) == contents(tmp_path / "whole")

@@ -41,10 +41,12 @@ class RunningTop:
         self._documents_QC = np.full((queries, 2 * k + block), -1, dtype=np.int64)
         self._filled_Q = np.zeros(queries, dtype=np.int64)
         self._floor_Q = np.full(queries, -np.inf, dtype=np.float32)
+        self._hits = np.empty(queries * block, dtype=bool)  # made once: fresh pages cost as much as comparing
 
     def add(self, scores_QB: np.ndarray, first: int) -> None:
         """Takes in the scores of documents ``first``, ``first + 1``, ...; a score of -inf is no candidate."""
-        rows, columns = np.nonzero(scores_QB > self._floor_Q[:, None])
+        hits_QB = np.greater(scores_QB, self._floor_Q[:, None], out=self._hits[: scores_QB.size].reshape(scores_QB.shape))
+        rows, columns = np.divmod(np.flatnonzero(hits_QB), scores_QB.shape[1])
         counts_Q = np.bincount(rows, minlength=len(self._filled_Q))
         starts_Q = np.cumsum(counts_Q) - counts_Q
         places = np.arange(len(rows)) + (self._filled_Q - starts_Q)[rows]
@@ -92,8 +94,10 @@ def top_documents(
         return Found(empty.astype(np.int64), empty.astype(np.float32), np.zeros(len(queries_QD), dtype=np.int64))
     queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
     running, above_Q = RunningTop(len(queries_QD), k, block), np.zeros(len(queries_QD), dtype=np.int64)
+    buffer = np.empty(len(queries_QD) * block, dtype=np.float32)
     for first, block_BD in _blocks(documents_ND, min(block, max(2 * k, 256)), block):
-        scores_QB = queries_QD @ block_BD.T
+        shape = (len(queries_QD), len(block_BD))
+        scores_QB = np.matmul(queries_QD, block_BD.T, out=buffer[: shape[0] * shape[1]].reshape(shape))
         if below_Q is not None:
             passed_QB = scores_QB >= below_Q[:, None]
             above_Q += passed_QB.sum(axis=1)
