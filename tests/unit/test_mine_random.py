@@ -11,10 +11,8 @@ def examples(count):
     return [Example(Query(str(n), f"question {n}"), (Document(str(n), f"answer {n}"),)) for n in range(count)]
 
 
-def mined(seed, block_scores=2**26):
-    config = MineConfig(
-        teacher="random", keep=3, depth=3, filter=MarginConfig(kind="none"), seed=seed, block_scores=block_scores
-    )
+def mined(seed, block=1024):
+    config = MineConfig(teacher="random", keep=3, pool=3, filter=MarginConfig(kind="none"), seed=seed, block=block)
     return mine(examples(200), [], config)
 
 
@@ -34,5 +32,5 @@ def test_random_negatives_are_spread_evenly_and_never_the_positive():
 
 
 def test_random_negatives_depend_on_the_seed_alone():
-    assert negatives(mined(1)) == negatives(mined(1, block_scores=1000))
+    assert negatives(mined(1)) == negatives(mined(1, block=7))
     assert negatives(mined(1)) != negatives(mined(2))

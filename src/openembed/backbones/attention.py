@@ -52,6 +52,8 @@ def packed_attention(
     Neighbouring texts of equal length are computed in one call. On a GPU in half precision one variable-length flash
     kernel serves the whole stream when nothing but causality restricts the view; training on a CPU has its own kernel too.
     """
+    if not query_HTd.dtype == key_KTd.dtype == value_KTd.dtype:  # under autocast, rotary positions leave float32 behind
+        query_HTd, key_KTd = query_HTd.to(value_KTd.dtype), key_KTd.to(value_KTd.dtype)
     if _plain(visibility, dropout):
         if _flash_serves(query_HTd):
             return _flash_varlen(query_HTd, key_KTd, value_KTd, layout, visibility.causal, scale)
