@@ -62,7 +62,9 @@ def _encoder(config: EncoderConfig) -> EncoderConfig:
         head = head.model_copy(update={"latents": 8, "heads": 2, "head_width": 16, "expansion": 1})
     backbone = BackboneConfig(architecture=ARCHITECTURE, attention=config.backbone.attention)
     tokenizer = config.tokenizer.model_copy(update={"eos_token": "</s>"})
-    changes = {"backbone": backbone, "head": head, "tokenizer": tokenizer, "max_length": MAX_LENGTH}
+    width = {"width": ARCHITECTURE["hidden_size"]}
+    projections = tuple(projection.model_copy(update=width) for projection in config.projections)
+    changes = {"backbone": backbone, "head": head, "projections": projections, "tokenizer": tokenizer, "max_length": MAX_LENGTH}
     return config.model_copy(update={**changes, "tokenizer_path": "package:demo/tokenizer"})
 
 
