@@ -101,7 +101,10 @@ def _filter(stage: FilterStage) -> FilterStage:
     """The toy evaluation set's questions are training rows too, so that something is found."""
     texts = {name: path if path.startswith(STAGE) else FILES["label_text"] for name, path in stage.texts.items()}
     known = (EvaluationSet(name="toy", path=f"{TOY}/retrieval", documents="none"),) if stage.against else ()
-    return stage.model_copy(update={"sources": tuple(map(_source, stage.sources)), "texts": texts, "against": known})
+    changes = {"sources": tuple(map(_source, stage.sources)), "texts": texts, "against": known}
+    if known:
+        changes["duplicates"] = "none"  # all toy sources are one file: only the first would keep its rows
+    return stage.model_copy(update=changes)
 
 
 def _train(stage: TrainStage, recipe: Recipe) -> TrainStage:
