@@ -32,9 +32,10 @@ class FilterConfig(Config):
     """What counts as an evaluation text in training, and as a duplicate.
 
     ``tests``: those that are made. ``exact``: equal letters and digits, case folded. ``contains``: a run of ``run`` words
-    is in both; a run with ``template`` words that more than ``common`` evaluation texts have does not count. ``near_duplicate``: Jaccard
-    similarity of ``shingle``-word shingles from ``jaccard`` up. ``bm25``: similarity from ``bm25`` up between texts of
-    ``terms`` different stems or more, stop words not counted (see :class:`openembed.data.overlap.Bm25Index`).
+    is in both; a run that holds ``template`` words that more than ``common`` evaluation texts have does not count.
+    ``near_duplicate``: Jaccard similarity of ``shingle``-word shingles from ``jaccard`` up. ``bm25``: similarity from
+    ``bm25`` up between texts of ``terms`` different stems or more, stop words not counted (see
+    :class:`openembed.data.overlap.Bm25Index`); ``language`` is that of its stems.
     ``positives``: an example falls when ``any`` of its positives is an evaluation text, or only when ``all`` are (the
     others stay). ``duplicates`` inside the training data, the first kept: ``exact``, ``near`` (``jaccard`` again) too.
     """
