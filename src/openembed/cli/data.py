@@ -54,6 +54,9 @@ def decontaminate(
     names = [path.name.removesuffix(".gz").removesuffix(".jsonl") for path in train]
     if len(set(names)) < len(names):
         raise ValueError(f"two training files have one name ({', '.join(names)}); rename one")
+    written = {(out / f"{name}.jsonl").resolve() for name in names}
+    if lost := [path for path in train if path.resolve() in written]:
+        raise ValueError(f"--out {out}: would overwrite {lost[0]}; choose another folder")
     splits = (split,) if split else ()
     sets = [EvaluationSet(path=path, splits=splits, documents=documents) for path in against or ()]
     sources, texts = _training_data(dict(zip(names, train, strict=True)))

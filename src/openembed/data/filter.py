@@ -4,10 +4,9 @@ NV-Embed (arXiv 2405.17428, appendix on training data) removes what BM25 finds s
 copies; the thresholds are not published. A text is tested in this order, and the first test that finds something is the
 reason given: ``exact``, ``contains``, ``near_duplicate``, ``bm25``.
 
-The thresholds were chosen by reading what they remove from 305,354 training texts against 28 evaluation sets. Questions of
-one template ("What are the symptoms of ...") differ in the words that BM25 weighs most: of the questions it finds, those
-about another disease or another chapter lie mostly below 0.85, rephrased ones mostly above. Word sets tell a long name
-from its neighbour ("type IV", "type V") less well; runs of words need their templates left out.
+The thresholds were chosen by reading what they remove from 305,354 training texts against 28 evaluation sets (docs/log.md).
+What is left of false alarms are questions of one template about two types of one disease ("type IV", "type V"), and
+sentences that an evaluation text shares with many others; both cost little training data.
 """
 
 from __future__ import annotations
@@ -32,9 +31,10 @@ class FilterConfig(Config):
     """What counts as an evaluation text in training, and as a duplicate.
 
     ``tests``: those that are made. ``exact``: equal letters and digits, case folded. ``contains``: a run of ``run`` words
-    is in both; a run with ``template`` words that more than ``common`` evaluation texts have does not count. ``near_duplicate``: Jaccard
-    similarity of ``shingle``-word shingles from ``jaccard`` up. ``bm25``: similarity from ``bm25`` up between texts of
-    ``terms`` different stems or more, stop words not counted (see :class:`openembed.data.overlap.Bm25Index`).
+    is in both; a run that holds ``template`` words that more than ``common`` evaluation texts have does not count.
+    ``near_duplicate``: Jaccard similarity of ``shingle``-word shingles from ``jaccard`` up. ``bm25``: similarity from
+    ``bm25`` up between texts of ``terms`` different stems or more, stop words not counted (see
+    :class:`openembed.data.overlap.Bm25Index`); ``language`` is that of its stems.
     ``positives``: an example falls when ``any`` of its positives is an evaluation text, or only when ``all`` are (the
     others stay). ``duplicates`` inside the training data, the first kept: ``exact``, ``near`` (``jaccard`` again) too.
     """

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class WordHasher:
         self._limit = limit
 
     def __call__(self, normalised_texts: Sequence[str]) -> Words:
+        """Returns the words of texts that :func:`normalised` made."""
         rows = [text.split() for text in normalised_texts]
         if len(self._known) > self._limit:
             self._known.clear()
@@ -116,9 +118,13 @@ class RunIndex:
         clear = templates_G[places_G + size - min(template, size) + 1] == templates_G[places_G]
         self._grams, first = np.unique(grams_G[clear], return_index=True)
         self._owners = owners_G[clear][first].astype(np.int32)
+        self._places = places_G[clear][first]
 
     def find(self, words: Words) -> Iterator[tuple[int, int, int, int]]:
-        """Yields (text, indexed text, first word in the text, words) of the longest shared run of each text with one."""
+        """Yields (text, indexed text, first word in the text, words) of the longest shared run of each text with one.
+
+        Of a run that is in several indexed texts the first is named, so a run may be longer than said.
+        """
         if not len(self._grams):
             return
         grams_G, owners_G, places_G = words.ngrams(self.size)
@@ -127,7 +133,8 @@ class RunIndex:
         if not len(hits):
             return
         texts, places, matched = owners_G[hits], places_G[hits], self._owners[found_G[hits]]
-        begins = np.flatnonzero(np.r_[True, (np.diff(places) != 1) | (np.diff(texts) != 0) | (np.diff(matched) != 0)])
+        together = (np.diff(places) == 1) & (np.diff(self._places[found_G[hits]]) == 1)
+        begins = np.flatnonzero(np.r_[True, ~together | (np.diff(texts) != 0) | (np.diff(matched) != 0)])
         lengths = np.diff(np.r_[begins, len(hits)]) + self.size - 1
         order = np.lexsort((begins, -lengths, texts[begins]))
         firsts = order[np.r_[True, np.diff(texts[begins][order]) != 0]]
@@ -217,7 +224,7 @@ class SetIndex:
         total = np.cumsum(high - low)
         most = int(total[-1]) if len(total) else 0
         cuts = [0, *np.searchsorted(total, np.arange(PAIRS, most, PAIRS)).tolist(), len(keys)]
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             counts = (high - low)[start:stop]
             ones = np.repeat(texts[start:stop], counts)
             offsets = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

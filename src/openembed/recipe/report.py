@@ -23,6 +23,8 @@ METRIC_NAMES = {
     "max_ap": "average precision",
     "v_measure": "V-measure",
 }
+REASONS = ("exact", "contains", "near_duplicate", "bm25", "duplicate", "near_duplicate_row")
+"""Why a filter stage removes rows, in the order it looks."""
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy")
 
 
@@ -99,7 +101,7 @@ def _cleaning(place: Workplace) -> list[Cleaning]:
         against = {row["name"]: (row["texts"], sum(row["matched"].values())) for row in report["against"]}
         keys = ("source", "reason", "score", "text", "set", "match")
         samples = [Removal(**{key: row[key] for key in keys}) for row in report["samples"]]
-        found.append(Cleaning(label(name), sorted(reasons), sources, against, samples))
+        found.append(Cleaning(label(name), sorted(reasons, key=REASONS.index), sources, against, samples))
     return found
 
 
