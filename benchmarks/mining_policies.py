@@ -203,12 +203,13 @@ def interval(values):
 def links(results, metric):
     """Returns (better, worse, mean, half) a link: how much better by ``metric`` the policy named first is, paired by seed."""
     sign = -1 if metric == "false" else 1
-    pairs = itertools.pairwise(ORDER)
+    pairs = [*itertools.pairwise(ORDER), ("percent", "absolute")]
     return [(a, b, *interval([sign * (row[a][metric] - row[b][metric]) for row in results])) for a, b in pairs]
 
 
 WORLDS = {
     "default": World(),
+    "close paraphrases (0.25)": World(paraphrase=0.25),
     "few copies (median 1, sigma 0.6)": World(copies=1.0, spread=0.6),
     "even teacher (noise 0.85 for all)": World(noise=(0.85, 0.8501)),
     "another scale (noise 0.2 to 1.0, positives higher)": World(noise=(0.2, 1.0)),
