@@ -18,7 +18,7 @@ LAYERS = [
     {"verify", "doctor", "bulk", "objectives", "index", "data"},
     {"train", "evaluation", "steps"},
     {"recipe", "recipes", "demo"},
-    {"cli", "server"},
+    {"cli", "server", "__main__"},
 ]
 """From the bottom up; a module may import its own layer and those below."""
 
