@@ -51,6 +51,20 @@ def test_packed_attention_in_training_equals_attention_written_out(lengths, caus
         torch.testing.assert_close(packed_attention(*leaves, packed.layout, Visibility(causal), scale=scale), found.detach())
 
 
+def test_autocast_takes_queries_and_values_of_different_precision():
+    torch.manual_seed(0)
+    packed = pack(TokenRows([np.arange(n) for n in (5, 5, 1)], np.zeros(3, dtype=np.int64)))
+    query, key = (torch.randn(2, 11, 8, requires_grad=True) for _ in range(2))
+    value = torch.randn(2, 11, 8, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = packed_attention(query, key, value, packed.layout, Visibility(causal=False))
+    assert found.dtype == torch.bfloat16
+    expected = one_by_one(query, key, value.float(), (5, 5, 1), False, None)
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    found.float().sum().backward()
+    assert (query.grad.dtype, value.grad.dtype) == (torch.float32, torch.bfloat16)
+
+
 def test_operations_keep_torchs_contract():
     """Fake tensors, autograd registration and schema as ``torch.compile`` relies on them."""
     offsets = torch.tensor([0, 3, 6, 7], dtype=torch.int32)

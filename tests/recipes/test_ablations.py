@@ -54,6 +54,7 @@ def test_variants_differ_in_what_they_vary_alone(tmp_path):
     assert len({hashes[name]["stage2"] for name in two_stage}) == len(two_stage)
     pooled = [f"{head}-{mask}-2" for head in ("eos", "mean", "latent", "self") for mask in ("bi", "causal")]
     assert len({hashes[name]["hard"] for name in pooled}) == 1
+    assert len({hashes[name]["evaluate"] for name in ("latent-bi-2", "two-stage", "examples", "bm25")}) == 1
     assert len({hashes[name]["stage2"] for name in pooled}) == 8
 
 

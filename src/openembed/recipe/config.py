@@ -50,9 +50,9 @@ class MineStage(PolicyConfig):
     """Finds hard negatives for the rows of ``sources``, each in its own documents (a BEIR folder's whole corpus).
 
     ``teacher``: a model as in :class:`EvaluateStage`, or ``random``; ``reranker``: folder or hub id of a cross-encoder that
-    scores the teacher's ranking anew. Instructions are the sources' own unless given here; ``template`` and ``document_template`` are the
-    teacher's where it is not of our kind, such as ``"query: "`` and ``"passage: "``. The rest is as in
-    :class:`openembed.data.mine.MineConfig`.
+    scores the teacher's ranking anew. Instructions are the sources' own unless given here; ``template`` and
+    ``document_template`` are the teacher's where it is not of our kind, such as ``"query: "`` and ``"passage: "``. The rest is
+    as in :class:`openembed.data.mine.MineConfig`.
     """
 
     do: Literal["mine"]

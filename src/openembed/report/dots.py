@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from openembed.report.charts import number, ticks
 
-LABEL, PANEL, GAP, RIGHT = 268, 180, 22, 12
+LABEL, PANEL, GAP, RIGHT = 262, 176, 34, 14
 TOP, BOTTOM, LINE = 30, 24, 24
 MARK_WIDTH, MARK_HEIGHT = 150, 18
 

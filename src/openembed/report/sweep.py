@@ -167,7 +167,8 @@ def _statement(report: SweepReport) -> list[str]:
     lines = [
         f"{done} of {planned} runs, seeds {seeds}. A claim holds when the 95 % interval of the difference lies above 0, "
         "does not hold when it lies below, and cannot be told otherwise. The interval counts seeds and test items as chance. "
-        "± in the tables is half of Student's 95 % interval over seeds alone."
+        "± in the tables is half of Student's 95 % interval over seeds alone. Of "
+        f"{len(report.claims)} claims about which nothing were true, {0.05 * len(report.claims):.1f} would leave 0 by chance."
     ]
     for verdict, claims in report.verdicts.items():
         listed = "; ".join(f"{claim.text} ({claim.metric})" for claim in claims) or "none"

@@ -34,8 +34,9 @@ class ComputeConfig(Config):
     ``live_chunks``: how many micro-batches (of a rank) keep their activations for the backward pass; the others run twice
     (gradient caching). "all" is the plain step, fastest and largest. ``gradient_checkpointing`` recomputes inside the
     backbone instead. ``compile``: the backbone's layers go through ``torch.compile``, which makes the first step longer and
-    the others faster (one process). ``max_length``: tokens a text (None: the model's). ``parallel``: what several ranks hold, all weights
-    each (``ddp``) or a part each (``fsdp``); ``keep_whole``: what is not split under fsdp until a step's last micro-batch.
+    the others faster (one process). ``max_length``: tokens a text (None: the model's). ``parallel``: what several ranks hold,
+    all weights each (``ddp``) or a part each (``fsdp``); ``keep_whole``: what is not split under fsdp until a step's last
+    micro-batch.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
