@@ -132,23 +132,3 @@ def test_configuration_names_the_wrong_key():
         TrainConfig.model_validate({**values, "data": {"sources": [{"name": "first", "path": "x"}] * 2}})
     with pytest.raises(ValueError, match="either path or hub"):
         TrainConfig.model_validate({**values, "data": {"sources": [{"name": "first"}]}})
-
-
-def test_one_kernel_updates_moves_the_weights_as_the_plain_optimizer_does(tmp_path):
-    config = OptimizerConfig(lr=1e-2, weight_decay=0.1)
-    moved = []
-    for fused in (True, False):
-        encoder = tiny_encoder(tmp_path / str(fused))
-        optimizer = config.build(encoder)
-        assert optimizer.param_groups[0]["fused"], "a CPU's float32 weights take the fused kernel"
-        if not fused:
-            groups = [{k: v for k, v in g.items() if k in ("params", "lr", "weight_decay")} for g in optimizer.param_groups]
-            optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon)
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(3):
-            for parameter in encoder.parameters():
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-            optimizer.step()
-        moved.append([parameter.detach() for parameter in encoder.parameters()])
-    for ours, theirs in zip(*moved, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

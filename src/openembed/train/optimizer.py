@@ -53,8 +53,7 @@ class OptimizerConfig(Config):
         settings: list[dict[str, Any]] = [
             {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()
         ]
-        trained = [parameter for parameters in groups.values() for parameter in parameters]
-        return torch.optim.AdamW(settings, betas=self.betas, eps=self.epsilon, fused=_fusible(trained) or None)
+        return torch.optim.AdamW(settings, betas=self.betas, eps=self.epsilon)
 
     def rate(self, step: int, steps: int) -> float:
         """Returns the fraction of the full rate at ``step`` (0-based) of ``steps``.
@@ -65,11 +64,6 @@ class OptimizerConfig(Config):
         if step < warmup:
             return (step + 1) / warmup
         return max(0.0, (steps - step) / max(1, steps - warmup))
-
-
-def _fusible(parameters: list[nn.Parameter]) -> bool:
-    """True for plain float32 parameters on a CPU: one kernel a parameter is several times faster than a dozen there."""
-    return all(type(p) is nn.Parameter and p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
