@@ -165,8 +165,8 @@ def test_a_stopped_training_stage_resumes_to_the_same_weights(tmp_path, monkeypa
 
     save = checkpoint.save
 
-    def stop_at_four(folder, step, *rest):
-        save(folder, step, *rest)
+    def stop_at_four(folder, step, *rest, **options):
+        save(folder, step, *rest, **options)
         if step == 4:
             raise KeyboardInterrupt
 

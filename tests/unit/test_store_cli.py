@@ -101,7 +101,7 @@ def test_indexing_again_is_refused_and_a_bad_corpus_leaves_no_index(cli, index, 
         with pytest.raises(FileNotFoundError, match="no openembed index"):
             Store(tmp_path / "new")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n')
-    cli("index", tmp_path / "bad.jsonl", "-o", tmp_path / "new")
+    cli("index", tmp_path / "bad.jsonl", "-o", tmp_path / "new", "--model", "bm25")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".lock", "manifest.json", "segments"]
 
 

@@ -36,6 +36,7 @@ def attention(
     return out_THd
 
 
+# torch keeps compiled graphs on disk under the names of these operations: a new signature needs a new name.
 @torch.library.custom_op("openembed::packed_attention", mutates_args=())
 def _forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(T, H, d)`` and the logarithms of the softmax's denominators ``(H, T)``."""

@@ -19,6 +19,7 @@ from openembed.checkpoints.weights import check_folder
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
 from openembed.files import read_json
+from openembed.packaged import packaged
 from openembed.tokenization import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def load(
     revision: str | None = None,
     quantization: str | None = None,
 ) -> Encoder:
-    """Returns the encoder stored in a folder or on the hub, ready to encode.
+    """Returns the encoder stored in a folder, on the hub or in the package (``openembed-nano``), ready to encode.
 
     Opens NV-Embed v1/v2 layouts, sentence-transformers dense checkpoints, what :meth:`Encoder.save` wrote, and with
     ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
@@ -86,14 +87,14 @@ def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | No
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """Returns the local folder of a model, downloading it from the hub when the name is no folder.
+    """Returns the local folder of a model: in the package (``openembed-nano``), a folder, or downloaded from the hub.
 
     Raises ``FileNotFoundError`` saying both places that were looked at.
     """
-    path = Path(path_or_hub_id).expanduser()
+    name = str(path_or_hub_id)
+    path = packaged(name) or Path(name).expanduser()
     if path.is_dir():
         return path
-    name = str(path_or_hub_id)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.exists():
         raise FileNotFoundError(f"{name}: no such model folder")
     from huggingface_hub import snapshot_download

@@ -60,7 +60,7 @@ def demo(
     device: Device = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a small decoder in two stages on the packaged data, evaluate it beside BM25, search, write a report."""
+    """Train openembed-nano in two stages on the packaged data, evaluate it beside BM25, search, write a report."""
     _run("demo", out, smoke=smoke, settings=settings, data=None, device=device, as_json=as_json)
 
 
@@ -243,6 +243,7 @@ def base_folder(path: Path, packaged: bool, data: Path | None) -> Path:
 
 def _missing(recipe: Recipe, base: Path) -> list[dict[str, str]]:
     """What a run would have to find elsewhere: files that are not there, hub data sets, models of the hub."""
+    from openembed.packaged import NANO
     from openembed.recipe.config import BM25, RANDOM, UNTRAINED, model_references, stage_paths, stage_sources
     from openembed.recipe.stages import Workplace
 
@@ -256,7 +257,7 @@ def _missing(recipe: Recipe, base: Path) -> list[dict[str, str]]:
             if source.hub is not None:
                 found["hub data set", f"{source.hub.id} @ {source.hub.revision or 'not pinned'}"] = None
         for model in model_references(stage).values():
-            if model not in (UNTRAINED, BM25, RANDOM, *recipe.stage) and not Path(place.model_folder(model)).is_dir():
+            if model not in (UNTRAINED, BM25, RANDOM, NANO, *recipe.stage) and not Path(place.model_folder(model)).is_dir():
                 found["hub model", model] = None
     backbone = recipe.encoder.backbone.path if recipe.encoder else None
     if backbone is not None and not Path(place.model_folder(backbone)).is_dir():

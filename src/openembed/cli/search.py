@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openembed.cli.output import JsonFlag, console, print_json
+from openembed.packaged import NANO
 
 if TYPE_CHECKING:
     from openembed.encoder import Encoder
     from openembed.index.store import Store
 
+logger = logging.getLogger(__name__)
+BM25 = "bm25"
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an interrupted run and begin anew.")]
 Instruction = Annotated[str | None, typer.Option(help="Task description, put in the model's template.")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text, in tokens (default: the model's).")]
@@ -60,7 +64,9 @@ def encode(
 def index(
     corpus: Annotated[Path, typer.Argument(help="BEIR folder, JSONL(.gz), or text file (one text a line).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new index.")],
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id; without: BM25 only.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or hub id; bm25: words alone (default: openembed-nano, for English).")
+    ] = None,
     language: Annotated[str, typer.Option(help="Stemmer and stop words: en, pl, de, ..., or none.")] = "en",
     instruction: Instruction = None,
     normalize: Normalize = True,
@@ -80,8 +86,12 @@ def index(
 
     analyzer(language)
     check_absent(out)
+    if model is None:
+        model = NANO if language == "en" else BM25
+        if model == BM25:
+            logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
     encoding, info, vectors, report = out / "encoding", None, None, {}
-    if model is not None:
+    if model != BM25:
         encoder = _load(model, device, dtype)
         config = BulkConfig(instruction=instruction, normalize=normalize, max_length=max_length)
         encoded, report = _encode(encoder, str(corpus), encoding, config, restart)

@@ -6,7 +6,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +27,7 @@ from openembed.data.constructions import (
 )
 from openembed.data.examples import parse_example
 from openembed.data.rows import HubConfig, HubRows, Judged, Rows, is_beir, read_judged, read_rows
+from openembed.packaged import packaged
 from openembed.records import Document, Example, Query
 from openembed.seeds import generator
 
@@ -181,9 +181,7 @@ def _judged(config: SourceConfig, base_dir: str | Path) -> Judged | None:
 
 
 def _resolve(path: str, base_dir: Path) -> Path:
-    if path.startswith("package:"):
-        return Path(str(resources.files("openembed"))) / path.removeprefix("package:")
-    return base_dir / path
+    return packaged(path) or base_dir / path
 
 
 def _rows(config: SourceConfig, base_dir: str | Path) -> Rows:

@@ -10,6 +10,7 @@ from openembed.data.evaluation_texts import EvaluationSet
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.heads import LatentAttentionConfig
+from openembed.packaged import NANO
 from openembed.recipe.config import (
     BM25,
     RANDOM,
@@ -131,5 +132,5 @@ def _source(source: SourceConfig) -> SourceConfig:
 
 
 def _model(reference: str, recipe: Recipe) -> str:
-    """A stage or BM25 as it is; a model that would have to be downloaded becomes the untrained toy."""
-    return reference if reference in (UNTRAINED, BM25, RANDOM, *recipe.stage) else UNTRAINED
+    """A stage, BM25 or the package's model as it is; one that would have to be downloaded becomes the untrained toy."""
+    return reference if reference in (UNTRAINED, BM25, RANDOM, NANO, *recipe.stage) else UNTRAINED

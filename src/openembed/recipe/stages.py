@@ -12,12 +12,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openembed.data.sources import SourceConfig
 from openembed.files import read_json, write_json
+from openembed.packaged import packaged
 from openembed.recipe.config import (
     BM25,
     MINED,
@@ -68,8 +68,9 @@ class Workplace:
 
     def locate(self, path: str) -> Path:
         """Returns the place of a path of the recipe: in the package, in a stage's output, or under ``base``."""
-        if path.startswith("package:"):
-            return Path(str(resources.files("openembed"))) / path.removeprefix("package:")
+        found = packaged(path)
+        if found is not None:
+            return found
         if path.startswith(MINED):
             return self.out / path.removeprefix(MINED)
         return self.base / path
@@ -112,8 +113,6 @@ class Workplace:
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         config = self.recipe.encoder
         assert config is not None, "references are checked before a recipe runs"
-        if config.tokenizer_path is not None and config.tokenizer_path.startswith("package:"):
-            config = config.model_copy(update={"tokenizer_path": str(self.locate(config.tokenizer_path))})
         if config.backbone.path is not None:
             found = self.model_folder(config.backbone.path)
             config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": found})})
