@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openembed.recipe.config import Expect, Recipe, load_recipe, parse_recipe
+from openembed.recipe.config import Expect, Recipe, load_recipe, model_references, parse_recipe
 from openembed.recipe.files import RecipeFile
 
 SMALL = """
@@ -126,7 +126,10 @@ def test_smoke_needs_nothing_but_the_package(name):
     assert list(recipe.stage) == list(full.stage)
     text = recipe.to_toml()
     assert "hub" not in [key.strip() for line in text.splitlines() for key in line.split("=")[:1]]
-    assert recipe.encoder.backbone.path is None
+    assert recipe.encoder is None or recipe.encoder.backbone.path is None
+    known = {"untrained", "bm25", "random", "openembed-nano", *recipe.stage}
+    for stage in recipe.stage.values():
+        assert set(model_references(stage).values()) <= known
     for stage in recipe.stage.values():
         for source in getattr(stage, "sources", ()) or getattr(getattr(stage, "data", None), "sources", ()):
             assert source.hub is None
