@@ -11,7 +11,7 @@ from tiny_training import source, tiny_encoder, train_config, two_sources
 
 from openembed.data.constructions import stratified
 from openembed.data.mine import MineConfig, mine
-from openembed.data.sources import load_corpus, load_source, never_negative, without_known_positives
+from openembed.data.sources import SourceConfig, load_corpus, load_source, never_negative, without_known_positives
 from openembed.records import Document, Example, Query
 from openembed.seeds import generator
 
@@ -315,3 +315,19 @@ def test_training_by_epochs_turns_where_the_schedule_says(tmp_path):
     assert max(len(counts) for counts in rows[3:]) == 2
     again = train(config, tiny_encoder(tmp_path / "tokenizer"), tmp_path / "run", examples=two_sources())
     assert again.resumed_from == 6
+
+
+def test_float_labels_are_the_numbers_they_are(tmp_path):
+    rows = [{"text": "a", "label": 0.0}, {"text": "b", "label": 1.0}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"name": "s", "path": str(tmp_path / "rows.jsonl"), "construction": "label_text"}
+    with pytest.raises(ValueError, match="cannot be documents"):
+        load_source(SourceConfig(**config))
+    found = load_source(SourceConfig(**config, label_texts={"0": "bad", "1": "good"}))
+    assert [example.positives[0].text for example in found] == ["bad", "good"]
+
+
+def test_a_mapped_column_comes_before_one_of_the_fields_other_name(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "q", "answer": "right", "positives": ["wrong"]}) + "\n")
+    config = SourceConfig(name="s", path=str(tmp_path / "rows.jsonl"), columns={"positive": "answer"})
+    assert [document.text for document in load_source(config)[0].positives] == ["right"]

@@ -247,3 +247,34 @@ def test_what_is_wrong_with_an_evaluation_set_is_said(tmp_path):
     write(tmp_path / "set/test.jsonl", [{"text": "a"}])
     with pytest.raises(ValueError, match="two evaluation sets are named"):
         read_evaluation_texts([EvaluationSet(path=str(tmp_path / "set"))] * 2)
+
+
+def one_row(name, query="where is the old river bridge"):
+    return {name: [Example(Query("1", query), (Document("", "in the town"),), (), name)]}
+
+
+def test_a_source_of_which_nothing_is_left_does_not_keep_its_old_file(tmp_path):
+    known = write(tmp_path / "known.jsonl", [{"text": "Where is the old river bridge?"}])
+    nothing, some = read_evaluation_texts([]), read_evaluation_texts([EvaluationSet(path=str(known))])
+    clean(one_row("a"), {}, nothing, FilterConfig(), tmp_path / "out")
+    clean(one_row("a"), {}, some, FilterConfig(), tmp_path / "out")
+    assert (tmp_path / "out" / "a.jsonl").read_text() == ""
+
+
+def test_a_source_is_not_named_as_the_list_of_removals(tmp_path):
+    with pytest.raises(ValueError, match="rename"):
+        clean(one_row("removed"), {}, read_evaluation_texts([]), FilterConfig(), tmp_path)
+
+
+def test_texts_without_words_are_duplicates_only_when_equal(tmp_path):
+    path = write(tmp_path / "texts.jsonl", [{"text": text} for text in ("😀", "😡", "😀 ", "+")])
+    report = clean({}, {"texts": path}, read_evaluation_texts([]), FilterConfig(), tmp_path / "out")
+    assert report["sources"]["texts"]["kept"] == 3
+
+
+def test_parts_of_an_evaluation_folder_without_texts_are_named(tmp_path):
+    write(tmp_path / "sets" / "a" / "test.jsonl", [{"text": "one text"}])
+    other = write(tmp_path / "sets" / "b" / "test.jsonl", [{"premise": "another text"}])
+    (tmp_path / "sets" / "c").mkdir()
+    found = read_evaluation_texts([EvaluationSet(path=str(tmp_path / "sets"))])
+    assert found.counts[0]["empty"] == [str(other), str(tmp_path / "sets" / "c")]

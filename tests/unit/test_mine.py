@@ -139,3 +139,27 @@ def test_bm25_mines_nothing_among_documents_without_words():
     documents = [Document("1", ""), Document("2", "a")]
     mined = mine([Example(Query("q", "cars"), (documents[0],), source="s")], documents, MineConfig(teacher="bm25"))
     assert counts(mined) == {"queries": 1, "negatives": 0, "without_negatives": 1, "refused": 1}
+
+
+def test_positives_of_other_rows_of_the_query_are_never_mined():
+    rows = [Example(Query("", "q"), (Document("", text),), (), "s") for text in ("p1", "p2")]
+    corpus = [Document(str(n), text) for n, text in enumerate(("p1", "p2", "hard", "far"))]
+    for example in mine(rows, corpus, MineConfig(filter={"kind": "none"}), TEACHER).examples:
+        assert [document.text for document in example.negatives] == ["hard", "far"]
+
+
+def test_a_positive_without_its_title_is_known_in_the_corpus():
+    corpus = [Document("1", "relieves pain", "Aspirin"), Document("2", "relieves swelling", "Ibuprofen")]
+    example = Example(Query("", "what relieves"), (Document("", "relieves pain"),), (), "s")
+    assert texts(mine([example], corpus, MineConfig(teacher="bm25", filter={"kind": "none"}))) == ["relieves swelling"]
+
+
+@pytest.mark.parametrize("value", [95, 0, -0.5, float("nan"), float("inf")])
+def test_a_percentage_is_a_share(value):
+    with pytest.raises(ValueError, match=r"share of the positive|finite"):
+        MarginConfig(value=value)
+
+
+def test_no_fewer_survivors_to_draw_from_than_are_kept():
+    with pytest.raises(ValueError, match="cannot draw 20"):
+        MineConfig(keep=20, sample="softmax", sample_from=10)

@@ -286,3 +286,26 @@ def test_a_damaged_journal_and_a_cut_file_are_named(tmp_path):
     run(interrupted, restart=True)
     run(tmp_path / "whole")
     assert contents(interrupted) == contents(tmp_path / "whole")
+
+
+def test_restart_forgets_vectors_and_rankings_of_other_data(tmp_path, monkeypatch):
+    run(tmp_path)
+    mine_folder(
+        EXAMPLES[:3], iter(CORPUS), tmp_path, CONFIG.model_copy(update={"keep_pool": False}), BagOfWords(), restart=True
+    )
+    with pytest.raises(ValueError, match="keep_pool"):
+        reapply(tmp_path, tmp_path / "again", PolicyConfig(keep=2, pool=15))
+
+    def killed(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openembed.data.mine._mine_blocks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    mine_folder(EXAMPLES[:3], iter(CORPUS[:50]), tmp_path / "killed", CONFIG, BagOfWords(), restart=True)
+
+
+def test_a_policy_is_not_reapplied_in_place(tmp_path, whole):
+    with pytest.raises(ValueError, match="another folder"):
+        reapply(whole, whole, PolicyConfig(keep=2, pool=15), restart=True)

@@ -97,4 +97,7 @@ def _say(report: dict[str, Any], out: Path) -> None:
     terminal.print(table)
     found = [f"{row['name']} {sum(row['matched'].values()):,}" for row in report["against"] if row["matched"]]
     terminal.print(f"Removed for overlap with: {', '.join(found) or 'no evaluation set'}", markup=False, highlight=False)
+    if empty := [path for row in report["against"] for path in row["empty"]]:
+        text = f"Not compared with, for no texts were found there: {', '.join(empty)}"
+        terminal.print(text, markup=False, highlight=False)
     terminal.print(f"What was removed and why: {out / 'removed.jsonl'}", markup=False, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,7 @@ def mine(
     other = {"max_length": max_length, "language": language, "keep_pool": keep_pool, "seed": seed}
     kind = "bm25" if teacher == "bm25" else "encoder"
     config = parse(MineConfig, {**policy, **prompts, **other, "teacher": kind}, "options")
-    name = data.name.removesuffix(".gz").removesuffix(".jsonl")
+    name = Path(os.path.abspath(data)).name.removesuffix(".gz").removesuffix(".jsonl")
     examples = load_source(SourceConfig(name=name, path=str(data), split=split))
     place = corpus or (data if data.is_dir() else None)
     documents = iter(()) if place is None else read_documents(place)
@@ -97,7 +98,7 @@ def remine(
     sample_from: SampleFrom = None,
     temperature: Temperature = 0.05,
     short: Short = "keep",
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Of all that is drawn (default: that of the mining).")] = None,
     restart: Restart = False,
     as_json: JsonFlag = False,
 ) -> None:

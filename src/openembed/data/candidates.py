@@ -5,14 +5,14 @@ Q queries of a block, K fetched, P candidates of one query.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from openembed.data.batch import text_key
-from openembed.data.corpus import Corpus, id_hash, word_set
+from openembed.data.corpus import Corpus, word_set
 from openembed.data.select import Ranking
 from openembed.data.teachers import Teacher
 from openembed.records import Document, Example
@@ -45,6 +45,9 @@ class Candidates:
     ) -> None:
         self._examples, self._corpus, self._near = examples, corpus, near
         self._teacher, self._reranker, self._exclude = teacher, reranker, exclude
+        self._rows: dict[int, list[int]] = defaultdict(list)
+        for number, example in enumerate(examples):
+            self._rows[text_key(example.query.text)].append(number)
 
     def rankings(self, part: range, wanted: int) -> list[Ranking]:
         """Returns the ranking of each query of ``part``.
@@ -52,21 +55,22 @@ class Candidates:
         Twice ``wanted`` are fetched, and the positives, so that ``wanted`` remain; a reranker scores only ``wanted``.
         """
         positives = [self._positives(number) for number in part]
-        found = self._teacher.search(np.array(part), 2 * wanted + max(map(len, positives), default=0))
+        known = [self._known(number) for number in part]
+        found = self._teacher.search(np.array(part), 2 * wanted + max(map(len, known), default=0))
         ranked = []
         for place, number in enumerate(part):
             fetched = found.documents_QK[place] >= 0
             documents_P, scores_P = found.documents_QK[place][fetched], found.scores_QK[place][fetched]
-            allowed_P, passed = self._allowed(number, positives[place], documents_P)
+            allowed_P, passed = self._allowed(number, known[place], documents_P)
             documents_P, scores_P = documents_P[allowed_P], scores_P[allowed_P]
             if self._reranker is None:
-                known = self._teacher.score(number, positives[place])
+                own_scores = self._teacher.score(number, positives[place])
             else:
                 documents_P = documents_P[:wanted]
-                known, scores_P = self._rerank(number, positives[place]), self._rerank(number, documents_P)
+                own_scores, scores_P = self._rerank(number, positives[place]), self._rerank(number, documents_P)
                 order_P = np.argsort(-scores_P, kind="stable")
                 documents_P, scores_P = documents_P[order_P], scores_P[order_P]
-            ranked.append(Ranking(documents_P, scores_P, positives[place], known, passed))
+            ranked.append(Ranking(documents_P, scores_P, positives[place], own_scores, passed))
         return ranked
 
     def deeper(self, numbers: list[int], limits: np.ndarray, count: int) -> list[More]:
@@ -76,14 +80,14 @@ class Candidates:
         """
         if self._reranker is not None or not numbers:
             return [_none() for _ in numbers]
-        positives = [self._positives(number) for number in numbers]
-        found = self._teacher.search(np.array(numbers), count + max(map(len, positives)), limits.astype(np.float32))
+        known = [self._known(number) for number in numbers]
+        found = self._teacher.search(np.array(numbers), count + max(map(len, known)), limits.astype(np.float32))
         more = []
         for place, number in enumerate(numbers):
             documents_K = found.documents_QK[place]
             ranks_K = found.above_Q[place] + 1 + np.arange(len(documents_K))
             documents_P = documents_K[documents_K >= 0]
-            allowed_P, _ = self._allowed(number, positives[place], documents_P)
+            allowed_P, _ = self._allowed(number, known[place], documents_P)
             rows = np.flatnonzero(allowed_P)
             more.append(More(documents_P[rows], found.scores_QK[place][rows], ranks_K[rows]))
         return more
@@ -91,7 +95,7 @@ class Candidates:
     def random(self, number: int, count: int, generator: np.random.Generator) -> More:
         """Returns up to ``count`` documents that may be mined, drawn evenly from the corpus, with their scores."""
         drawn = np.array(list(dict.fromkeys(generator.integers(len(self._corpus), size=count).tolist())), dtype=np.int64)
-        allowed_P, _ = self._allowed(number, self._positives(number), drawn)
+        allowed_P, _ = self._allowed(number, self._known(number), drawn)
         drawn = drawn[allowed_P]
         scores_P = self._teacher.score(number, drawn) if self._reranker is None else self._rerank(number, drawn)
         return More(drawn, scores_P, np.zeros(len(drawn), dtype=np.int64))
@@ -100,25 +104,30 @@ class Candidates:
         found = [self._corpus.find(document) for document in self._examples[number].positives]
         return np.array(found, dtype=np.int64)
 
+    def _known(self, number: int) -> np.ndarray:
+        """The positives of all rows that ask this query: sets with one positive a row repeat it."""
+        rows = self._rows[text_key(self._examples[number].query.text)]
+        return np.unique(np.concatenate([self._positives(row) for row in rows]))
+
     def _rerank(self, number: int, documents_P: np.ndarray) -> np.ndarray:
         texts = [self._corpus[int(document)].full_text for document in documents_P]
         scores = self._reranker.score(self._examples[number].query.text, texts) if texts else []
         return np.asarray(scores, dtype=np.float32)
 
-    def _allowed(self, number: int, positives: np.ndarray, documents_P: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    def _allowed(self, number: int, known: np.ndarray, documents_P: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
         """Returns which documents may be mined for a query (bool (P,)), and how many may not, by reason."""
         example, corpus = self._examples[number], self._corpus
         texts_P = corpus.text_N[documents_P]
-        known_ids = [id_hash(document.id) for document in example.positives if document.id]
-        positive_P = np.isin(documents_P, positives) | np.isin(corpus.id_N[documents_P], known_ids)
-        known_texts = [text_key(example.query.text), *corpus.text_N[positives].tolist()]
-        equal_P = np.isin(texts_P, known_texts) & ~positive_P
+        known_ids = corpus.id_N[known][corpus.id_N[known] != 0]
+        positive_P = np.isin(documents_P, known) | np.isin(corpus.id_N[documents_P], known_ids)
+        known_texts = [text_key(example.query.text), *corpus.text_N[known].tolist(), *corpus.bare_N[known].tolist()]
+        equal_P = (np.isin(texts_P, known_texts) | np.isin(corpus.bare_N[documents_P], known_texts)) & ~positive_P
         first_P = np.zeros(len(documents_P), dtype=bool)
         first_P[np.unique(texts_P, return_index=True)[1]] = True
         allowed_P = first_P & ~positive_P & ~equal_P
         counts = Counter(known_positive=int(positive_P.sum()), equal_text=int(equal_P.sum()))
         counts["repeated_text"] = int((~first_P & ~positive_P & ~equal_P).sum())
-        self._refuse_near(positives, documents_P, allowed_P, counts)
+        self._refuse_near(known, documents_P, allowed_P, counts)
         if self._exclude is not None:
             for place in np.flatnonzero(allowed_P):
                 if self._exclude(example, corpus[int(documents_P[place])]):

@@ -63,13 +63,16 @@ def clean(
     """
     if shared := set(sources) & set(texts):
         raise ValueError(f"a source and a file of texts are both named {min(shared)!r}; rename one")
+    if REMOVED.removesuffix(".jsonl") in {*sources, *texts}:
+        raise ValueError(f"'removed' names the list of what was removed ({REMOVED}); rename the source or file")
+    (folder / REPORT).unlink(missing_ok=True)  # that of an earlier run
     finder = Decontaminator(evaluation, config)
     removals = _Removals()
     rows = {name: len(examples) for name, examples in sources.items()}
     kept = [
         (name, *row) for name, examples in sources.items() for row in _clean_examples(name, examples, finder, config, removals)
     ]
-    for name, examples in _without_duplicates(kept, config, removals).items():
+    for name, examples in _without_duplicates(list(sources), kept, config, removals).items():
         write_examples(folder / f"{name}.jsonl", examples)
         rows[name] = len(sources[name])
     left = {name: _find_in_file(name, path, finder, removals) for name, path in texts.items()}
@@ -140,9 +143,9 @@ def _kept_documents(example: Example, positives: Sequence[bool], negatives: Sequ
 
 
 def _without_duplicates(
-    rows: Sequence[tuple[str, str, Example]], config: FilterConfig, removals: _Removals
+    names: Sequence[str], rows: Sequence[tuple[str, str, Example]], config: FilterConfig, removals: _Removals
 ) -> dict[str, list[Example]]:
-    """The examples by source, without those all of whose (query, positive) pairs an earlier example has."""
+    """The examples of every source of ``names``, without those all of whose (query, positive) pairs an earlier example has."""
     first: dict[bytes, int] = {}
     stay = np.ones(len(rows), dtype=bool)
     for number, (name, row, example) in enumerate(rows):
@@ -155,7 +158,7 @@ def _without_duplicates(
             first.setdefault(pair, number)
     if config.duplicates == "near":
         _near_examples(rows, stay, config, removals)
-    kept: dict[str, list[Example]] = {name: [] for name, _, _ in rows}
+    kept: dict[str, list[Example]] = {name: [] for name in names}
     for number in np.flatnonzero(stay):
         name, _, example = rows[number]
         kept[name].append(example)

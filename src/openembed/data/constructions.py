@@ -57,7 +57,7 @@ def read_labelled(
     labelled, blank, worded = [], 0, False
     for where, row in rows:
         text = text_field(row, "text", where)
-        values = _label_values(row, separator, where, prefer_value=bool(label_texts))
+        values = [_whole(value) for value in _label_values(row, separator, where, prefer_value=bool(label_texts))]
         if label_texts:
             unknown = [value for value in values if str(value) not in label_texts]
             if unknown:
@@ -71,6 +71,11 @@ def read_labelled(
     if blank:
         logger.info("source %r: %d rows without a text left out", source, blank)
     return labelled, worded
+
+
+def _whole(value: Any) -> Any:
+    """1 for 1.0: a column of numbers with a gap is read as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _label_values(row: Mapping[str, Any], separator: str | None, where: str, *, prefer_value: bool) -> list[Any]:

@@ -21,9 +21,10 @@ DOCUMENTS, NUMBERS = "documents.jsonl", "documents.npz"
 
 
 class Corpus:
-    """Documents by number, from a file; only those asked for are read. 36 bytes a document are held in memory.
+    """Documents by number, from a file; only those asked for are read. 44 bytes a document are held in memory.
 
     ``text_N`` and ``id_N``: int64 hashes of the text (blind to case and white space) and of the id (0 for none);
+    ``bare_N``: of the text without its title, or of the title where there is no text;
     ``words_N``: how many distinct words a text has. ``digest``: SHA-256 of the file.
     """
 
@@ -32,6 +33,7 @@ class Corpus:
         with np.load(Path(folder) / NUMBERS) as numbers:
             self._starts, self._identity_N = numbers["starts"], numbers["identity"]
             self.text_N, self.id_N, self.words_N = numbers["text"], numbers["id"], numbers["words"]
+            self.bare_N = numbers.get("bare", self.text_N)  # a pool kept by an older version has none
             self.digest = str(numbers["digest"])
         self._order_N = np.argsort(self._identity_N, kind="stable")
         self._file = self.path.open("rb")
@@ -61,7 +63,7 @@ def write_corpus(folder: str | Path, documents: Iterable[Document], examples: Se
     So every positive gets a score, and an empty corpus becomes that of all positives. The file's ``_id`` is the number.
     """
     starts, identities, texts = array("q", [0]), array("q"), array("q")
-    ids, words, digest = array("q"), array("i"), hashlib.sha256()
+    bare, ids, words, digest = array("q"), array("q"), array("i"), hashlib.sha256()
     with atomic_write(Path(folder) / DOCUMENTS, "wb") as file:
 
         def add(document: Document) -> None:
@@ -73,6 +75,7 @@ def write_corpus(folder: str | Path, documents: Iterable[Document], examples: Se
             starts.append(starts[-1] + len(line))
             identities.append(identity(document))
             texts.append(text_key(document.full_text))
+            bare.append(text_key(document.text if document.text.strip() else document.full_text))
             ids.append(id_hash(document.id))
             words.append(len(word_set(document.full_text)))
 
@@ -84,7 +87,7 @@ def write_corpus(folder: str | Path, documents: Iterable[Document], examples: Se
                 if identity(document) not in known:
                     known.add(identity(document))
                     add(document)
-    numbers = {"starts": starts, "identity": identities, "text": texts, "id": ids}
+    numbers = {"starts": starts, "identity": identities, "text": texts, "bare": bare, "id": ids}
     arrays = {name: np.array(values, dtype=np.int64) for name, values in numbers.items()}
     with atomic_write(Path(folder) / NUMBERS, "wb") as file:
         np.savez(file, words=np.array(words, dtype=np.int32), digest=np.array(digest.hexdigest()), **arrays)

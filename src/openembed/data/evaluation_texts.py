@@ -63,8 +63,8 @@ class EvaluationTexts:
     """Distinct texts of all sets (equal ones belong to the first set that has them), and what was read.
 
     ``known``: normalised text → number, with documents that have a title known without it too. ``sets`` are names by
-    number, ``set_of`` the set of each text; ``counts`` has for each set its path, texts, texts no earlier set has, and
-    the SHA-256 of the files read.
+    number, ``set_of`` the set of each text; ``counts`` has for each set its path, texts, texts no earlier set has, the
+    SHA-256 of the files read, and ``empty``: folders and files in which no text was found.
     """
 
     texts: list[str]
@@ -94,6 +94,7 @@ def read_evaluation_texts(sets: Sequence[EvaluationSet], locate: Callable[[str],
             raise ValueError(f"evaluation set {config.path}: no texts; its rows need one of the columns {', '.join(COLUMNS)}")
         found.sets.append(name)
         row = {"name": name, "path": config.path, "splits": reader.splits_read, "documents": config.documents}
+        row["empty"] = reader.empty
         new = len(found.texts) - before
         found.counts.append({**row, "texts": total, "new": new, "sha256": reader.digest.hexdigest()})
     return found
@@ -117,6 +118,7 @@ class _Reader:
         self.config = config
         self.digest = hashlib.sha256()
         self.splits_read: list[str] = []
+        self.empty: list[str] = []
 
     def read(self, path: Path) -> Iterator[tuple[str, str]]:
         """Yields texts, and of documents with a title the text without it."""
@@ -130,7 +132,9 @@ class _Reader:
             for file in files:
                 yield from self._rows(file)
         else:
-            for child in sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")):
+            children = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+            self.empty += [] if children else [str(path)]
+            for child in children:
                 yield from self.read(child)
 
     def _retrieval(self, folder: Path) -> Iterator[tuple[str, str]]:
@@ -166,10 +170,14 @@ class _Reader:
         return wanted
 
     def _rows(self, path: Path) -> Iterator[tuple[str, str]]:
-        columns = self.config.columns or COLUMNS
+        columns, empty = self.config.columns or COLUMNS, True
         for _, row in read_jsonl(self._hashed(path)):
             if all(str(row.get(key)) == value for key, value in self.config.where.items()):
-                yield from ((text, "") for text in row_texts(row, columns))
+                for text in row_texts(row, columns):
+                    empty = False
+                    yield text, ""
+        if empty:
+            self.empty.append(str(path))
 
     def _hashed(self, path: Path) -> Path:
         with path.open("rb") as file:

@@ -8,6 +8,7 @@ may also be called ``_id`` or ``docid``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def parse_example(row: Mapping[str, Any], source: str, where: str) -> Example:
     if not positives:
         raise ValueError(f"{where}: no 'positive' or 'positives' document")
     return Example(
-        Query(str(row.get("query_id", query.get("id", ""))), query["text"]),
+        Query(_query_id(row, query), query["text"]),
         positives,
         negatives,
         source,
@@ -77,15 +78,20 @@ def _rows(documents: Sequence[Document], scores: Sequence[float]) -> list[dict[s
 
 
 def _documents(row: Mapping[str, Any], field: str, where: str) -> tuple[tuple[Document, ...], tuple[float, ...]]:
-    values = row.get(f"{field}s", row.get(field))
-    if values is None:
-        values = []
+    values = next((row[name] for name in (f"{field}s", field) if row.get(name) is not None), [])
     entries = [_entry(value, f"{where}: {field}") for value in (values if isinstance(values, list) else [values])]
     scores = [entry["score"] for entry in entries if entry.get("score") is not None]
     if scores and len(scores) != len(entries):
         raise ValueError(f"{where}: {field}: {len(scores)} of {len(entries)} documents have a score; give all or none")
     documents = tuple(Document(_identifier(e), e["text"], e.get("title") or "") for e in entries)
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{where}: {field}: 'score' must be a finite number, got {score!r:.80}")
     return documents, tuple(float(score) for score in scores)
+
+
+def _query_id(row: Mapping[str, Any], query: Mapping[str, Any]) -> str:
+    return str(next((value for value in (row.get("query_id"), query.get("id")) if value is not None), ""))
 
 
 def _identifier(entry: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from openembed.config import Config
 
@@ -18,8 +19,14 @@ class MarginConfig(Config):
     """
 
     kind: Literal["percent", "margin", "absolute", "none"] = "percent"
-    value: float = 0.95
-    fallback_margin: float = 0.05
+    value: float = Field(default=0.95, allow_inf_nan=False)
+    fallback_margin: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _a_share(self) -> MarginConfig:
+        if self.kind == "percent" and not 0 < self.value <= 2:
+            raise ValueError(f"value of filter percent is a share of the positive's score, such as 0.95; got {self.value:g}")
+        return self
 
     def ceiling(self, positive_scores_Q: np.ndarray) -> np.ndarray:
         """Returns the score at or above which a negative is discarded, for each query's lowest positive score (Q,).

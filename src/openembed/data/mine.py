@@ -6,8 +6,8 @@ each query, and mined rows are appended in journalled blocks: a killed run goes 
 
 Peak memory beside the encoder's own and the examples given (Q = ``block`` queries, B = 4,096 documents, K = 2 · (pool + skip)
 + positives fetched, D width, N documents): 4·Q·B + 12·Q·(2K + B) bytes for scores and the running top, 4·B·D for a block of
-vectors, and 36·N for what tells documents apart (hashes, lengths and offsets; while they are written also Python's set of
-their identities). With the defaults, 384 dimensions and a million documents: 80 MB, 6 MB and 36 MB.
+vectors, and 44·N for what tells documents apart (hashes, lengths and offsets; while they are written also Python's set of
+their identities). With the defaults, 384 dimensions and a million documents: 80 MB, 6 MB and 44 MB.
 
     OUT/mined.jsonl   examples with negatives, teacher scores, ranks and policy
     OUT/audit.json    see :mod:`openembed.data.audit`
@@ -143,8 +143,11 @@ def mine_folder(
         raise ValueError("mining with teacher = 'encoder' needs an encoder; pass one or set teacher = 'bm25'")
     out = Path(out)
     work = out / WORK
-    work.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with exclusive(out):
+        if restart:
+            _forget(out)
+        work.mkdir(exist_ok=True)
         documents = write_corpus(work, corpus, examples)
         prompted = _prompted(encoder, config) if config.teacher == "encoder" else None
         name = _name(config.teacher if prompted is None else prompted.fingerprint, reranker)
@@ -173,6 +176,8 @@ def reapply(
     mined, out = Path(mined), Path(out)
     if not (mined / META).exists() or not (mined / POOL).exists():
         raise ValueError(f"{mined}: no finished mining with its pool; mine with keep_pool (--keep-pool) first")
+    if out.resolve() == mined.resolve():
+        raise ValueError(f"{out}: cannot take the place of the mining it is made of; choose another folder")
     plan = read_json(mined / META)
     before = MineConfig.model_validate(plan["config"])
     if policy.pool + policy.skip > before.pool + before.skip:
@@ -347,6 +352,14 @@ def _plan(
         "prompts": prompts,
         "config": config.model_dump(mode="json"),
     }
+
+
+def _forget(out: Path) -> None:
+    """Removes vectors and rankings of other data, which the journal does not know of."""
+    for name in (WORK, KEPT):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (META, POOL):
+        (out / name).unlink(missing_ok=True)
 
 
 def _keep(work: Path, kept: Path, examples: Sequence[Example]) -> None:

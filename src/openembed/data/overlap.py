@@ -33,8 +33,8 @@ def normalised(text: str) -> str:
 
 
 def fingerprint(text: str) -> bytes:
-    """Returns 16 bytes that two texts share only if they are equal after :func:`normalised`."""
-    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """Returns 16 bytes that two texts share only if they are equal after :func:`normalised`, or as they are without words."""
+    return hashlib.blake2b((normalised(text) or text.strip()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openembed.config import Config
 from openembed.data.margin import MarginConfig
@@ -39,6 +39,14 @@ class PolicyConfig(Config):
     sample_from: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.05, gt=0)
     short: Literal["keep", "relax", "random", "drop"] = "keep"
+
+    @model_validator(mode="after")
+    def _enough_to_draw_from(self) -> PolicyConfig:
+        if self.sample != "top" and self.sample_from is not None and self.sample_from < self.keep:
+            raise ValueError(
+                f"cannot draw {self.keep} (keep) from {self.sample_from} (sample_from); lower keep or raise sample_from"
+            )
+        return self
 
     @property
     def label(self) -> str:

@@ -34,6 +34,8 @@ from openembed.seeds import generator
 logger = logging.getLogger(__name__)
 
 Columns = dict[str, str | tuple[str, ...]]
+NUMBERS = {"positive": "positives", "positives": "positive", "negative": "negatives", "negatives": "negative"}
+"""Two names of one field: a column of the other name does not come before the one that ``columns`` gives."""
 
 
 class SourceConfig(Config):
@@ -202,6 +204,8 @@ def _fields(config: SourceConfig, rows: Iterable[Row]) -> Iterator[Row]:
                     raise ValueError(f"{where}: no column {name!r} (for {field}); has {', '.join(sorted(row))}")
             joined = " ".join(str(row[name]) for name in names if row[name] is not None)
             renamed[field] = row[columns] if isinstance(columns, str) else joined
+            if (other := NUMBERS.get(field)) and other not in config.columns:
+                renamed.pop(other, None)
         yield where, renamed
 
 
