@@ -130,7 +130,9 @@ def dense_teacher(
 
 
 class _AllScores:
-    """Scores all documents for one query at a time."""
+    """Scores all documents for one query at a time; those with at most ``least`` are not found at all."""
+
+    least = -np.inf
 
     def search(self, queries: np.ndarray, k: int, below_Q: np.ndarray | None = None) -> Found:
         """Returns the k best documents of each query, equal ones in order."""
@@ -138,8 +140,9 @@ class _AllScores:
         for place, query in enumerate(queries.tolist()):
             scores_N = self._scores(query)
             passed_N = scores_N >= (np.inf if below_Q is None else below_Q[place])
-            places = first_places(np.where(passed_N, -np.inf, scores_N), k)
-            found = ~passed_N[places]
+            out_N = passed_N | (scores_N <= self.least)
+            places = first_places(np.where(out_N, -np.inf, scores_N), k)
+            found = ~out_N[places]
             documents.append(np.where(found, places, -1))
             values.append(np.where(found, scores_N[places], -np.inf))
             above.append(int(passed_N.sum()))
@@ -158,6 +161,7 @@ class Bm25Teacher(_AllScores):
 
     name = "bm25"
     scale: Scale = "lexical"
+    least = 0.0  # no word in common: the corpus's first documents, for every such query
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str], folder: Path, language: str = "en") -> None:
         from openembed.index.lexical import Bm25, Postings, PostingsWriter, analyzer
