@@ -4,12 +4,13 @@ import json
 import logging
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import source, tiny_encoder, train_config, two_sources
 
-from openembed.data.constructions import stratified
+from openembed.data.constructions import Labelled, ScoredPair, class_examples, scored_examples, stratified
 from openembed.data.mine import MineConfig, mine
 from openembed.data.sources import SourceConfig, load_corpus, load_source, never_negative, without_known_positives
 from openembed.records import Document, Example, Query
@@ -331,3 +332,17 @@ def test_a_mapped_column_comes_before_one_of_the_fields_other_name(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "q", "answer": "right", "positives": ["wrong"]}) + "\n")
     config = SourceConfig(name="s", path=str(tmp_path / "rows.jsonl"), columns={"positive": "answer"})
     assert [document.text for document in load_source(config)[0].positives] == ["right"]
+
+
+def test_a_text_is_never_its_own_positive_or_negative():
+    random = np.random.default_rng(0)
+    rows = [Labelled("same", ("a",)), Labelled("same", ("a",)), Labelled("other", ("a",)), Labelled("same", ("b",))]
+    made = class_examples(rows, range(3), "s", random)
+    assert [(e.query.text, [d.text for d in e.positives]) for e in made] == [
+        ("same", ["other"]),
+        ("same", ["other"]),
+        ("other", ["same", "same"]),
+    ]
+    assert all(document.text != example.query.text for example in made for document in example.negatives)
+    assert class_examples(rows[:2], range(2), "s", random) == []
+    assert scored_examples([ScoredPair("x", "x", 5.0)], 4.0, "s") == []

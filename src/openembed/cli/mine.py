@@ -41,7 +41,7 @@ def mine(
     out: Out,
     corpus: Annotated[Path | None, typer.Option(help="Documents (default: the BEIR folder's, or all positives).")] = None,
     split: Annotated[str, typer.Option(help="Judgements of a BEIR folder.")] = "train",
-    teacher: Annotated[str, typer.Option(help="Model folder or hub id, or bm25.")] = "bm25",
+    teacher: Annotated[str, typer.Option(help="Model folder or hub id, bm25 or random.")] = "bm25",
     reranker: Annotated[str | None, typer.Option(help="Cross-encoder that scores the ranking anew.")] = None,
     filter: Filter = "percent",
     value: Value = None,
@@ -74,13 +74,13 @@ def mine(
     prompts = {"instruction": instruction, "document_instruction": document_instruction}
     prompts |= {"template": template, "document_template": document_template}
     other = {"max_length": max_length, "language": language, "keep_pool": keep_pool, "seed": seed}
-    kind = "bm25" if teacher == "bm25" else "encoder"
+    kind = teacher if teacher in ("bm25", "random") else "encoder"
     config = parse(MineConfig, {**policy, **prompts, **other, "teacher": kind}, "options")
     name = Path(os.path.abspath(data)).name.removesuffix(".gz").removesuffix(".jsonl")
     examples = load_source(SourceConfig(name=name, path=str(data), split=split))
     place = corpus or (data if data.is_dir() else None)
     documents = iter(()) if place is None else read_documents(place)
-    encoder = None if teacher == "bm25" else _encoder(teacher, device)
+    encoder = _encoder(teacher, device) if kind == "encoder" else None
     cross = None if reranker is None else _reranker(reranker, device)
     done = mine_folder(examples, documents, out, config, encoder, reranker=cross, restart=restart)
     _say(done, as_json)

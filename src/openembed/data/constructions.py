@@ -144,7 +144,8 @@ def with_classmate(rows: Sequence[Labelled]) -> list[int]:
 def class_examples(rows: Sequence[Labelled], chosen: Iterable[int], source: str, random: np.random.Generator) -> list[Example]:
     """Positives = other texts of the main class, negatives = texts that share no label with the query.
 
-    The class is the documents' id, so that no text of the query's class is ever its negative.
+    The class is the documents' id, so that no text of the query's class is ever its negative. The query's own text, where the
+    set has it twice, is neither; a row whose class has no other text gives no example.
     """
     documents = [Document(f"class:{row.labels[0]}", row.text) for row in rows]
     members: dict[str, list[int]] = defaultdict(list)
@@ -155,11 +156,12 @@ def class_examples(rows: Sequence[Labelled], chosen: Iterable[int], source: str,
         for own, place in enumerate(mates):
             if place in wanted:
                 drawn = _choose(len(mates) - 1, POOLED_POSITIVES, random)
-                positives = tuple(documents[mates[other + (other >= own)]] for other in drawn)
-                outside = _sample_outside(rows, every, set(rows[place].labels), random)
-                examples.append(
-                    Example(Query("", rows[place].text), positives, tuple(documents[other] for other in outside), source)
-                )
+                text = rows[place].text
+                mine = [documents[mates[other + (other >= own)]] for other in drawn]
+                outside = [documents[other] for other in _sample_outside(rows, every, set(rows[place].labels), random)]
+                positives, negatives = (tuple(d for d in found if d.text != text) for found in (mine, outside))
+                if positives:
+                    examples.append(Example(Query("", text), positives, negatives, source))
     return examples
 
 
@@ -193,11 +195,11 @@ def read_scored(rows: Iterable[Row]) -> list[ScoredPair]:
 
 
 def scored_examples(pairs: Iterable[ScoredPair], minimum: float, source: str) -> list[Example]:
-    """Each pair scored ``minimum`` or more, once in either direction (NV-Embed v1: 4 of 5)."""
+    """Each pair scored ``minimum`` or more, once in either direction (NV-Embed v1: 4 of 5); not a text with itself."""
     return [
         Example(Query("", query), (Document("", document),), source=source)
         for pair in pairs
-        if pair.score >= minimum
+        if pair.score >= minimum and pair.first != pair.second
         for query, document in ((pair.first, pair.second), (pair.second, pair.first))
     ]
 
