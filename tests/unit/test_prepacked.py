@@ -79,3 +79,15 @@ def test_tanh_gelu_is_left_alone():
         holder = nn.ModuleDict({"layer": Intermediate(act)})
         prepack(holder)
         assert type(holder["layer"]) is expected
+
+
+def test_weights_that_come_and_go_in_the_same_memory_are_not_kept():
+    prepared = layers()
+    prepack(prepared)
+    prepared[0].keeps_copy = False
+    x = torch.randn(64, 24)
+    with torch.inference_mode():
+        before = prepared[0](x)
+        prepared[0].weight.data.mul_(2)  # as fsdp does: neither address nor version tell
+        prepared[0].bias.data.mul_(2)
+        torch.testing.assert_close(prepared[0](x), before * 2)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 import openembed.recipe.run as recipe_run
+from openembed.checkpoints import usable_device
 from openembed.recipe.config import load_recipe
-from openembed.recipe.run import run_recipe
+from openembed.recipe.run import run_recipe, stage_hashes
+from openembed.recipe.stages import Workplace
 
 ASK = """
 title = "Ask"
@@ -183,3 +185,49 @@ def test_a_model_folder_counts_from_the_base_too(tmp_path):
     recipe = load_recipe(tmp_path / "train.toml", ["stage.two.start='mine'"])
     recipe = recipe.model_copy(update={"stage": {"two": recipe.stage["two"]}})
     assert run_recipe(recipe, tmp_path / "other", base=tmp_path, device="cpu")[0].folder.is_dir()
+
+
+def test_teacher_vectors_of_ones_own_count_from_the_base_and_are_watched(tmp_path):
+    import numpy as np
+
+    from openembed.data.teacher import write_keys
+
+    recipe = load_recipe(write(tmp_path), ["stage.one.objective={kind='distillation', vectors='taught'}"])
+    place = Workplace(recipe, tmp_path / "out", tmp_path)
+    (tmp_path / "taught").mkdir()
+    assert place.training(recipe.stage["one"]).objective.vectors == str(tmp_path / "taught")
+    np.save(tmp_path / "taught/vectors.npy", np.ones((1, 8), dtype=np.float32))
+    write_keys(tmp_path / "taught", ["text"])
+    before = stage_hashes(place)
+    np.save(tmp_path / "taught/vectors.npy", np.ones((2, 8), dtype=np.float32))
+    assert stage_hashes(place) != before
+
+
+def test_the_packaged_model_is_not_hidden_by_a_folder_of_its_name(tmp_path):
+    (tmp_path / "openembed-nano").mkdir()
+    place = Workplace(load_recipe(write(tmp_path)), tmp_path / "out", tmp_path)
+    assert place.model_folder("openembed-nano") == "openembed-nano"
+
+
+def test_initialise_names_an_encode_stage(tmp_path):
+    path = write(tmp_path)
+    path.write_text(TRAIN + '[stage.start]\ndo = "initialise"\nvectors = "nope"\n')
+    with pytest.raises(ValueError, match="no earlier encode stage of this name"):
+        load_recipe(path)
+
+
+def test_a_smoke_run_keeps_where_a_step_is_computed(tmp_path):
+    recipe = load_recipe(write(tmp_path), ["stage.one.compute.parallel='fsdp'"], smoke=True)
+    assert recipe.stage["one"].compute.parallel == "fsdp"
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ValueError, match=f"device '{device}' is not"):
+        usable_device(device)
+
+
+def write(folder):
+    path = folder / "train.toml"
+    path.write_text(TRAIN)
+    return path

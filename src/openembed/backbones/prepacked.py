@@ -21,7 +21,12 @@ MIN_ROWS = 16
 
 
 class PrepackedLinear(nn.Linear):
-    """An ``nn.Linear`` that runs oneDNN's kernel, on a prepared copy of its weight when no gradient is wanted."""
+    """An ``nn.Linear`` that runs oneDNN's kernel, on a prepared copy of its weight when no gradient is wanted.
+
+    ``keeps_copy`` is False where weights come and go in the same memory (under fsdp): a copy could not be seen to be old.
+    """
+
+    keeps_copy = True
 
     def __init__(self, plain: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -41,7 +46,7 @@ class PrepackedLinear(nn.Linear):
     def serves(self, x: Tensor) -> bool:
         """True when the prepared kernel can take ``x``: float32 on a CPU, no gradient, enough rows."""
         prepared = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return prepared and self._takes(x) and x.numel() >= MIN_ROWS * self.in_features
+        return prepared and self.keeps_copy and self._takes(x) and x.numel() >= MIN_ROWS * self.in_features
 
     def _takes(self, x: Tensor) -> bool:
         both_float32 = x.dtype == torch.float32 and self.weight.dtype == torch.float32

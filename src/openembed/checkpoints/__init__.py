@@ -54,7 +54,7 @@ def load(
     Raises ``ValueError`` for a layout that is not known, damaged weights, a failed probe, or a ``head`` for a model that
     has its own; ``FileNotFoundError`` for a model that is nowhere.
     """
-    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen_device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = resolve(path_or_hub_id, revision)
     check_folder(folder)
     if quantization is None:
@@ -107,6 +107,17 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         raise FileNotFoundError(
             f"{name}: no such folder, and not to be had from the hub ({reason}). Check the name, the connection or your login."
         ) from None
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Returns the device of a name; ``ValueError`` for one that torch does not know or that is not in this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {str(name)!r} is not known; use cpu, cuda, cuda:1, ...") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(name)!r} is not to be had: torch sees {torch.cuda.device_count()} GPUs; use cpu")
+    return device
 
 
 def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:

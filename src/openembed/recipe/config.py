@@ -398,7 +398,8 @@ def check_references(recipe: Recipe) -> list[str]:
         if isinstance(stage, TrainStage) and stage.start == BM25:
             problems.append(f"stage.{name}.start: BM25 has nothing to train (got 'bm25')")
         vectors = vectors_stage(stage)
-        if vectors is not None and vectors in recipe.stage and not isinstance(earlier.get(vectors), EncodeStage):
+        of_a_stage = vectors in recipe.stage or isinstance(stage, InitialiseStage)
+        if vectors is not None and of_a_stage and not isinstance(earlier.get(vectors), EncodeStage):
             problems.append(f"stage.{name}: vectors: no earlier encode stage of this name (got {vectors!r})")
         if isinstance(stage, SearchStage) and not isinstance(earlier.get(stage.index), IndexStage):
             problems.append(f"stage.{name}.index: no earlier index stage of this name (got {stage.index!r})")

@@ -26,6 +26,7 @@ from pathlib import Path
 from openembed import __version__
 from openembed.files import atomic_write, read_json, write_json
 from openembed.locks import exclusive
+from openembed.packaged import packaged
 from openembed.recipe.config import (
     UNTRAINED,
     MineStage,
@@ -36,6 +37,7 @@ from openembed.recipe.config import (
     model_references,
     needed_stages,
     stage_paths,
+    vectors_stage,
 )
 from openembed.recipe.files import to_toml
 from openembed.recipe.stages import CHECKPOINTS, Workplace, run_stage
@@ -209,6 +211,9 @@ def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
         models["reranker"] = Path(place.model_folder(stage.reranker))
     if depends_on_encoder and recipe.encoder.backbone.path is not None:
         models["backbone"] = Path(place.model_folder(recipe.encoder.backbone.path))
+    vectors = vectors_stage(stage)
+    if vectors is not None and vectors not in recipe.stage:
+        models["vectors"] = place.locate(vectors)
     parts = {
         "version": __version__,
         "seed": recipe.seed,
@@ -217,6 +222,7 @@ def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
         "reads": {other: earlier[other] for other in needed_stages(recipe, name)},
         "files": {path: digest(place.locate(path)) for path in stage_paths(stage, watched=False)},
         "models": {ref: _model_identity(path) for ref, path in models.items() if path.is_dir()},
+        "packaged": {ref: digest(found) for ref in models if (found := packaged(ref)) is not None},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

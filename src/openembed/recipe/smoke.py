@@ -25,7 +25,7 @@ from openembed.recipe.config import (
     TrainStage,
 )
 from openembed.recipe.config import MINED as STAGE
-from openembed.train.cached import ComputeConfig
+from openembed.train.cached import PLACEMENT, ComputeConfig
 
 TOY = "package:demo/toy"
 FILES = {
@@ -118,7 +118,7 @@ def _train(stage: TrainStage, recipe: Recipe) -> TrainStage:
         "batch": batch,
         "optimizer": optimizer,
         "data": data,
-        "compute": ComputeConfig(max_length=MAX_LENGTH),
+        "compute": ComputeConfig(max_length=MAX_LENGTH, **stage.compute.model_dump(include=PLACEMENT)),
     }
     return stage.model_copy(update={**changes, "start": _model(stage.start, recipe)})
 

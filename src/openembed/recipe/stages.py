@@ -82,17 +82,23 @@ class Workplace:
         return source.model_copy(update={"path": str(self.locate(source.path).absolute())})
 
     def training(self, stage: TrainStage) -> TrainConfig:
-        """Returns the training of a stage, the encode stage of its teacher's vectors replaced by that stage's folder."""
+        """Returns the training of a stage, with the folder of its teacher's vectors: an encode stage's, or under ``base``."""
         config, vectors = stage.training, vectors_stage(stage)
-        if vectors not in self.recipe.stage:
+        if vectors is None:
             return config
-        objective = config.objective.model_copy(update={"vectors": str((self.out / vectors).absolute())})
+        folder = self.out / vectors if vectors in self.recipe.stage else self.locate(vectors)
+        objective = config.objective.model_copy(update={"vectors": str(folder.absolute())})
         return config.model_copy(update={"objective": objective})
 
     def model_folder(self, reference: str) -> str:
-        """Returns the folder of a train stage's model, or a folder under ``base``, or the reference itself (a hub id)."""
+        """Returns the folder of a train stage's model, or a folder under ``base``, or the reference itself (a hub id).
+
+        The package's own model goes by its name, whatever lies under ``base``.
+        """
         if reference in self.recipe.stage:
             return str(self.out / reference / MODEL)
+        if packaged(reference) is not None:
+            return reference
         return str(self.base / reference) if (self.base / reference).is_dir() else reference
 
     def model(self, reference: str, dtype: torch.dtype | None = None, quantization: str | None = None) -> Encoder:
@@ -103,14 +109,14 @@ class Workplace:
         """
         import torch
 
-        from openembed.checkpoints import build, load
+        from openembed.checkpoints import build, load, usable_device
 
         head_dtype = None if dtype is None else torch.float32
         if reference != UNTRAINED:
             folder = self.model_folder(reference)
             return load(folder, device=self.device, dtype=dtype, head_dtype=head_dtype, quantization=quantization)
-        device = self.device or _best_device()
-        dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+        device = usable_device(self.device or _best_device())
+        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         config = self.recipe.encoder
         assert config is not None, "references are checked before a recipe runs"
         if config.backbone.path is not None:

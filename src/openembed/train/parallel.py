@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from openembed.backbones.prepacked import PrepackedLinear
 from openembed.encoder import Encoder
 from openembed.train.distributed import ALONE, World, share
 
@@ -150,6 +151,8 @@ def _shard(encoder: Encoder, world: World, *, bf16: bool, reshard: bool) -> None
         fully_shard(layer, mesh=mesh, mp_policy=half, reshard_after_forward=reshard)
     fully_shard(encoder, mesh=mesh, mp_policy=half)
     for module in encoder.modules():
+        if isinstance(module, PrepackedLinear):
+            module.keeps_copy = False
         if hasattr(module, "set_gradient_divide_factor"):
             # The default divides by the number of ranks, as for a mean of losses; ours is one loss over the whole batch.
             module.set_gradient_divide_factor(1.0)
