@@ -63,11 +63,14 @@ def require_close(first, second, tolerance=1e-5):
 LORA = {"lora": {"rank": 4, "dropout": 0.2}}
 FSDP = {"compute": {"chunk_tokens": 40, "parallel": "fsdp"}}
 ACCUMULATED = {"batch": {"size": 4, "negatives": 2, "accumulation": 2}}
+FAST = {"optimizer": {"lr": 2e-2, "warmup": 0}}
+CACHED = {"compute": {"chunk_tokens": 40, "parallel": "fsdp", "live_chunks": 0}, **FAST}
 PLAN = [
     {"name": "ddp", "changes": ACCUMULATED},
     {"name": "ddp_again", "changes": ACCUMULATED, "stop_after": 4},
     {"name": "ddp_again", "changes": ACCUMULATED},
     {"name": "fsdp", "changes": {**LORA, **FSDP}},
+    {"name": "cached", "changes": CACHED},
     {"name": "moved", "changes": LORA},
     {"name": "moved_split", "changes": FSDP},
     {"name": "left", "stop_after": 6},
@@ -84,12 +87,12 @@ def trained(tmp_path_factory):
         with pytest.raises(Stopped):
             run(folder / name, stop_after=4, **changes)
     program("trainings", folder, json.dumps(PLAN))
-    for name, changes in (("alone", {}), ("alone_lora", LORA), ("alone_accumulated", ACCUMULATED)):
+    for name, changes in (("alone", {}), ("alone_lora", LORA), ("alone_accumulated", ACCUMULATED), ("alone_fast", FAST)):
         run(folder / name, **changes)
     return folder
 
 
-@pytest.mark.parametrize(("name", "other"), [("ddp", "alone_accumulated"), ("fsdp", "alone_lora")])
+@pytest.mark.parametrize(("name", "other"), [("ddp", "alone_accumulated"), ("fsdp", "alone_lora"), ("cached", "alone_fast")])
 def test_two_ranks_end_with_the_weights_of_one(trained, name, other):
     require_close(weights(trained / name), weights(trained / other))
     for ours, theirs in zip(metrics(trained / name), metrics(trained / other), strict=True):
