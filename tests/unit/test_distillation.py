@@ -12,6 +12,7 @@ from openembed.losses import cosine_distance_rows, kl_divergence_rows
 from openembed.objectives.distillation import DistillationConfig, recorded_scores
 from openembed.records import Document, Example, Query
 from openembed.representations import Dense
+from openembed.train.loop import TrainConfig, train
 from openembed.train.vocabulary import initialise, token_weights
 
 TEXTS = ["red fish", "blue bird", "green tree", "old stone", "new river"]
@@ -164,3 +165,32 @@ def test_the_initial_embeddings_carry_the_teacher_and_have_one_length(tmp_path):
     assert weight == pytest.approx(0.01 / (0.01 + 3 / 5))
     wanted = teacher.encode_documents([token])[0] @ vectors.principal_directions(width)[:, :-1] * weight * (0.9 * width) ** 0.5
     np.testing.assert_allclose(table[number, :-1].detach(), wanted, atol=1e-4)
+
+
+def test_a_run_goes_on_where_its_teachers_vectors_were_moved_and_not_with_others(tmp_path):
+    def teacher(name, seed):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / VECTORS, np.random.default_rng(seed).normal(size=(len(TEXTS), 32)).astype(np.float32))
+        write_keys(tmp_path / name, TEXTS)
+
+    def run(vectors, stop_at=None):
+        def evaluate(encoder, done):
+            if done == stop_at:
+                raise KeyboardInterrupt
+            return {}
+
+        settings = {"objective": {"kind": "distillation", "vectors": str(tmp_path / vectors)}, "steps": 4, "save_every": 2}
+        sources = {"sources": [{"name": "t", "path": "unused", "construction": "texts"}]}
+        config = {**settings, "evaluate_every": 1, "data": sources, "batch": {"size": 4, "negatives": 0}}
+        examples = {"t": [Example(Query("", text), (Document("", text),), source="t") for text in TEXTS]}
+        encoder = tiny_encoder(tmp_path / "model")
+        return train(TrainConfig.model_validate(config), encoder, tmp_path / "out", examples=examples, evaluate=evaluate)
+
+    teacher("here", 0)
+    teacher("other", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run("here", stop_at=3)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(ValueError, match=r"belongs to another run: config\.objective\.vectors"):
+        run("other")
+    assert run("there").resumed_from == 2

@@ -5,6 +5,7 @@ A folder with ``vectors.npy`` (N, E), as bulk encoding writes it, and ``keys.npy
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,6 +41,15 @@ class TeacherVectors:
             raise ValueError(f"{self.folder}: {len(self.vectors_NE)} vectors but {len(keys_N)} keys; run the encode stage anew")
         self._order = np.argsort(keys_N, kind="stable")
         self._keys = keys_N[self._order]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the keys and of a thousand vectors, evenly spaced: the same wherever the folder lies."""
+        found = hashlib.sha256(self._keys.tobytes())
+        found.update(str(self.vectors_NE.shape).encode())
+        rows = np.linspace(0, max(0, len(self.vectors_NE) - 1), num=min(1000, len(self.vectors_NE)), dtype=np.int64)
+        found.update(np.ascontiguousarray(self.vectors_NE[rows]).tobytes())
+        return found.hexdigest()
 
     @property
     def width(self) -> int:

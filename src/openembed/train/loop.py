@@ -30,6 +30,7 @@ from openembed.config import Config
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.mixing import MixtureConfig
 from openembed.data.sources import SourceConfig, load_sources
+from openembed.data.teacher import TeacherVectors
 from openembed.encoder import Encoder
 from openembed.objectives import Loss, Objective
 from openembed.objectives.contrastive import ContrastiveConfig
@@ -366,9 +367,12 @@ def _due(done: int, every: int | None, steps: int) -> bool:
 
 
 def _settings(config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-    """What must be the same for a run to be resumed."""
+    """What must be the same for a run to be resumed; a teacher's vectors by what they are, not by where."""
+    chosen = config.model_dump(mode="json", exclude={"save_every": True, "evaluate_every": True, "compute": PLACEMENT})
+    if isinstance(config.objective, DistillationConfig) and config.objective.vectors is not None:
+        chosen["objective"]["vectors"] = TeacherVectors(config.objective.vectors).fingerprint
     return {
-        "config": config.model_dump(mode="json", exclude={"save_every": True, "evaluate_every": True, "compute": PLACEMENT}),
+        "config": chosen,
         "data": {source.name: fingerprint(examples[source.name]) for source in config.data.sources},
         "model": encoder.fingerprint,
     }
