@@ -66,7 +66,8 @@ def read_beir(folder: str | Path, split: str = "test") -> tuple[list[Document], 
     """
     path = Path(folder) / "qrels" / f"{split}.tsv"
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such split; this folder has {', '.join(beir_splits(folder)) or 'none'}; name one with split (--split)")
+        known = ", ".join(beir_splits(folder)) or "none"
+        raise FileNotFoundError(f"{path}: no such split; this folder has {known}; name one with split (--split)")
     corpus, queries, qrels = read_corpus(folder), read_queries(folder), read_beir_qrels(path)
     query_ids, document_ids = {query.id for query in queries}, {document.id for document in corpus}
     for query_id, judged in qrels.items():
