@@ -109,12 +109,17 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         ) from None
 
 
-def usable_device(name: str | torch.device) -> torch.device:
-    """Returns the device of a name; ``ValueError`` for one that torch does not know or that is not in this machine."""
+def known_device(name: str | torch.device) -> torch.device:
+    """Returns the device of a name, here or not; ``ValueError`` for one that torch does not know."""
     try:
-        device = torch.device(name)
+        return torch.device(name)
     except RuntimeError:
         raise ValueError(f"device {str(name)!r} is not known; use cpu, cuda, cuda:1, ...") from None
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Returns the device of a name; ``ValueError`` for one that torch does not know or that is not in this machine."""
+    device = known_device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(name)!r} is not to be had: torch sees {torch.cuda.device_count()} GPUs; use cpu")
     return device

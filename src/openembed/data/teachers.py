@@ -5,6 +5,7 @@ Q queries asked for, N documents, K found, D width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -129,7 +130,7 @@ def dense_teacher(
     return DenseTeacher(encoder.fingerprint, queries.vectors(), documents.vectors())
 
 
-class _AllScores:
+class _AllScores(ABC):
     """Scores all documents for one query at a time; those with at most ``least`` are not found at all."""
 
     least = -np.inf
@@ -152,8 +153,9 @@ class _AllScores:
         """Returns float32 scores of these documents."""
         return self._scores(query)[documents]
 
+    @abstractmethod
     def _scores(self, query: int) -> np.ndarray:
-        raise NotImplementedError
+        """Returns a query's scores of all documents, float32 (N,)."""
 
 
 class Bm25Teacher(_AllScores):

@@ -146,10 +146,9 @@ def joined(device: str | None = None) -> Iterator[World]:
 
 
 def _rank_device(device: str | None, local_rank: int) -> torch.device:
-    try:
-        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is not known; use cpu or cuda") from None
+    from openembed.checkpoints import known_device
+
+    kind = known_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type != "cuda":
         return kind
     if local_rank >= torch.cuda.device_count():
