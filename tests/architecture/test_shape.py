@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "openembed"
 
 LAYERS = [
-    {"config", "files", "records", "seeds", "progress", "documents", "locks", "report", "packaged", "nano"},
+    {"config", "files", "kernels", "records", "seeds", "progress", "documents", "locks", "report", "packaged", "nano"},
     {"representations", "packing", "similarity", "losses"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},

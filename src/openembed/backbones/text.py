@@ -17,6 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from openembed.backbones.attention import ATTENTION_NAME, install_attention
+from openembed.backbones.fused import FusedLayers
 from openembed.config import Config
 from openembed.packing import Packed
 
@@ -67,11 +68,12 @@ class TextBackbone(nn.Module):
         self.model = model
         self.bidirectional = bidirectional
         self.packable = True
+        self.fused: FusedLayers | None = None
         self._open_masks = False
         parameters = inspect.signature(model.forward).parameters
         self._takes_cache = "use_cache" in parameters
         self._takes_positions = "position_ids" in parameters
-        self._position_offset = _position_offset(model)
+        self.position_offset = _position_offset(model)
 
     @property
     def width(self) -> int:
@@ -87,7 +89,7 @@ class TextBackbone(nn.Module):
     def max_positions(self) -> int | None:
         """Tokens a text may have where positions are a learned table; None where they are computed (rotary and the like)."""
         tables = [
-            module.num_embeddings - max(self._position_offset, getattr(module, "offset", 0))
+            module.num_embeddings - max(self.position_offset, getattr(module, "offset", 0))
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES
         ]
@@ -95,6 +97,13 @@ class TextBackbone(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Returns the last hidden state of every token, ``(T, D)``."""
+        if self.fused is not None and not torch.is_grad_enabled() and not self.training:
+            if self.fused.serves(packed, bidirectional=self.bidirectional):
+                return self.fused(packed, bidirectional=self.bidirectional)
+        return self.own_forward(packed)
+
+    def own_forward(self, packed: Packed) -> Tensor:
+        """What :meth:`forward` returns, by the model's own code."""
         return self._forward_packed(packed) if self.packable else self._forward_equal_lengths(packed)
 
     def stop_packing(self, *, open_masks: bool) -> None:
@@ -111,7 +120,7 @@ class TextBackbone(nn.Module):
             raise RuntimeError(f"{type(self.model).__name__} takes no position_ids")
         output = self.model(
             input_ids=packed.ids_T.unsqueeze(0),
-            position_ids=packed.positions_T.unsqueeze(0) + self._position_offset,
+            position_ids=packed.positions_T.unsqueeze(0) + self.position_offset,
             layout=packed.layout,
             bidirectional=self.bidirectional,
             **({"use_cache": False} if self._takes_cache else {}),

@@ -11,6 +11,7 @@ import torch
 
 from openembed.backbones.prepacked import prepack
 from openembed.backbones.probe import check
+from openembed.backbones.structure import fuse
 from openembed.backbones.text import load_text_backbone
 from openembed.checkpoints.native import CONFIG_NAME, load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
@@ -54,7 +55,8 @@ def load(
     Raises ``ValueError`` for a layout that is not known, damaged weights, a failed probe, or a ``head`` for a model that
     has its own; ``FileNotFoundError`` for a model that is nowhere.
     """
-    chosen_device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    int8, dtype = dtype == "int8", None if dtype == "int8" else dtype
+    chosen_device = usable_device(device or ("cuda" if torch.cuda.is_available() and not int8 else "cpu"))
     folder = resolve(path_or_hub_id, revision)
     check_folder(folder)
     if quantization is None:
@@ -63,7 +65,7 @@ def load(
         encoder = load_native(folder, torch.bfloat16, head_dtype, quantization)
     else:
         raise ValueError(f"{folder}: quantization {quantization!r} needs a folder with {CONFIG_NAME}; save the model first")
-    return _ready(encoder, chosen_device)
+    return _ready(encoder, chosen_device, int8=int8)
 
 
 def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | None = None) -> Encoder:
@@ -138,12 +140,14 @@ def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:
     return TextTokenizer(made.backend_tokenizer, config)
 
 
-def _ready(encoder: Encoder, device: torch.device) -> Encoder:
+def _ready(encoder: Encoder, device: torch.device, *, int8: bool = False) -> Encoder:
     """The encoder on its device, in inference mode, with prepared linear layers where they help, probed as it will run."""
     if device.type == "cpu":
         prepack(encoder)
     encoder = encoder.to(device).eval()
     check(encoder.backbone)
+    if device.type == "cpu":
+        encoder.backbone.fused = fuse(encoder.backbone, "int8" if int8 else "exact")
     return encoder
 
 

@@ -1,0 +1,246 @@
+/* Attention inside each of the texts of a packed stream: softmax(q k^T scale) v, in float32 or with bfloat16 products.
+ *
+ * Keys and values of one head are laid out once a text; then six queries at a time see all of them, so that a panel of
+ * scores never leaves the cache. bfloat16 sums in float32 and keeps the softmax in float32.
+ *
+ * A "word" is what one lane multiplies at a step: one float32, or a pair of bfloat16.
+ */
+#include "common.h"
+
+typedef struct {
+    const float *qkv; /* (T, stride): H query heads, then G key heads, then G value heads, each d wide */
+    int64_t stride;
+    float *out; /* (T, H d) */
+    const int32_t *offsets; /* (texts + 1) */
+    int32_t texts, heads, groups, width;
+    float scale;
+    int32_t causal, half; /* half: bfloat16 products */
+    const float *cos, *sin; /* (T, rotary), or NULL: rotary positions of the first `rotary` of d, halves rotated */
+    int32_t rotary;
+    const float *query_norm, *key_norm; /* (d) gains of root-mean-square norms before the positions, or NULL */
+    float epsilon;
+} Attention;
+
+/* sums[r][c] of `rows` broadcast rows `a` with `cols` vectors of `b`, over `steps` words. */
+INLINE void products(int rows, int cols, int half, const float *a, int64_t a_stride, const float *b, int64_t b_step,
+                     int64_t b_vector, int steps, f32x16 sums[ROWS][4]) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < cols; c++) sums[r][c] = _mm512_setzero_ps();
+    for (int s = 0; s < steps; s++, b += b_step) {
+        f32x16 columns[4];
+#pragma GCC unroll 4
+        for (int c = 0; c < cols; c++) columns[c] = _mm512_load_ps(b + c * b_vector);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            f32x16 word = _mm512_set1_ps(a[r * a_stride + s]);
+#pragma GCC unroll 4
+            for (int c = 0; c < cols; c++)
+                sums[r][c] = half ? dot_pairs(sums[r][c], _mm512_castps_si512(word), _mm512_castps_si512(columns[c]))
+                                  : _mm512_fmadd_ps(word, columns[c], sums[r][c]);
+        }
+    }
+}
+
+INLINE void store(int rows, int cols, f32x16 sums[ROWS][4], const float *factors, float *out, int64_t stride) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        f32x16 factor = factors ? _mm512_set1_ps(factors[r]) : _mm512_set1_ps(1.0f);
+#pragma GCC unroll 4
+        for (int c = 0; c < cols; c++) _mm512_storeu_ps(out + r * stride + 16 * c, _mm512_mul_ps(sums[r][c], factor));
+    }
+}
+
+#define TILE(R, C, H)                                                             \
+    do {                                                                          \
+        f32x16 sums[ROWS][4];                                                     \
+        products(R, C, H, a, a_stride, b, b_step, b_vector, steps, sums);         \
+        store(R, C, sums, factors, out, stride);                                  \
+        return;                                                                   \
+    } while (0)
+#define TILES(R, H)             \
+    if (cols == 4) TILE(R, 4, H); \
+    if (cols == 2) TILE(R, 2, H); \
+    TILE(R, 1, H);
+#define ALL_ROWS(H)                      \
+    switch (rows) {                      \
+    case 6: TILES(6, H) case 5: TILES(5, H) case 4: TILES(4, H) \
+    case 3: TILES(3, H) case 2: TILES(2, H) default: TILES(1, H) \
+    }
+
+static void tile_f32(int rows, int cols, const float *a, int64_t a_stride, const float *b, int64_t b_step, int64_t b_vector,
+                     int steps, const float *factors, float *out, int64_t stride) {
+    ALL_ROWS(0)
+}
+
+static void tile_half(int rows, int cols, const float *a, int64_t a_stride, const float *b, int64_t b_step, int64_t b_vector,
+                      int steps, const float *factors, float *out, int64_t stride) {
+    ALL_ROWS(1)
+}
+
+/* `rows` rows times all `vectors` vectors of b. */
+static void product_rows(int half, int rows, int vectors, const float *a, int64_t a_stride, const float *b, int64_t b_step,
+                         int64_t b_vector, int steps, const float *factors, float *out, int64_t stride) {
+    for (int v = 0; v < vectors;) {
+        int cols = vectors - v >= 4 ? 4 : vectors - v >= 2 ? 2 : 1;
+        (half ? tile_half : tile_f32)(rows, cols, a, a_stride, b + v * b_vector, b_step, b_vector, steps, factors, out + 16 * v, stride);
+        v += cols;
+    }
+}
+
+/* One head's row of token t into `row`: normed, turned to its position, times `factor`. */
+static void prepare_row(const Attention *at, const float *x, int64_t t, const float *gain, float factor, float *row) {
+    int d = at->width, r = at->rotary, h = r / 2;
+    float inner[d];
+    if (gain) {
+        float squares = 0.0f;
+        for (int k = 0; k < d; k++) squares += x[k] * x[k];
+        float inverse = 1.0f / __builtin_sqrtf(squares / d + at->epsilon);
+        for (int k = 0; k < d; k++) inner[k] = x[k] * inverse * gain[k];
+        x = inner;
+    }
+    if (at->cos) {
+        const float *cosine = at->cos + t * r, *sine = at->sin + t * r;
+        for (int k = 0; k < h; k++) {
+            row[k] = (x[k] * cosine[k] - x[k + h] * sine[k]) * factor;
+            row[k + h] = (x[k + h] * cosine[k + h] + x[k] * sine[k + h]) * factor;
+        }
+        for (int k = r; k < d; k++) row[k] = x[k] * factor;
+    } else {
+        for (int k = 0; k < d; k++) row[k] = x[k] * factor;
+    }
+}
+
+INLINE void to_half(const float *row, int d, float *words) {
+    for (int k = 0; k < d; k += 16) store_half(words + k / 2, _mm512_loadu_ps(row + k));
+}
+
+/* Sixteen rows of up to sixteen words (row stride `stride`) to columns: out[word][row]. */
+static void transpose(const float *rows, int64_t stride, int words, float *out) {
+    __m512 a[16], b[16];
+    __mmask16 mask = first_lanes(words);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) a[i] = _mm512_maskz_loadu_ps(mask, rows + i * stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    /* a[4 g + j] holds column 4 q + j of rows 4 g .. 4 g + 3 in its quarter q */
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        __m512 low = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x44), high = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xee);
+        __m512 low2 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x44), high2 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xee);
+        b[j] = _mm512_shuffle_f32x4(low, low2, 0x88);
+        b[4 + j] = _mm512_shuffle_f32x4(low, low2, 0xdd);
+        b[8 + j] = _mm512_shuffle_f32x4(high, high2, 0x88);
+        b[12 + j] = _mm512_shuffle_f32x4(high, high2, 0xdd);
+    }
+    for (int i = 0; i < words; i++) _mm512_store_ps(out + 16 * i, b[i]);
+}
+
+/* Keys of one head: blocks of 16 tokens, (n / 16, words, 16). */
+static void lay_keys(const Attention *at, int64_t first, int n, int column, float *keys) {
+    int d = at->width, words = at->half ? d / 2 : d;
+    float rows[16 * d], row[d];
+    for (int t = 0; t < n; t += 16, keys += 16 * words) {
+        for (int i = 0; i < 16; i++) {
+            float *place = rows + i * words;
+            if (t + i >= n) {
+                memset(place, 0, sizeof(float) * words);
+                continue;
+            }
+            const float *x = at->qkv + (first + t + i) * at->stride + column;
+            prepare_row(at, x, first + t + i, at->key_norm, 1.0f, at->half ? row : place);
+            if (at->half) to_half(row, d, place);
+        }
+        for (int w = 0; w < words; w += 16) transpose(rows + w, words, MIN(16, words - w), keys + 16 * w);
+    }
+}
+
+/* Values of one head: (steps, d) words; a bfloat16 word holds two tokens. Past the last token zeros. */
+static void lay_values(const Attention *at, int64_t first, int n, int column, float *values) {
+    int d = at->width, padded = (n + 15) / 16 * 16;
+    const i32x16 interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                               20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const float *x = at->qkv + first * at->stride + column;
+    for (int t = 0; t < padded; t += at->half ? 2 : 1, values += d)
+        for (int k = 0; k < d; k += 16) {
+            f32x16 one = t < n ? _mm512_loadu_ps(x + t * at->stride + k) : _mm512_setzero_ps();
+            if (!at->half) {
+                _mm512_store_ps(values + k, one);
+                continue;
+            }
+            f32x16 two = t + 1 < n ? _mm512_loadu_ps(x + (t + 1) * at->stride + k) : _mm512_setzero_ps();
+            _mm512_store_si512(values + k, _mm512_permutexvar_epi16(interleave, to_pairs(one, two)));
+        }
+}
+
+/* exp2(scores - their maximum) over the first `visible` of `padded` scores, as words; returns one over their sum. */
+INLINE float softmax_row(const float *scores, int visible, int padded, int half, float *words) {
+    f32x16 top = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
+    for (int k = 0; k < visible; k += 16)
+        top = _mm512_mask_max_ps(top, first_lanes(visible - k), top, _mm512_loadu_ps(scores + k));
+    top = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+    for (int k = 0; k < padded; k += 16) {
+        f32x16 value = _mm512_setzero_ps();
+        if (k < visible) value = _mm512_maskz_mov_ps(first_lanes(visible - k), exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(scores + k), top)));
+        sum = _mm512_add_ps(sum, value);
+        if (half) store_half(words + k / 2, value);
+        else _mm512_storeu_ps(words + k, value);
+    }
+    return 1.0f / _mm512_reduce_add_ps(sum);
+}
+
+/* One text; returns -1 without memory. */
+static int one_text(const Attention *at, int64_t first, int n) {
+    int d = at->width, half = at->half, words = half ? d / 2 : d, padded = (n + 15) / 16 * 16, heads = at->heads / at->groups;
+    float *keys = scratch(SCRATCH_KEYS, sizeof(float) * padded * words);
+    float *values = scratch(SCRATCH_VALUES, sizeof(float) * padded * d);
+    float *queries = scratch(SCRATCH_QUERIES, sizeof(float) * (ROWS * words + d));
+    float *scores = scratch(SCRATCH_SCORES, sizeof(float) * 2 * ROWS * padded);
+    if (!keys || !values || !queries || !scores) return -1;
+    float *weights = scores + ROWS * padded, *row = queries + ROWS * words, inverse[ROWS];
+    int64_t out_stride = (int64_t)at->heads * d;
+    float factor = at->scale * 1.44269504f;
+    for (int g = 0; g < at->groups; g++) {
+        lay_keys(at, first, n, (at->heads + g) * d, keys);
+        lay_values(at, first, n, (at->heads + at->groups + g) * d, values);
+        for (int h = g * heads; h < (g + 1) * heads; h++)
+            for (int q = 0; q < n; q += ROWS) {
+                int rows = MIN(ROWS, n - q), last = at->causal ? q + rows : n, seen = (last + 15) / 16 * 16;
+                for (int r = 0; r < rows; r++) {
+                    float *place = queries + r * words;
+                    prepare_row(at, at->qkv + (first + q + r) * at->stride + h * d, first + q + r, at->query_norm, factor, half ? row : place);
+                    if (half) to_half(row, d, place);
+                }
+                product_rows(half, rows, seen / 16, queries, words, keys, 16, 16 * words, words, NULL, scores, padded);
+                for (int r = 0; r < rows; r++)
+                    inverse[r] = softmax_row(scores + r * padded, at->causal ? q + r + 1 : n, seen, half, weights + r * padded);
+                product_rows(half, rows, d / 16, weights, padded, values, d, 16, half ? seen / 2 : seen, inverse,
+                             at->out + (first + q) * out_stride + h * d, out_stride);
+            }
+    }
+    return 0;
+}
+
+/* Writes the attention of every text to at->out; d must be a multiple of 16. Returns 0, or -1 without memory. */
+EXPORT int oe_attention(const Attention *at, int threads) {
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(|:failed) if (at->texts > 1)
+    for (int i = 0; i < at->texts; i++) failed |= one_text(at, at->offsets[i], at->offsets[i + 1] - at->offsets[i]);
+    return failed;
+}
+
+/* 1 where bfloat16 products were compiled in. */
+EXPORT int oe_has_half(void) {
+    return HAS_HALF;
+}
