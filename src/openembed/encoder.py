@@ -134,6 +134,11 @@ class Encoder(nn.Module):
         return next(self.backbone.parameters()).dtype
 
     @property
+    def precision(self) -> str:
+        """What vectors are computed in: ``int8``, or the name of :attr:`dtype`."""
+        return "int8" if self.backbone.precision == "int8" else str(self.dtype).removeprefix("torch.")
+
+    @property
     def max_length(self) -> int:
         """Tokens a text has at most unless a call says otherwise: the configuration's, and no more than has positions."""
         limit = self.backbone.max_positions

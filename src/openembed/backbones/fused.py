@@ -35,12 +35,13 @@ class Weights:
     def packed(self, precision: Precision, activation: str = "none", *, gated: bool = False) -> PackedLinear:
         """Returns the layer laid out for the kernels."""
         weight = torch.cat([part.weight.detach().float() for part in self.parts]) * self.factor
-        biases = [part.bias for part in self.parts]
-        bias = None
-        if any(b is not None for b in biases):
-            filled = [torch.zeros(p.out_features) if b is None else b.detach().float() for p, b in zip(self.parts, biases, strict=True)]
-            bias = torch.cat(filled) * self.factor
+        biased = any(part.bias is not None for part in self.parts)
+        bias = torch.cat([_bias(part) for part in self.parts]) * self.factor if biased else None
         return PackedLinear(weight, bias, int8=precision == "int8", activation=activation, gated=gated)
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    return torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
 
 
 @dataclass(frozen=True)

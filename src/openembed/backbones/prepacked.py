@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openembed.backbones.int8 import Int8Weights
 from openembed.backbones.training_linear import linear
 
 MAX_WEIGHT_BYTES = 2 * 2**30
@@ -24,9 +25,11 @@ class PrepackedLinear(nn.Linear):
     """An ``nn.Linear`` that runs oneDNN's kernel, on a prepared copy of its weight when no gradient is wanted.
 
     ``keeps_copy`` is False where weights come and go in the same memory (under fsdp): a copy could not be seen to be old.
+    ``int8``: without gradients, products of 8-bit codes (see :mod:`openembed.backbones.int8`).
     """
 
     keeps_copy = True
+    int8 = False
 
     def __init__(self, plain: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -34,9 +37,12 @@ class PrepackedLinear(nn.Linear):
         self.weight, self.bias = plain.weight, plain.bias
         self.training = plain.training
         self._prepared: tuple[tuple[int, int], Tensor] | None = None
+        self._codes: tuple[tuple[int, int], Int8Weights] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``x Wᵀ + b``."""
+        if self.int8 and self._without_gradient() and x.device.type == "cpu":
+            return self._int8_weights()(x)
         if self.serves(x):
             return self.prepared(x, "none", "")
         if self._takes(x):
@@ -45,8 +51,11 @@ class PrepackedLinear(nn.Linear):
 
     def serves(self, x: Tensor) -> bool:
         """True when the prepared kernel can take ``x``: float32 on a CPU, no gradient, enough rows."""
-        prepared = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return prepared and self.keeps_copy and self._takes(x) and x.numel() >= MIN_ROWS * self.in_features
+        enough = x.numel() >= MIN_ROWS * self.in_features
+        return self._without_gradient() and not self.int8 and self._takes(x) and enough
+
+    def _without_gradient(self) -> bool:
+        return self.keeps_copy and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def _takes(self, x: Tensor) -> bool:
         both_float32 = x.dtype == torch.float32 and self.weight.dtype == torch.float32
@@ -56,6 +65,12 @@ class PrepackedLinear(nn.Linear):
         """Returns ``activation(x Wᵀ + b)`` from one oneDNN kernel."""
         return torch.ops.mkldnn._linear_pointwise(x, self._packed_weight(), self.bias, activation, [], algorithm)
 
+    def _int8_weights(self) -> Int8Weights:
+        version = (self.weight.data_ptr(), self.weight._version)
+        if self._codes is None or self._codes[0] != version:
+            self._codes = (version, Int8Weights(self.weight, self.bias))
+        return self._codes[1]
+
     def _packed_weight(self) -> Tensor:
         version = (self.weight.data_ptr(), self.weight._version)
         if self._prepared is None or self._prepared[0] != version:
@@ -63,7 +78,7 @@ class PrepackedLinear(nn.Linear):
         return self._prepared[1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_prepared": None}
+        return {**super().__getstate__(), "_prepared": None, "_codes": None}
 
 
 class LinearGelu(nn.Module):
@@ -82,6 +97,17 @@ class LinearGelu(nn.Module):
 def available() -> bool:
     """True where this torch has oneDNN's prepared kernels."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def use_int8(module: nn.Module) -> None:
+    """Makes every linear layer inside ``module`` one that multiplies 8-bit codes when no gradient is wanted."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, PrepackedLinear(child))
+    for layer in module.modules():
+        if isinstance(layer, PrepackedLinear):
+            layer.int8 = True
 
 
 def prepack(module: nn.Module) -> None:

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openembed.backbones.fused import FusedLayers, LayerPlan, Plan, Precision, Weights, used_weights
-from openembed.backbones.prepacked import MAX_WEIGHT_BYTES, LinearGelu
+from openembed.backbones.prepacked import MAX_WEIGHT_BYTES, LinearGelu, use_int8
 from openembed.backbones.text import TextBackbone
 from openembed.kernels.calls import Heads, Norm
-from openembed.kernels.library import library
+from openembed.kernels.library import library, missing
 from openembed.packing import Packed, TokenRows, pack
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,18 @@ KNOWN_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
 }
+
+
+def use_kernels(backbone: TextBackbone, precision: Precision) -> None:
+    """Makes ``backbone`` encode by our kernels where its structure is known; ``int8`` holds for any other model too.
+
+    There, linear layers multiply 8-bit codes inside the model's own code.
+    """
+    backbone.fused, backbone.precision = fuse(backbone, precision), precision
+    if precision == "int8":
+        use_int8(backbone.model)
+        if library() is None:
+            logger.warning("int8 without our kernels (%s): slower", missing())
 
 
 def fuse(backbone: TextBackbone, precision: Precision) -> FusedLayers | None:

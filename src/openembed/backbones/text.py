@@ -17,7 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from openembed.backbones.attention import ATTENTION_NAME, install_attention
-from openembed.backbones.fused import FusedLayers
+from openembed.backbones.fused import FusedLayers, Precision
 from openembed.config import Config
 from openembed.packing import Packed
 
@@ -69,6 +69,7 @@ class TextBackbone(nn.Module):
         self.bidirectional = bidirectional
         self.packable = True
         self.fused: FusedLayers | None = None
+        self.precision: Precision = "exact"
         self._open_masks = False
         parameters = inspect.signature(model.forward).parameters
         self._takes_cache = "use_cache" in parameters
@@ -97,10 +98,10 @@ class TextBackbone(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Returns the last hidden state of every token, ``(T, D)``."""
-        if self.fused is not None and not torch.is_grad_enabled() and not self.training:
-            if self.fused.serves(packed, bidirectional=self.bidirectional):
-                return self.fused(packed, bidirectional=self.bidirectional)
-        return self.own_forward(packed)
+        if self.fused is None or self.training or torch.is_grad_enabled():
+            return self.own_forward(packed)
+        serves = self.fused.serves(packed, bidirectional=self.bidirectional)
+        return self.fused(packed, bidirectional=self.bidirectional) if serves else self.own_forward(packed)
 
     def own_forward(self, packed: Packed) -> Tensor:
         """What :meth:`forward` returns, by the model's own code."""

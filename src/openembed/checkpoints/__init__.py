@@ -11,7 +11,7 @@ import torch
 
 from openembed.backbones.prepacked import prepack
 from openembed.backbones.probe import check
-from openembed.backbones.structure import fuse
+from openembed.backbones.structure import use_kernels
 from openembed.backbones.text import load_text_backbone
 from openembed.checkpoints.native import CONFIG_NAME, load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
@@ -47,6 +47,7 @@ def load(
     Opens NV-Embed v1/v2 layouts, sentence-transformers dense checkpoints, what :meth:`Encoder.save` wrote, and with
     ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
     a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
+    ``int8``, on CPUs: weights stay float32, the backbone's products are of 8-bit codes, without calibration data.
     ``head_dtype`` is that of the stored head and projections, where it should differ (training adapts them in float32).
     ``revision``: commit, tag or branch of a hub model. ``quantization``: ``nf4`` holds the backbone of a folder that
     :meth:`Encoder.save` wrote in 4 bits, to train adapters on it. Before it is returned the model is probed, where and as
@@ -57,6 +58,8 @@ def load(
     """
     int8, dtype = dtype == "int8", None if dtype == "int8" else dtype
     chosen_device = usable_device(device or ("cuda" if torch.cuda.is_available() and not int8 else "cpu"))
+    if int8 and (chosen_device.type != "cpu" or quantization is not None):
+        raise ValueError("dtype 'int8' runs on CPUs, without quantization; on a GPU use bfloat16 or float16")
     folder = resolve(path_or_hub_id, revision)
     check_folder(folder)
     if quantization is None:
@@ -141,13 +144,13 @@ def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:
 
 
 def _ready(encoder: Encoder, device: torch.device, *, int8: bool = False) -> Encoder:
-    """The encoder on its device, in inference mode, with prepared linear layers where they help, probed as it will run."""
+    """The encoder on its device, in inference mode, probed, and run by our kernels where they serve."""
     if device.type == "cpu":
         prepack(encoder)
     encoder = encoder.to(device).eval()
     check(encoder.backbone)
     if device.type == "cpu":
-        encoder.backbone.fused = fuse(encoder.backbone, "int8" if int8 else "exact")
+        use_kernels(encoder.backbone, "int8" if int8 else "exact")
     return encoder
 
 
@@ -195,5 +198,5 @@ def _dtype(given: str | torch.dtype | None, device: torch.device) -> torch.dtype
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = DTYPES.get(given) if isinstance(given, str) else given
     if dtype not in DTYPES.values():
-        raise ValueError(f"dtype {given!r} is not supported; use {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {given!r} is not supported; use {', '.join(DTYPES)}, or int8 on a CPU")
     return dtype

@@ -89,31 +89,35 @@ static void product_rows(int half, int rows, int vectors, const float *a, int64_
     }
 }
 
-/* One head's row of token t into `row`: normed, turned to its position, times `factor`. */
-static void prepare_row(const Attention *at, const float *x, int64_t t, const float *gain, float factor, float *row) {
+/* d values times `factor` as words. */
+INLINE void to_words(const float *restrict row, int d, float factor, int half, float *restrict words) {
+    f32x16 factors = _mm512_set1_ps(factor);
+    for (int k = 0; k < d; k += 16) {
+        f32x16 x = _mm512_mul_ps(_mm512_loadu_ps(row + k), factors);
+        if (half) store_half(words + k / 2, x);
+        else _mm512_storeu_ps(words + k, x);
+    }
+}
+
+/* One head's row of token t as words: normed, turned to its position, times `factor`. */
+INLINE void prepare_row(const Attention *at, const float *restrict x, int64_t t, const float *restrict gain, float factor, float *restrict words) {
     int d = at->width, r = at->rotary, h = r / 2;
-    float inner[d];
+    float normed[d], turned[d];
     if (gain) {
         float squares = 0.0f;
         for (int k = 0; k < d; k++) squares += x[k] * x[k];
         float inverse = 1.0f / __builtin_sqrtf(squares / d + at->epsilon);
-        for (int k = 0; k < d; k++) inner[k] = x[k] * inverse * gain[k];
-        x = inner;
+        for (int k = 0; k < d; k++) normed[k] = x[k] * inverse * gain[k];
+        x = normed;
     }
     if (at->cos) {
-        const float *cosine = at->cos + t * r, *sine = at->sin + t * r;
-        for (int k = 0; k < h; k++) {
-            row[k] = (x[k] * cosine[k] - x[k + h] * sine[k]) * factor;
-            row[k + h] = (x[k + h] * cosine[k + h] + x[k] * sine[k + h]) * factor;
-        }
-        for (int k = r; k < d; k++) row[k] = x[k] * factor;
-    } else {
-        for (int k = 0; k < d; k++) row[k] = x[k] * factor;
+        const float *restrict cosine = at->cos + t * r, *restrict sine = at->sin + t * r;
+        for (int k = 0; k < h; k++) turned[k] = x[k] * cosine[k] - x[k + h] * sine[k];
+        for (int k = 0; k < h; k++) turned[k + h] = x[k + h] * cosine[k + h] + x[k] * sine[k + h];
+        for (int k = r; k < d; k++) turned[k] = x[k];
+        x = turned;
     }
-}
-
-INLINE void to_half(const float *row, int d, float *words) {
-    for (int k = 0; k < d; k += 16) store_half(words + k / 2, _mm512_loadu_ps(row + k));
+    to_words(x, d, factor, at->half, words);
 }
 
 /* Sixteen rows of up to sixteen words (row stride `stride`) to columns: out[word][row]. */
@@ -147,41 +151,51 @@ static void transpose(const float *rows, int64_t stride, int words, float *out) 
     for (int i = 0; i < words; i++) _mm512_store_ps(out + 16 * i, b[i]);
 }
 
-/* Keys of one head: blocks of 16 tokens, (n / 16, words, 16). */
-static void lay_keys(const Attention *at, int64_t first, int n, int column, float *keys) {
-    int d = at->width, words = at->half ? d / 2 : d;
-    float rows[16 * d], row[d];
-    for (int t = 0; t < n; t += 16, keys += 16 * words) {
-        for (int i = 0; i < 16; i++) {
-            float *place = rows + i * words;
-            if (t + i >= n) {
-                memset(place, 0, sizeof(float) * words);
-                continue;
-            }
-            const float *x = at->qkv + (first + t + i) * at->stride + column;
-            prepare_row(at, x, first + t + i, at->key_norm, 1.0f, at->half ? row : place);
-            if (at->half) to_half(row, d, place);
-        }
-        for (int w = 0; w < words; w += 16) transpose(rows + w, words, MIN(16, words - w), keys + 16 * w);
-    }
-}
+/* Where the heads of one text lie, each ready for its products. */
+typedef struct {
+    float *queries; /* (H, padded, words) */
+    float *keys;    /* (G, padded / 16, words, 16) */
+    float *values;  /* (G, steps, d): a bfloat16 word holds two tokens; zeros past the last */
+    int words, padded;
+} Heads;
 
-/* Values of one head: (steps, d) words; a bfloat16 word holds two tokens. Past the last token zeros. */
-static void lay_values(const Attention *at, int64_t first, int n, int column, float *values) {
-    int d = at->width, padded = (n + 15) / 16 * 16;
+/* Values of one head and 16 tokens. */
+INLINE void lay_values(const Attention *at, const float *x, int count, float *values) {
+    int d = at->width, each = at->half ? 2 : 1;
     const i32x16 interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                                20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    const float *x = at->qkv + first * at->stride + column;
-    for (int t = 0; t < padded; t += at->half ? 2 : 1, values += d)
+    for (int i = 0; i < 16; i += each, values += d)
         for (int k = 0; k < d; k += 16) {
-            f32x16 one = t < n ? _mm512_loadu_ps(x + t * at->stride + k) : _mm512_setzero_ps();
+            f32x16 one = i < count ? _mm512_loadu_ps(x + i * at->stride + k) : _mm512_setzero_ps();
             if (!at->half) {
                 _mm512_store_ps(values + k, one);
                 continue;
             }
-            f32x16 two = t + 1 < n ? _mm512_loadu_ps(x + (t + 1) * at->stride + k) : _mm512_setzero_ps();
+            f32x16 two = i + 1 < count ? _mm512_loadu_ps(x + (i + 1) * at->stride + k) : _mm512_setzero_ps();
             _mm512_store_si512(values + k, _mm512_permutexvar_epi16(interleave, to_pairs(one, two)));
         }
+}
+
+/* All heads of a text, 16 tokens at a time: their rows of qkv are read once, one after another. */
+static void lay_heads(const Attention *at, int64_t first, int n, Heads *to) {
+    int d = at->width, words = to->words, steps = at->half ? to->padded / 2 : to->padded, some = at->half ? 8 : 16;
+    float factor = at->scale * 1.44269504f, rows[16 * words];
+    memset(rows, 0, sizeof rows);
+    for (int t = 0; t < n; t += 16) {
+        const float *x = at->qkv + (first + t) * at->stride;
+        int count = MIN(16, n - t);
+        for (int h = 0; h < at->heads; h++)
+            for (int i = 0; i < count; i++)
+                prepare_row(at, x + i * at->stride + h * d, first + t + i, at->query_norm, factor,
+                            to->queries + ((int64_t)h * to->padded + t + i) * words);
+        for (int g = 0; g < at->groups; g++) {
+            float *keys = to->keys + ((int64_t)g * to->padded + t) * words;
+            for (int i = 0; i < count; i++)
+                prepare_row(at, x + i * at->stride + (at->heads + g) * d, first + t + i, at->key_norm, 1.0f, rows + i * words);
+            for (int w = 0; w < words; w += 16) transpose(rows + w, words, MIN(16, words - w), keys + 16 * w);
+            lay_values(at, x + (at->heads + at->groups + g) * d, count, to->values + ((int64_t)g * steps + t / 16 * some) * d);
+        }
+    }
 }
 
 /* exp2(scores - their maximum) over the first `visible` of `padded` scores, as words; returns one over their sum. */
@@ -192,7 +206,7 @@ INLINE float softmax_row(const float *scores, int visible, int padded, int half,
     top = _mm512_set1_ps(_mm512_reduce_max_ps(top));
     for (int k = 0; k < padded; k += 16) {
         f32x16 value = _mm512_setzero_ps();
-        if (k < visible) value = _mm512_maskz_mov_ps(first_lanes(visible - k), exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(scores + k), top)));
+        if (k < visible) value = _mm512_maskz_mov_ps(first_lanes(visible - k), exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(scores + k), top), half));
         sum = _mm512_add_ps(sum, value);
         if (half) store_half(words + k / 2, value);
         else _mm512_storeu_ps(words + k, value);
@@ -202,32 +216,27 @@ INLINE float softmax_row(const float *scores, int visible, int padded, int half,
 
 /* One text; returns -1 without memory. */
 static int one_text(const Attention *at, int64_t first, int n) {
-    int d = at->width, half = at->half, words = half ? d / 2 : d, padded = (n + 15) / 16 * 16, heads = at->heads / at->groups;
-    float *keys = scratch(SCRATCH_KEYS, sizeof(float) * padded * words);
-    float *values = scratch(SCRATCH_VALUES, sizeof(float) * padded * d);
-    float *queries = scratch(SCRATCH_QUERIES, sizeof(float) * (ROWS * words + d));
+    int d = at->width, half = at->half, words = half ? d / 2 : d, padded = (n + 15) / 16 * 16, steps = half ? padded / 2 : padded;
+    Heads of = {.words = words, .padded = padded};
+    of.queries = scratch(SCRATCH_QUERIES, sizeof(float) * at->heads * padded * words);
+    of.keys = scratch(SCRATCH_KEYS, sizeof(float) * at->groups * padded * words);
+    of.values = scratch(SCRATCH_VALUES, sizeof(float) * at->groups * steps * d);
     float *scores = scratch(SCRATCH_SCORES, sizeof(float) * 2 * ROWS * padded);
-    if (!keys || !values || !queries || !scores) return -1;
-    float *weights = scores + ROWS * padded, *row = queries + ROWS * words, inverse[ROWS];
+    if (!of.queries || !of.keys || !of.values || !scores) return -1;
+    float *weights = scores + ROWS * padded, inverse[ROWS];
     int64_t out_stride = (int64_t)at->heads * d;
-    float factor = at->scale * 1.44269504f;
-    for (int g = 0; g < at->groups; g++) {
-        lay_keys(at, first, n, (at->heads + g) * d, keys);
-        lay_values(at, first, n, (at->heads + at->groups + g) * d, values);
-        for (int h = g * heads; h < (g + 1) * heads; h++)
-            for (int q = 0; q < n; q += ROWS) {
-                int rows = MIN(ROWS, n - q), last = at->causal ? q + rows : n, seen = (last + 15) / 16 * 16;
-                for (int r = 0; r < rows; r++) {
-                    float *place = queries + r * words;
-                    prepare_row(at, at->qkv + (first + q + r) * at->stride + h * d, first + q + r, at->query_norm, factor, half ? row : place);
-                    if (half) to_half(row, d, place);
-                }
-                product_rows(half, rows, seen / 16, queries, words, keys, 16, 16 * words, words, NULL, scores, padded);
-                for (int r = 0; r < rows; r++)
-                    inverse[r] = softmax_row(scores + r * padded, at->causal ? q + r + 1 : n, seen, half, weights + r * padded);
-                product_rows(half, rows, d / 16, weights, padded, values, d, 16, half ? seen / 2 : seen, inverse,
-                             at->out + (first + q) * out_stride + h * d, out_stride);
-            }
+    lay_heads(at, first, n, &of);
+    for (int h = 0; h < at->heads; h++) {
+        int64_t g = h / (at->heads / at->groups);
+        for (int q = 0; q < n; q += ROWS) {
+            int rows = MIN(ROWS, n - q), last = at->causal ? q + rows : n, seen = (last + 15) / 16 * 16;
+            product_rows(half, rows, seen / 16, of.queries + ((int64_t)h * padded + q) * words, words,
+                         of.keys + g * padded * words, 16, 16 * words, words, NULL, scores, padded);
+            for (int r = 0; r < rows; r++)
+                inverse[r] = softmax_row(scores + r * padded, at->causal ? q + r + 1 : n, seen, half, weights + r * padded);
+            product_rows(half, rows, d / 16, weights, padded, of.values + g * steps * d, d, 16, half ? seen / 2 : seen, inverse,
+                         at->out + (first + q) * out_stride + h * d, out_stride);
+        }
     }
     return 0;
 }

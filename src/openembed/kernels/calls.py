@@ -102,9 +102,7 @@ class Codes:
     def empty(cls, rows: int, width: int) -> Codes:
         """Returns room for ``rows`` rows of ``width`` values."""
         padded = -(-width // 4) * 4
-        return cls(
-            torch.empty(rows, padded, dtype=torch.uint8), torch.empty(rows), torch.empty(rows, dtype=torch.int32)
-        )
+        return cls(torch.empty(rows, padded, dtype=torch.uint8), torch.empty(rows), torch.empty(rows, dtype=torch.int32))
 
     def struct(self) -> _Codes:
         """Returns the C view."""
@@ -169,7 +167,9 @@ class PackedLinear:
     def _run(self, x: Rows, ending: _Ending) -> None:
         given = _Input(None, x.struct(), 0) if isinstance(x, Codes) else _Input(x.data_ptr(), _Codes(), x.shape[1])
         threads = torch.get_num_threads()
-        _check(_kernels().oe_linear(byref(self._struct), byref(given), c_int64(_count(x)), byref(ending), int(self.int8), threads))
+        _check(
+            _kernels().oe_linear(byref(self._struct), byref(given), c_int64(_count(x)), byref(ending), int(self.int8), threads)
+        )
 
 
 def norm_rows(x_TD: Tensor, norm: Norm, *, codes: bool) -> Rows:

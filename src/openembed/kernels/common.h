@@ -62,16 +62,14 @@ INLINE __mmask16 first_lanes(int count) {
     return (__mmask16)(count >= LANES ? 0xffff : (1u << count) - 1);
 }
 
-/* 2^x for x <= 127, relative error below 1e-7; far below -126 it is 0. */
-INLINE f32x16 exp2_f32(f32x16 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-150.0f));
+/* 2^x for finite x <= 127; relative error below 2e-7, `rough` below 5e-5. Taylor coefficients ln(2)^n / n!. */
+INLINE f32x16 exp2_f32(f32x16 x, int rough) {
     f32x16 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    f32x16 part = _mm512_sub_ps(x, whole);
-    /* Taylor coefficients of 2^x, ln(2)^n / n! */
-    f32x16 sum = _mm512_set1_ps(1.5252734e-5f);
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.5403530e-4f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.3333558e-3f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(9.6181291e-3f));
+    f32x16 part = _mm512_sub_ps(x, whole), sum = _mm512_set1_ps(9.6181291e-3f);
+    if (!rough) {
+        sum = _mm512_fmadd_ps(_mm512_set1_ps(1.5403530e-4f), part, _mm512_set1_ps(1.3333558e-3f));
+        sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(9.6181291e-3f));
+    }
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(5.5504109e-2f));
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(2.4022651e-1f));
     sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(6.9314718e-1f));
@@ -79,50 +77,54 @@ INLINE f32x16 exp2_f32(f32x16 x) {
     return _mm512_scalef_ps(sum, whole);
 }
 
-INLINE f32x16 exp_f32(f32x16 x) {
-    return exp2_f32(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)));
+INLINE f32x16 exp_f32(f32x16 x, int rough) {
+    return exp2_f32(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), rough);
 }
 
-/* x * sigmoid(x) */
-INLINE f32x16 silu_f32(f32x16 x) {
-    f32x16 one = _mm512_set1_ps(1.0f);
-    f32x16 denominator = _mm512_add_ps(one, exp_f32(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), _mm512_set1_ps(88.0f))));
-    return _mm512_div_ps(x, denominator);
+/* 1 / x; `rough` to 14 bits. */
+INLINE f32x16 inverse_f32(f32x16 x, int rough) {
+    return rough ? _mm512_rcp14_ps(x) : _mm512_div_ps(_mm512_set1_ps(1.0f), x);
 }
 
-/* x * (1 + erf(x / sqrt 2)) / 2 with erf after Abramowitz and Stegun 7.1.26 (absolute error below 1.5e-7). */
-INLINE f32x16 gelu_f32(f32x16 x) {
-    f32x16 one = _mm512_set1_ps(1.0f);
-    f32x16 scaled = _mm512_mul_ps(x, _mm512_set1_ps(0.70710678f));
-    f32x16 size = _mm512_abs_ps(scaled);
-    f32x16 t = _mm512_div_ps(one, _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one));
-    f32x16 sum = _mm512_set1_ps(1.061405429f);
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-1.453152027f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(1.421413741f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.284496736f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.254829592f));
-    f32x16 tail = exp_f32(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(size, size)));
-    f32x16 erf_size = _mm512_fnmadd_ps(_mm512_mul_ps(sum, t), tail, one);
-    f32x16 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
-    /* half * (1 + sign(x) * erf|x|) = half + |half| * erf|x| */
-    return _mm512_fmadd_ps(_mm512_abs_ps(half), erf_size, half);
+/* x * sigmoid(y) */
+INLINE f32x16 times_sigmoid(f32x16 x, f32x16 y, int rough) {
+    f32x16 minus = _mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), y), _mm512_set1_ps(80.0f));
+    return _mm512_mul_ps(x, inverse_f32(_mm512_add_ps(_mm512_set1_ps(1.0f), exp_f32(minus, rough)), rough));
+}
+
+/* x * (1 + erf(x / sqrt 2)) / 2, erf after Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7), `rough` 7.1.25 (2.5e-5). */
+INLINE f32x16 gelu_f32(f32x16 x, int rough) {
+    f32x16 one = _mm512_set1_ps(1.0f), size = _mm512_abs_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f))), t, sum;
+    if (rough) {
+        t = inverse_f32(_mm512_fmadd_ps(size, _mm512_set1_ps(0.47047f), one), 1);
+        sum = _mm512_fmadd_ps(_mm512_set1_ps(0.7478556f), t, _mm512_set1_ps(-0.0958798f));
+        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.3480242f));
+    } else {
+        t = inverse_f32(_mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one), 0);
+        sum = _mm512_fmadd_ps(_mm512_set1_ps(1.061405429f), t, _mm512_set1_ps(-1.453152027f));
+        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(1.421413741f));
+        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.284496736f));
+        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.254829592f));
+    }
+    f32x16 tail = exp_f32(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(size, size)), rough);
+    f32x16 erf_size = _mm512_fnmadd_ps(_mm512_mul_ps(sum, t), tail, one), half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+    return _mm512_fmadd_ps(_mm512_abs_ps(half), erf_size, half); /* half + |half| erf|x| = half (1 + erf x) */
 }
 
 /* x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2 = x * sigmoid(2 * ...) */
-INLINE f32x16 gelu_tanh_f32(f32x16 x) {
+INLINE f32x16 gelu_tanh_f32(f32x16 x, int rough) {
     f32x16 cube = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(0.044715f), _mm512_mul_ps(x, x)), x, x);
-    f32x16 inner = _mm512_mul_ps(_mm512_set1_ps(-1.5957691216f), cube);
-    f32x16 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exp_f32(_mm512_min_ps(inner, _mm512_set1_ps(88.0f))));
-    return _mm512_div_ps(x, denominator);
+    return times_sigmoid(x, _mm512_mul_ps(_mm512_set1_ps(1.5957691216f), cube), rough);
 }
 
 enum activation { ACT_NONE = 0, ACT_GELU = 1, ACT_GELU_TANH = 2, ACT_SILU = 3, ACT_RELU = 4 };
 
-INLINE f32x16 activate(f32x16 x, int activation) {
+/* `rough` where the result becomes an 8-bit code. */
+INLINE f32x16 activate(f32x16 x, int activation, int rough) {
     switch (activation) {
-    case ACT_GELU: return gelu_f32(x);
-    case ACT_GELU_TANH: return gelu_tanh_f32(x);
-    case ACT_SILU: return silu_f32(x);
+    case ACT_GELU: return gelu_f32(x, rough);
+    case ACT_GELU_TANH: return gelu_tanh_f32(x, rough);
+    case ACT_SILU: return times_sigmoid(x, x, rough);
     case ACT_RELU: return _mm512_max_ps(x, _mm512_setzero_ps());
     default: return x;
     }

@@ -80,16 +80,16 @@ INLINE void multiply_f32(int rows, const float *x, int64_t stride, const float *
 }
 
 /* Writes y of `rows` rows and one block of outputs. */
-INLINE void finish(int rows, f32x16 y[ROWS][4], int activation, int gated, float *out, int64_t stride) {
+INLINE void finish(int rows, f32x16 y[ROWS][4], int activation, int gated, int rough, float *out, int64_t stride) {
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
         float *row = out + r * stride;
         if (gated) {
-            _mm512_storeu_ps(row, _mm512_mul_ps(activate(y[r][0], activation), y[r][2]));
-            _mm512_storeu_ps(row + 16, _mm512_mul_ps(activate(y[r][1], activation), y[r][3]));
+            _mm512_storeu_ps(row, _mm512_mul_ps(activate(y[r][0], activation, rough), y[r][2]));
+            _mm512_storeu_ps(row + 16, _mm512_mul_ps(activate(y[r][1], activation, rough), y[r][3]));
         } else {
 #pragma GCC unroll 4
-            for (int c = 0; c < 4; c++) _mm512_storeu_ps(row + 16 * c, activate(y[r][c], activation));
+            for (int c = 0; c < 4; c++) _mm512_storeu_ps(row + 16 * c, activate(y[r][c], activation, rough));
         }
     }
 }
@@ -112,7 +112,7 @@ INLINE void tile_int8(int rows, const Linear *layer, const Codes *x, int row, in
             y[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(centred), both, bias);
         }
     }
-    finish(rows, y, end->activation, end->gated, out, stride);
+    finish(rows, y, end->activation, end->gated, 1, out, stride);
 }
 
 INLINE void tile_f32(int rows, const Linear *layer, const Input *x, int row, int block, const Ending *end, float *out, int64_t stride) {
@@ -124,7 +124,7 @@ INLINE void tile_f32(int rows, const Linear *layer, const Input *x, int row, int
         for (int c = 0; c < 4; c++)
 #pragma GCC unroll 6
             for (int r = 0; r < rows; r++) y[r][c] = _mm512_add_ps(y[r][c], _mm512_loadu_ps(layer->bias + block * BLOCK + 16 * c));
-    finish(rows, y, end->activation, end->gated, out, stride);
+    finish(rows, y, end->activation, end->gated, 0, out, stride);
 }
 
 /* One tile of `rows` <= 6 rows; each count is code of its own, so that the sums live in registers. */
@@ -164,7 +164,8 @@ static void end_row(float *y, int row, const Ending *end) {
         quantize_row(normed, count, end->codes.codes + row * end->codes.stride, end->codes.scale + row, end->codes.zero + row);
 }
 
-#define STRIP 48 /* rows between two passes over the weights: their outputs stay in the second-level cache */
+#define STRIP 48 /* most rows between two passes over the weights */
+#define OUTPUTS_KEPT (80 * 1024) /* bytes of a strip's outputs, which wait in the second-level cache for their ending */
 
 /* Rows start .. start + count through all blocks of outputs, then ended row by row; returns -1 without memory. */
 static int strip(const Linear *layer, const Input *x, int start, int count, const Ending *end, int int8) {
@@ -184,8 +185,9 @@ static int strip(const Linear *layer, const Input *x, int start, int count, cons
 /* Applies `layer` to T rows and ends them as `end` says; returns 0, or -1 without memory. */
 EXPORT int oe_linear(const Linear *layer, const Input *x, int64_t T, const Ending *end, int int8, int threads) {
     int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(|:failed) if (T > STRIP)
-    for (int start = 0; start < T; start += STRIP) failed |= strip(layer, x, start, MIN(STRIP, (int)T - start), end, int8);
+    int rows = MAX(2 * ROWS, MIN(STRIP, OUTPUTS_KEPT / (int)sizeof(float) / (end->gated ? layer->N / 2 : layer->N) / ROWS * ROWS));
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(|:failed) if (T > rows)
+    for (int start = 0; start < T; start += rows) failed |= strip(layer, x, start, MIN(rows, (int)T - start), end, int8);
     return failed;
 }
 

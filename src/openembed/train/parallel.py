@@ -150,6 +150,7 @@ def _shard(encoder: Encoder, world: World, *, bf16: bool, reshard: bool) -> None
     for layer in layers(encoder):
         fully_shard(layer, mesh=mesh, mp_policy=half, reshard_after_forward=reshard)
     fully_shard(encoder, mesh=mesh, mp_policy=half)
+    encoder.backbone.fused = None  # its copies of the weights could not be seen to be old
     for module in encoder.modules():
         if isinstance(module, PrepackedLinear):
             module.keeps_copy = False
