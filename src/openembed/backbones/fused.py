@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from openembed.kernels.calls import Heads, Norm, PackedLinear, Rows, attention, norm_rows, quantize
+from openembed.kernels.calls import Heads, Norm, PackedLinear, Rows, attention, norm_rows, taken
 from openembed.packing import Packed
 
 Precision = Literal["exact", "int8"]
@@ -32,12 +32,12 @@ class Weights:
     parts: tuple[nn.Linear, ...]
     factor: float = 1.0
 
-    def packed(self, precision: Precision, activation: str = "none", *, gated: bool = False) -> PackedLinear:
-        """Returns the layer laid out for the kernels."""
+    def packed(self, precision: Precision, **options: Any) -> PackedLinear:
+        """Returns the layer laid out for the kernels; ``options`` are those of ``PackedLinear``."""
         weight = torch.cat([part.weight.detach().float() for part in self.parts]) * self.factor
         biased = any(part.bias is not None for part in self.parts)
         bias = torch.cat([_bias(part) for part in self.parts]) * self.factor if biased else None
-        return PackedLinear(weight, bias, int8=precision == "int8", activation=activation, gated=gated)
+        return PackedLinear(weight, bias, int8=precision == "int8", **options)
 
 
 def _bias(linear: nn.Linear) -> Tensor:
@@ -64,22 +64,38 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model as the kernels run it. ``embed`` gives the residual stream and, where there are any, rotary positions."""
+    """A model as the kernels run it. ``embed`` gives the residual stream and, where there are any, rotary positions.
+
+    ``first_norm`` is what the first layer reads: applied by the kernels, or already by ``embed`` where ``post_norm``.
+    """
 
     layers: tuple[LayerPlan, ...]
     post_norm: bool
-    first_norm: Norm | None
+    first_norm: Norm
     embed: Callable[[Packed], tuple[Tensor, tuple[Tensor, Tensor] | None]]
     window: int | None
 
 
 @dataclass(frozen=True)
 class _Layer:
+    """A layer's weights as the kernels take them.
+
+    ``entry``: query, key and value together, or with 8 bits the values apart: what evens out queries and keys spoils them.
+    """
+
     plan: LayerPlan
-    qkv: PackedLinear
+    entry: tuple[PackedLinear, ...]
     out: PackedLinear
     up: PackedLinear
     down: PackedLinear
+
+    def qkv(self, inputs: tuple[Rows, ...], tokens: int) -> Tensor:
+        """Returns queries, keys and values of every token, side by side."""
+        columns = [sum(part.outputs for part in self.entry[:i]) for i in range(len(self.entry))]
+        out_TN = torch.empty(tokens, columns[-1] + self.entry[-1].padded)
+        for part, column, x in zip(self.entry, columns, inputs, strict=True):
+            part.store_in(out_TN, column, x)  # in order: padding of one lies where the next begins
+        return out_TN
 
 
 class FusedLayers:
@@ -119,29 +135,38 @@ class FusedLayers:
 
     def __call__(self, packed: Packed, *, bidirectional: bool) -> Tensor:
         """Returns the last hidden state of every token, ``(T, D)`` float32."""
-        plan, codes = self.plan(), self.precision == "int8"
+        plan = self.plan()
         assert plan is not None, "ask serves() first"
-        self._layers = self._layers or tuple(_pack(layer, self.precision) for layer in plan.layers)
+        layers = self._layers = self._layers or _packed(plan, self.precision)
         stream_TD, rotary = plan.embed(packed)
-        if plan.first_norm is None:
-            x: Rows = quantize(stream_TD) if codes else stream_TD
+        first, tokens = layers[0].entry, len(stream_TD)
+        if plan.post_norm:
+            inputs = tuple(taken(stream_TD, part) for part in first)
         else:
-            x = norm_rows(stream_TD, plan.first_norm, codes=codes)
-        view = {"causal": not bidirectional, "half": codes, "rotary": rotary}
-        for number, layer in enumerate(self._layers):
-            more = codes and number + 1 < len(self._layers)
+            inputs = norm_rows(stream_TD, plan.first_norm, first)
+        view = {"causal": not bidirectional, "half": self.precision == "int8", "rotary": rotary}
+        for number, layer in enumerate(layers):
             after, end = layer.plan.norms
-            mixed_TI = attention(layer.qkv.store(x), packed.layout.offsets_B1, layer.plan.heads, **view)
-            mixed: Rows = quantize(mixed_TI) if codes else mixed_TI
-            x = layer.out.add_norm(mixed, stream_TD, after, post_norm=plan.post_norm, codes=codes)
-            x = layer.up.codes(x) if codes else layer.up.store(x)
-            x = layer.down.add_norm(x, stream_TD, end, post_norm=plan.post_norm, codes=more)
-        return x
+            following = layers[number + 1].entry if number + 1 < len(layers) else ()
+            mixed_TI = attention(layer.qkv(inputs, tokens), packed.layout.offsets_B1, layer.plan.heads, **view)
+            mixed = taken(mixed_TI, layer.out)
+            (x,) = layer.out.add_norm(mixed, stream_TD, after, (layer.up,), post_norm=plan.post_norm)
+            x = layer.up.codes(x) if layer.down.int8 else layer.up.store(x)
+            inputs = layer.down.add_norm(x, stream_TD, end, following, post_norm=plan.post_norm)
+        return stream_TD if plan.post_norm else inputs[0]
 
 
-def _pack(layer: LayerPlan, precision: Precision) -> _Layer:
-    up = layer.up.packed(precision, layer.activation, gated=layer.gated)
-    return _Layer(layer, layer.qkv.packed(precision), layer.out.packed(precision), up, layer.down.packed(precision))
+def _packed(plan: Plan, precision: Precision) -> tuple[_Layer, ...]:
+    layers, norm = [], plan.first_norm
+    for layer in plan.layers:
+        after, end = layer.norms
+        up = layer.up.packed(precision, activation=layer.activation, gated=layer.gated, sizes_K=after.sizes_D)
+        parts = layer.qkv.parts
+        groups = (parts[:2], parts[2:]) if precision == "int8" else (parts,)
+        entry = tuple(Weights(group).packed(precision, sizes_K=norm.sizes_D) for group in groups)
+        layers.append(_Layer(layer, entry, layer.out.packed(precision), up, layer.down.packed(precision)))
+        norm = end
+    return tuple(layers)
 
 
 def used_weights(plan: Plan) -> list[Tensor]:

@@ -96,7 +96,7 @@ def _read_encoder(model: Any, position_offset: int) -> Plan | None:
         states = model.embeddings(input_ids=ids, position_ids=positions, token_type_ids=torch.zeros_like(ids))
         return states[0].float().contiguous(), None
 
-    return Plan(layers, True, None, embed, None)
+    return Plan(layers, True, _layer_norm(model.embeddings.LayerNorm), embed, None)
 
 
 def _encoder_layer(layer: Any) -> LayerPlan:

@@ -36,8 +36,8 @@ typedef struct {
     int64_t stride;  /* of out */
     float *residual; /* END_ADD_NORM: (T, N), read and written */
     const float *gain, *bias;
-    Codes codes;
-    int32_t outputs; /* true number of outputs of a row */
+    Codes codes, also; /* `also`: END_ADD_NORM, the same rows under other factors, or empty */
+    int32_t outputs;   /* true number of outputs of a row */
 } Ending;
 
 INLINE void multiply_int8(int rows, const uint8_t *x, int64_t stride, const int8_t *w, int K, i32x16 sums[ROWS][4]) {
@@ -146,10 +146,14 @@ static void f32_tile(int rows, const Linear *layer, const Input *x, int row, int
     DISPATCH(tile_f32, layer, x, row, block, end, out, stride)
 }
 
+static void code_row(const float *x, int count, int row, const Codes *to) {
+    if (to->codes) quantize_row(x, to->factors, count, to->codes + row * to->stride, to->scale + row, to->zero + row);
+}
+
 static void end_row(float *y, int row, const Ending *end) {
     int count = end->outputs;
     if (end->ending == END_CODES) {
-        quantize_row(y, count, end->codes.codes + row * end->codes.stride, end->codes.scale + row, end->codes.zero + row);
+        code_row(y, count, row, &end->codes);
         return;
     }
     float *residual = end->residual + (int64_t)row * count;
@@ -160,8 +164,8 @@ static void end_row(float *y, int row, const Ending *end) {
     }
     float *normed = end->post_norm ? residual : end->out ? end->out + row * end->stride : y;
     norm_row(residual, count, end->gain, end->bias, end->epsilon, end->centred, normed);
-    if (end->codes.codes)
-        quantize_row(normed, count, end->codes.codes + row * end->codes.stride, end->codes.scale + row, end->codes.zero + row);
+    code_row(normed, count, row, &end->codes);
+    code_row(normed, count, row, &end->also);
 }
 
 #define STRIP 48 /* most rows between two passes over the weights */
@@ -199,7 +203,8 @@ EXPORT int oe_norm(const float *x, int64_t T, const Ending *end) {
     for (int t = 0; t < T; t++) {
         float *normed = end->out ? end->out + t * end->stride : kept;
         norm_row(x + (int64_t)t * D, D, end->gain, end->bias, end->epsilon, end->centred, normed);
-        if (end->codes.codes) quantize_row(normed, D, end->codes.codes + t * end->codes.stride, end->codes.scale + t, end->codes.zero + t);
+        code_row(normed, D, t, &end->codes);
+        code_row(normed, D, t, &end->also);
     }
     return 0;
 }
@@ -207,5 +212,5 @@ EXPORT int oe_norm(const float *x, int64_t T, const Ending *end) {
 /* Codes of T rows of K values. */
 EXPORT void oe_quantize(const float *x, int64_t T, int K, int64_t stride, const Codes *out, int threads) {
 #pragma omp parallel for num_threads(threads) if (T > STRIP)
-    for (int t = 0; t < T; t++) quantize_row(x + t * stride, K, out->codes + t * out->stride, out->scale + t, out->zero + t);
+    for (int t = 0; t < T; t++) code_row(x + t * stride, K, t, out);
 }

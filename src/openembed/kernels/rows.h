@@ -12,18 +12,20 @@ typedef struct {
     float *scale;   /* (T) */
     int32_t *zero;  /* (T) */
     int64_t stride;
+    const float *factors; /* (K): x is multiplied by these first, and the weights were divided by them; or NULL */
 } Codes;
 
-INLINE void quantize_row(const float *x, int K, uint8_t *codes, float *scale, int32_t *zero) {
+/* 16 values of a row, each times its factor where there are factors. */
+INLINE f32x16 scaled(const float *x, const float *factors, int k, __mmask16 mask) {
+    f32x16 values = _mm512_maskz_loadu_ps(mask, x + k);
+    return factors ? _mm512_mul_ps(values, _mm512_maskz_loadu_ps(mask, factors + k)) : values;
+}
+
+INLINE void quantize_row(const float *x, const float *factors, int K, uint8_t *codes, float *scale, int32_t *zero) {
     f32x16 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-    int k = 0;
-    for (; k + LANES <= K; k += LANES) {
-        f32x16 values = _mm512_loadu_ps(x + k);
-        low = _mm512_min_ps(low, values);
-        high = _mm512_max_ps(high, values);
-    }
-    if (k < K) {
-        f32x16 values = _mm512_maskz_loadu_ps(first_lanes(K - k), x + k);
+    int k;
+    for (k = 0; k < K; k += LANES) {
+        f32x16 values = scaled(x, factors, k, first_lanes(K - k));
         low = _mm512_min_ps(low, values);
         high = _mm512_max_ps(high, values);
     }
@@ -36,7 +38,7 @@ INLINE void quantize_row(const float *x, int K, uint8_t *codes, float *scale, in
     i32x16 floor = _mm512_setzero_si512();
     for (k = 0; k < K; k += LANES) {
         __mmask16 mask = first_lanes(K - k);
-        i32x16 code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + k), inverse)), shift);
+        i32x16 code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(scaled(x, factors, k, mask), inverse)), shift);
         _mm_mask_storeu_epi8(codes + k, mask, _mm512_cvtusepi32_epi8(_mm512_max_epi32(code, floor)));
     }
     *scale = step;
