@@ -1,12 +1,13 @@
-"""Encoding mixed-length real text: openembed against sentence-transformers, paired in one process.
+"""Encoding mixed-length real text: openembed, exact and in 8 bits, against sentence-transformers, ONNX Runtime and OpenVINO.
 
-Texts come from the shared data sets prose-books and medquad: short queries, paragraphs and chunks that fill the limit. Two
-models: a random-weight bidirectional Mistral-architecture decoder (28.3 M parameters outside its embeddings, at most 512
-tokens) and all-MiniLM-L6-v2 (at most 256). Both sides run in exact float32; sentence-transformers' ``encode`` at its
-defaults (length-sorted batches of 32). The ceiling is the machine's matrix product: the best rate of the products the model
-makes, measured in the same process with oneDNN's prepared kernel.
+All are run in turn, in one process, round after round in changing order; ratios are taken within a round. Texts come from the
+shared data sets prose-books and medquad: short queries, paragraphs and chunks that fill the limit. Two models: a random-weight
+bidirectional Mistral-architecture decoder (28.3 M parameters outside its embeddings, at most 512 tokens) and all-MiniLM-L6-v2
+(at most 256), the latter also by ONNX Runtime and OpenVINO (see encode_engines.py). sentence-transformers' ``encode`` runs at
+its defaults (length-sorted batches of 32), as do the other engines. Ceilings are the machine's matrix products, measured in the
+same process: float32 by oneDNN's prepared kernel or ours, 8 bits by ours, whichever is faster on the model's own shapes.
 
-    python benchmarks/encode.py --data ../shared/data --threads 1 --rounds 7 --json out.json
+    python benchmarks/encode.py --data ../shared/data --threads 1 --rounds 7 --openvino-int8 model-int8.xml --json out.json
 """
 
 import argparse
@@ -19,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import encode_engines
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
@@ -28,6 +30,8 @@ import openembed
 from openembed.backbones.text import BackboneConfig
 from openembed.encoder import EncoderConfig
 from openembed.heads import MeanConfig
+from openembed.kernels.calls import PackedLinear, quantize
+from openembed.kernels.library import library
 from openembed.tokenization import TokenizerConfig
 
 DECODER = {
@@ -102,19 +106,21 @@ def seconds(call):
     return time.perf_counter() - start
 
 
-def gemm_peak(encoder, rows=1024, repeats=15):
-    """Best GFLOP/s of the model's own matrix products at ``rows`` tokens."""
-    best = 0.0
+def peaks(encoder, rows=1024, repeats=15):
+    """Best GFLOP/s of the model's own matrix products at ``rows`` tokens, in float32 and of 8-bit codes."""
+    best = {"float32": 0.0, "int8": 0.0}
     shapes = {tuple(m.weight.shape) for m in encoder.backbone.modules() if isinstance(m, torch.nn.Linear)}
     with torch.inference_mode():
         for outputs, inputs in sorted(shapes):
             x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            times = [
-                seconds(lambda x=x, p=packed: torch.ops.mkldnn._linear_pointwise(x, p, None, "none", [], ""))
-                for _ in range(repeats)
-            ]
-            best = max(best, 2 * rows * inputs * outputs / statistics.median(times[3:]) / 1e9)
+            calls = [("float32", lambda x=x, p=packed: torch.ops.mkldnn._linear_pointwise(x, p, None, "none", [], ""))]
+            if library() is not None:
+                exact, int8, codes = PackedLinear(weight, None, int8=False), PackedLinear(weight, None, int8=True), quantize(x)
+                calls += [("float32", lambda x=x, p=exact: p.store(x)), ("int8", lambda c=codes, p=int8: p.store(c))]
+            for kind, call in calls:
+                time_taken = statistics.median([seconds(call) for _ in range(repeats)][3:])
+                best[kind] = max(best[kind], 2 * rows * inputs * outputs / time_taken / 1e9)
     return best
 
 
@@ -127,38 +133,62 @@ def useful_flops(encoder, lengths):
     return 2 * linear * float(lengths.sum()) + attention
 
 
-def compare(name, folder, texts, rounds):
-    """Paired rounds, the order alternating; returns medians and the ratio's range."""
-    encoder = openembed.load(folder, device="cpu")
+def systems(folder, texts, options, engines):
+    """(name, precision, encode) of everything that is run on the checkpoint of ``folder``, the reference first."""
     there = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-    few = texts[:24]
-    worst = float(np.abs(encoder.encode(few) - there.encode(few, normalize_embeddings=True)).max())
+    found = [("sentence-transformers", "float32", lambda t: there.encode(t, normalize_embeddings=True))]
+    for precision in ("float32", "int8"):
+        found.append(("openembed", precision, openembed.load(folder, device="cpu", dtype=precision).encode))
+    for name, precision, run in engines:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        found.append((name, precision, encode_engines.Engine(tokenizer, run, 256).encode))
+    return found
+
+
+def other_engines(folder, scratch, options):
+    """ONNX Runtime's and OpenVINO's forms of a BERT-type checkpoint."""
+    exported = encode_engines.export_onnx(folder, scratch / "model.onnx")
+    coded = encode_engines.onnx_int8(exported, scratch / "model-int8.onnx")
+    yield "ONNX Runtime", "float32", encode_engines.onnx_runtime(exported, options.threads)
+    yield "ONNX Runtime", "int8", encode_engines.onnx_runtime(coded, options.threads)
+    yield "OpenVINO", "float32", encode_engines.openvino(exported, options.threads)
+    if options.openvino_int8:
+        yield "OpenVINO", "int8", encode_engines.openvino(options.openvino_int8, options.threads)
+
+
+def compare(model, folder, texts, options, engines=()):
+    """Rounds in changing order; a row for every system: medians, and ratios within rounds with their range."""
+    entries = systems(folder, texts, options, list(engines))
+    vectors = [encode(texts) for _, _, encode in entries]  # also warms everything up
+    times = [[] for _ in entries]
+    for i in range(options.rounds):
+        order = np.random.default_rng(i).permutation(len(entries))
+        for place in order:
+            times[place].append(seconds(lambda e=entries[place][2]: e(texts)))
+    encoder = openembed.load(folder, device="cpu")
     lengths = encoder.tokenize(texts).lengths
-    pairs = []
-    for i in range(rounds):
-        calls = [lambda: there.encode(texts), lambda: encoder.encode(texts)]
-        timed = [seconds(calls[j]) for j in ((0, 1) if i % 2 == 0 else (1, 0))]
-        pairs.append(tuple(timed) if i % 2 == 0 else tuple(reversed(timed)))
-    ratios = [a / b for a, b in pairs]
-    ours = statistics.median(b for _, b in pairs)
-    theirs = statistics.median(a for a, _ in pairs)
-    flops, peak = useful_flops(encoder, lengths), gemm_peak(encoder)
-    return {
-        "model": name,
-        "texts": len(texts),
-        "tokens": int(lengths.sum()),
-        "length_percentiles_10_50_90": np.percentile(lengths, [10, 50, 90]).tolist(),
-        "largest_difference": worst,
-        "openembed_s": ours,
-        "sentence_transformers_s": theirs,
-        "ratio_median": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-        "openembed_gflops": flops / ours / 1e9,
-        "sentence_transformers_gflops": flops / theirs / 1e9,
-        "gemm_peak_gflops": peak,
-        "share_of_gemm_peak": flops / ours / 1e9 / peak,
-        "tokens_per_s": float(lengths.sum()) / ours,
-    }
+    flops, ceiling, rows = useful_flops(encoder, lengths), peaks(encoder), []
+    for (name, precision, _), found, taken in zip(entries, vectors, times, strict=True):
+        ratios, median = [a / b for a, b in zip(times[0], taken, strict=True)], statistics.median(taken)
+        rows.append(
+            {
+                "model": model,
+                "system": name,
+                "precision": precision,
+                "seconds": median,
+                "tokens_per_s": float(lengths.sum()) / median,
+                "ratio_median": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+                "gflops": flops / median / 1e9,
+                "gemm_peak_gflops": ceiling[precision],
+                "share_of_gemm_peak": flops / median / 1e9 / ceiling[precision],
+                "least_cosine": float((found * vectors[0]).sum(1).min()),
+                "largest_difference": float(np.abs(found - vectors[0]).max()),
+            }
+        )
+    sample = {"texts": len(texts), "tokens": int(lengths.sum())}
+    return {"model": model, **sample, "length_percentiles_10_50_90": np.percentile(lengths, [10, 50, 90]).tolist()}, rows
 
 
 def main():
@@ -167,29 +197,30 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--openvino-int8", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    texts = sample_texts(options.data, options.scale)
-    load_before = os.getloadavg()[0]
+    texts, load_before = sample_texts(options.data, options.scale), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        decoder = build_decoder(Path(folder), texts)
-        rows = [
-            compare("decoder, 28.3 M, bidirectional", decoder, texts, options.rounds),
-            compare("all-MiniLM-L6-v2", minilm(), texts, options.rounds),
+        folder, minilm_folder = Path(folder), minilm()
+        sides = [
+            compare("decoder, 28.3 M, bidirectional", build_decoder(folder, texts), texts, options),
+            compare("all-MiniLM-L6-v2", minilm_folder, texts, options, other_engines(minilm_folder, folder, options)),
         ]
-    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s)"
-    report = {"machine": machine, "torch": torch.__version__, "load_average_before": load_before, "results": rows}
+    rows = [row for _, side in sides for row in side]
     for row in rows:
         print(
-            f"{row['model']}: {row['ratio_median']:.2f}x sentence-transformers "
-            f"({row['ratio_range'][0]:.2f}-{row['ratio_range'][1]:.2f}), {row['tokens_per_s']:,.0f} tokens/s, "
-            f"{row['openembed_gflops']:.0f} GFLOP/s beside {row['sentence_transformers_gflops']:.0f}, "
-            f"{row['share_of_gemm_peak']:.0%} of the GEMM peak ({row['gemm_peak_gflops']:.0f}), "
-            f"largest difference {row['largest_difference']:.0e}"
+            f"{row['model']:32}{row['system']:23}{row['precision']:9}{row['ratio_median']:5.2f}x "
+            f"({row['ratio_range'][0]:.2f}-{row['ratio_range'][1]:.2f}) {row['tokens_per_s']:7,.0f} tokens/s "
+            f"{row['gflops']:4.0f} GFLOP/s, {row['share_of_gemm_peak']:.0%} of {row['gemm_peak_gflops']:.0f}, "
+            f"least cosine {row['least_cosine']:.4f}, largest difference {row['largest_difference']:.0e}"
         )
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s)"
+        report = {"machine": machine, "torch": torch.__version__, "load_average_before": load_before, "rounds": options.rounds}
+        samples = [sample for sample, _ in sides]
+        options.json.write_text(json.dumps({**report, "samples": samples, "results": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
