@@ -29,8 +29,6 @@ OPTIONAL = {
     "sentence-transformers": "opens what openembed saves",
     "flash-attn": "flash attention kernels of their own; torch's are used without it",
     "faiss-cpu": "approximate search",
-    "onnxruntime": "another CPU engine",
-    "openvino": "another CPU engine",
 }
 
 
@@ -58,6 +56,8 @@ def devices() -> dict[str, Any]:
     """Returns what torch can run on."""
     import torch
 
+    from openembed.kernels.library import missing
+
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": {
@@ -65,6 +65,7 @@ def devices() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "onednn": torch.backends.mkldnn.is_available(),
+            "kernels": missing() or "compiled",
         },
         "cuda": [{"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
         "mps": torch.backends.mps.is_available(),

@@ -79,6 +79,7 @@ def _print_diagnosis(found: dict[str, Any]) -> None:
     out.print(table)
     cpu = found["devices"]["cpu"]
     out.print(f"CPU: {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}, oneDNN {cpu['onednn']}")
+    out.print(f"CPU kernels: {cpu['kernels']}")
     for gpu in found["devices"]["cuda"]:
         out.print(f"GPU: {gpu['name']}, {gpu['memory_gib']} GiB")
     if not found["devices"]["cuda"]:
