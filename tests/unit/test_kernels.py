@@ -193,7 +193,7 @@ def run(code, **environment):
     [
         ({"OPENEMBED_KERNELS": "off"}, "OPENEMBED_KERNELS=off"),
         ({"CC": "/nonexistent/cc"}, "/nonexistent/cc"),
-        ({"CC": "/bin/false"}, "/bin/false could not make the kernels"),
+        ({"CC": "/bin/false"}, "/bin/false could not make encode"),
         ({"CC": "", "PATH": "/nonexistent"}, "no C compiler"),
     ],
 )
