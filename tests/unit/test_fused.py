@@ -213,3 +213,18 @@ def test_8_bits_are_for_cpus(minilm_dir):
         openembed.load(minilm_dir, "meta", "int8")
     with pytest.raises(ValueError, match="or int8 on a CPU"):
         openembed.load(minilm_dir, dtype="int4")
+
+
+def test_a_copy_and_a_pickle_run_without_kernels_of_the_original(minilm_dir):
+    import copy
+    import pickle
+
+    encoder = openembed.load(minilm_dir, dtype="int8")
+    before = encoder.encode(["a text"])
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert other.backbone.fused is None
+        assert (other.encode(["a text"]) * before).sum() > 0.99
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+    assert (encoder.encode(["a text"]) == before).all()

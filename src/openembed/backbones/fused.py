@@ -113,6 +113,10 @@ class FusedLayers:
         self._weights: list[Tensor] = []
         self._versions: list[tuple[int, int]] = []
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copy of a model, or one that is pickled, comes without: it runs by its own code until it is fused anew."""
+        return type(None), ()
+
     def _changed(self) -> bool:
         moved = any(modules.get(name) is not child for modules, name, child in self._links)
         return moved or self._versions != [(w.data_ptr(), w._version) for w in self._weights]

@@ -99,15 +99,15 @@ def available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def use_int8(module: nn.Module) -> None:
-    """Makes every linear layer inside ``module`` one that multiplies 8-bit codes when no gradient is wanted."""
+def use_int8(module: nn.Module, wanted: bool = True) -> None:
+    """Makes every linear layer inside ``module`` one that multiplies 8-bit codes when no gradient is wanted, or not."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and wanted:
                 setattr(parent, name, PrepackedLinear(child))
     for layer in module.modules():
         if isinstance(layer, PrepackedLinear):
-            layer.int8 = True
+            layer.int8 = wanted
 
 
 def prepack(module: nn.Module) -> None:

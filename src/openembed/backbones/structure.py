@@ -49,6 +49,12 @@ def use_kernels(backbone: TextBackbone, precision: Precision) -> None:
             logger.warning("int8 without our kernels (%s): slower", missing())
 
 
+def leave_int8(backbone: TextBackbone) -> None:
+    """Makes ``backbone`` exact again, by the model's own code."""
+    backbone.fused, backbone.precision = None, "exact"
+    use_int8(backbone.model, False)
+
+
 def fuse(backbone: TextBackbone, precision: Precision) -> FusedLayers | None:
     """Returns what runs ``backbone`` by the kernels, or None where there are none or its structure is not known.
 

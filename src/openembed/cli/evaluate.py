@@ -36,7 +36,7 @@ def evaluate(
     max_length: Annotated[int | None, typer.Option(help="Tokens a text may have (default: the model's).")] = None,
     normalize: Annotated[bool, typer.Option(help="Compare by cosine; --no-normalize: by inner product.")] = True,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cpu or cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Precision of the weights, such as float32 or bfloat16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="What to compute in: float32, bfloat16, ..., or int8 on a CPU.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a model, BM25 or a TREC run on local data by MTEB's protocols, or on mteb's own task classes (--tasks).

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def verify(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
     head: HeadOption = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -24,7 +24,9 @@ Instruction = Annotated[str | None, typer.Option(help="Task description, put in 
 MaxLength = Annotated[int | None, typer.Option(help="Longest text, in tokens (default: the model's).")]
 Normalize = Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ... (default: the best for the device).")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, ..., or int8 on a CPU (default: the best for the device, exact).")
+]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory made by `openembed index`.")]
 OtherModel = Annotated[str | None, typer.Option("--model", help="Where the model is now, if it moved.")]
 

@@ -17,5 +17,5 @@ def library() -> ctypes.CDLL | None:
 def missing() -> str:
     """Returns why there is no library; empty where there is one."""
     absent = sorted(NEEDED - processor_features())
-    found, reason = compiled("encode", "linear.c", "attention.c", "scratch.c") if not absent else (None, "")
+    _, reason = compiled("encode", "linear.c", "attention.c", "scratch.c") if not absent else (None, "")
     return f"this processor lacks {', '.join(absent)}" if absent else reason
