@@ -1,16 +1,18 @@
 """Which texts are encoded next: rows of many requests, mixed into micro-batches under a token budget.
 
-A row (one text) is the unit, so a request of 2,000 texts is spread over many micro-batches and others run between. Each
+A row (one text) is the unit, so a request of 2,000 texts is spread over many micro-batches and others run between. Requests
+fall into classes by the tokens they have left: up to 1/16 of the budget, 8 times that, 64 times, and so on. Shorter classes go
+first; inside a class it is first come, first served, which keeps the slowest answers close to the middle ones. Each
 micro-batch is filled in three steps:
 
-1. up to half the budget goes to the requests with the fewest tokens left, the shortest first;
-2. the oldest request gets at least one row, and rows up to the budget;
-3. what is still free goes to the shortest again.
+1. up to half the budget: requests in that order;
+2. the oldest request of all: at least one row, and rows up to a quarter of the budget;
+3. what is still free: requests in that order again.
 
 Two guarantees follow, whatever else waits. *Short never waits behind long*: a request is handed out whole in the very next
-micro-batch when it and the requests with fewer tokens left fit in half the budget; longer ones cannot delay it. *Nobody
-starves*: every micro-batch holds a row of the oldest request. A micro-batch has at most ``budget`` tokens, or half the budget
-and one row where a row is longer than the other half.
+micro-batch when it, and those of its class or a shorter one that came before it, fit in half the budget; requests of longer
+classes cannot delay it. *Nobody starves*: every micro-batch holds a row of the oldest request. A micro-batch has at most
+``budget`` tokens, or half the budget and one row where a row is longer than the other half.
 
 Pure bookkeeping: no thread, no clock, no model.
 """
@@ -22,6 +24,15 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+SHORTEST = 16
+"""The first class is up to this part of the budget."""
+
+STEP = 8
+"""How many times longer each class is than the one before."""
+
+OLDEST = 4
+"""The oldest request may have this part of every micro-batch, even after many shorter ones."""
 
 
 class Job(Generic[T]):
@@ -96,12 +107,13 @@ class Scheduler(Generic[T]):
             return []
         batch: dict[int, list[int]] = {}
         oldest = next(iter(self._jobs))
-        shortest = sorted(self._jobs, key=lambda number: self._jobs[number].tokens)  # stable: ties by arrival
-        used = self._fill(batch, shortest, self.budget // 2, 0)
+        ordered = sorted(self._jobs, key=self._class)  # stable: inside a class by arrival
+        used = self._fill(batch, ordered, self.budget // 2, 0)
         job = self._jobs[oldest]
         if len(job):
-            used = self._fill(batch, [oldest], max(self.budget, used + job.longest), used)
-        used = self._fill(batch, shortest, self.budget, used)
+            share = min(self.budget, used + self.budget // OLDEST)
+            used = self._fill(batch, [oldest], max(share, used + job.longest), used)
+        used = self._fill(batch, ordered, self.budget, used)
         handed = [(self._jobs[number].owner, rows) for number, rows in batch.items()]
         for number in batch:
             if not len(self._jobs[number]):
@@ -109,6 +121,13 @@ class Scheduler(Generic[T]):
         self.tokens -= used
         self.rows -= sum(map(len, batch.values()))
         return handed
+
+    def _class(self, number: int) -> int:
+        """The class of a request, from 0: the shortest."""
+        limit, found = max(1, self.budget // SHORTEST), 0
+        while self._jobs[number].tokens > limit:
+            limit, found = limit * STEP, found + 1
+        return found
 
     def _fill(self, batch: dict[int, list[int]], numbers: Sequence[int], limit: int, used: int) -> int:
         """Adds rows of jobs in their order while they fit under ``limit``; returns the tokens used then."""
