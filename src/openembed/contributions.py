@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openembed.encoder import Encoder
-from openembed.heads.pooling import Cls, Concat, LastToken, Max, WeightedMean
+from openembed.heads.pooling import Cls, Concat, LastToken, Max, MeanSqrt, WeightedMean
 from openembed.packing import Packed, pack
 
 
@@ -58,11 +58,11 @@ def contributions(encoder: Encoder, text: str, instruction: str = "", max_length
 def shares(head: nn.Module, hidden_TD: Tensor, packed: Packed) -> Tensor:
     """Returns the contributions of the tokens of one text, ``(T,)`` float64, which sum to 1."""
     parts = head.parts if isinstance(head, Concat) else [head]
-    found = [_share(part, hidden_TD, packed) for part in parts]
-    total = sum(square for _, square in found)
+    shares_T = torch.stack([_share(part, hidden_TD, packed) for part in parts]).sum(0)
+    total = shares_T.sum()
     if not total > 0:
         raise ValueError("the pooled vector of this text has length 0, so no token has a share of it")
-    return sum(shares_T for shares_T, _ in found) / total  # type: ignore[return-value]
+    return shares_T / total
 
 
 def pooled(head: nn.Module, packed: Packed) -> Tensor:
@@ -79,19 +79,16 @@ def _pooled(head: nn.Module, packed: Packed) -> Tensor:
     return packed.positions_T == chosen
 
 
-def _share(head: nn.Module, hidden_TD: Tensor, packed: Packed) -> tuple[Tensor, float]:
-    """The contributions of one head times ``p · p``, and ``p · p``."""
+def _share(head: nn.Module, hidden_TD: Tensor, packed: Packed) -> Tensor:
+    """The contributions of one head times the squared length ``p · p`` of what it pools."""
     mask_T = _pooled(head, packed)
     states_TD = head.token_states(hidden_TD, packed) if hasattr(head, "token_states") else hidden_TD
     states_TD = states_TD.double()
     if isinstance(head, Max):
         values_D, places_D = states_TD.masked_fill(~mask_T[:, None], float("-inf")).max(0)
         shares_T = torch.zeros(len(states_TD), dtype=torch.float64, device=states_TD.device)
-        shares_T.index_add_(0, places_D, values_D.square())
-        return shares_T, float(values_D.square().sum())
-    # the same share in the scale that the head pools in, so that heads side by side weigh as they do in the vector
+        return shares_T.index_add_(0, places_D, values_D.square())
     weights_T = mask_T.double() * ((packed.positions_T + 1) if isinstance(head, WeightedMean) else 1)
-    pooled_D = head(hidden_TD, packed)[0].double()
-    sum_D = (weights_T[:, None] * states_TD).sum(0)
-    square = float(pooled_D @ pooled_D)
-    return weights_T * (states_TD @ sum_D) / (sum_D @ sum_D).clamp_min(torch.finfo(torch.float64).tiny) * square, square
+    divisor = weights_T.sum().sqrt() if isinstance(head, MeanSqrt) else weights_T.sum()
+    states_TD = states_TD * (weights_T / divisor)[:, None]
+    return states_TD @ states_TD.sum(0)
