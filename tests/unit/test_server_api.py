@@ -115,6 +115,13 @@ def test_a_long_text_is_cut_or_refused(client, encoder):
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
+def test_whole_numbers_may_have_a_point(client):
+    plain = post(client, "/v1/embeddings", input=[[5, 6], [7]], dimensions=4)
+    content = b'{"input": [[5.0, 6], [7.0]], "dimensions": 4.0}'
+    dotted = client.post("/v1/embeddings", content=content, headers={"content-type": "application/json"}).json()
+    assert dotted == plain
+
+
 def test_tei_embed(client, encoder):
     assert close(post(client, "/embed", inputs=TEXTS), encoder.encode_documents(TEXTS))
     assert close(post(client, "/embed", inputs="a cat"), encoder.encode_documents(["a cat"]))
@@ -273,7 +280,7 @@ REFUSED = [
     ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, 400, "encoding_format"),
     ("/v1/embeddings", {"input": "a", "task": "nonsense"}, 400, "task"),
     ("/v1/embeddings", {"input": "a", "task": "facts", "instruction": "b"}, 400, "task"),
-    ("/v1/embeddings", {"input": "a", "instruction": "word " * 300}, 400, None),
+    ("/v1/embeddings", {"input": "a", "instruction": "word " * 300}, 400, "instruction"),
     ("/v1/embeddings", {"input": ["a"] * 65}, 413, None),
     ("/v1/embeddings", {"input": [[5] * 20_001]}, 413, None),
     ("/v1/rerank", {"query": "a", "documents": []}, 400, "documents"),

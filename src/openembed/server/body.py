@@ -101,7 +101,11 @@ def shortened(values_ND: np.ndarray, dimensions: int | None, *, normalize: bool)
     if dimensions is None or dimensions == values_ND.shape[1]:
         return values_ND
     if dimensions > values_ND.shape[1]:
-        raise refused(f"dimensions: {dimensions} is more than the {values_ND.shape[1]} this model has", "dimensions")
+        raise refused(
+            f"dimensions: {dimensions} is more than the {values_ND.shape[1]} this model has",
+            "dimensions",
+            "too_many_dimensions",
+        )
     cut_ND = values_ND[:, :dimensions]
     if not normalize:
         return cut_ND

@@ -95,7 +95,7 @@ class Engine:
         self._check_total(sum(map(len, bodies)))
         for number, body in enumerate(bodies):
             if body and not (min(body) >= 0 and max(body) < vocabulary):
-                raise refused(f"text {number} holds a token id outside 0..{vocabulary - 1}, this model's vocabulary", "input")
+                raise refused(f"text {number} holds a token id outside 0..{vocabulary - 1}", "input", "unknown_token")
         limit = self._row_limit(prompt.max_length)
         if not prompt.truncate:
             framed = await self._in_pool(lambda: self.encoder.tokenizer.frame(bodies, prompt.prefix, limit + 1))
@@ -150,7 +150,7 @@ class Engine:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._tokenizing, function)
         except ValueError as error:  # an instruction that leaves no room, a token without a row
-            raise refused(str(error)) from None
+            raise refused(str(error), "instruction", "instruction_too_long") from None
 
     def _check_total(self, tokens: int) -> None:
         if tokens > self.limits.request_tokens:

@@ -24,6 +24,8 @@ TYPES = {
 }
 
 LONGEST_MESSAGE = 500
+CONFLICT = "conflicting_parameters"
+"""Code of an error about two keys that exclude each other."""
 
 
 class ApiError(Exception):

@@ -24,14 +24,22 @@ INPUT_SCHEMA = {
 }
 
 
+def _whole(value: Any) -> Any:
+    """``5.0`` as 5: to JSON they are one number."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def _input(value: Any) -> Any:
     """A string, strings, token ids or lists of them; checked by hand, since one error a wrong item would fill memory."""
     if type(value) is str:
         return value
     if type(value) is not list or not value:
         raise ValueError("must be a string, a list of strings, token ids or a list of token ids, and not empty")
+    if type(value[0]) in (int, float):
+        value = [_whole(item) for item in value] if float in set(map(type, value)) else value
     kind = type(value[0])
     if kind is list:
+        value = [[_whole(item) for item in row] if type(row) is list and float in set(map(type, row)) else row for row in value]
         if not all(type(row) is list and row and all(type(i) is int for i in row) for row in value):
             raise ValueError("each text must be a list of token ids (integers), and not empty")
     elif kind not in (str, int) or not all(type(item) is kind for item in value):
@@ -55,6 +63,7 @@ Input = Annotated[Any, BeforeValidator(_input), WithJsonSchema(INPUT_SCHEMA)]
 Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 Free = Annotated[dict[str, Any], AfterValidator(_shallow)]
 Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 
 
 class Request(Config):
@@ -84,7 +93,7 @@ class EmbeddingsRequest(Prompted):
     input: Input
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Count | None = None
     normalize: bool = True
     user: str | None = None
 
@@ -94,7 +103,7 @@ class EmbedRequest(Prompted):
 
     inputs: Input
     normalize: bool = True
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Count | None = None
     prompt_name: str | None = None
     truncation_direction: Literal["Right", "right"] = "Right"
 
@@ -133,7 +142,7 @@ class RerankRequest(Request):
     query: Text
     documents: Annotated[Texts, BeforeValidator(_plain), WithJsonSchema(RERANK_DOCUMENTS)]
     model: str | None = None
-    top_n: int | None = Field(None, ge=1)
+    top_n: Count | None = None
     return_documents: bool = False
     task: str | None = None
     instruction: str | None = None
@@ -155,7 +164,7 @@ class SearchRequest(Request):
     query: Text
     index: str | None = None
     mode: Literal["dense", "bm25", "hybrid"] | None = None
-    k: int = Field(10, ge=1)
+    k: Count = 10
     filter: Free | None = None
     task: str | None = None
     instruction: str | None = None

@@ -115,7 +115,7 @@ def _refuse_twice(identifiers: list[str]) -> None:
     seen: set[str] = set()
     for identifier in identifiers:
         if identifier in seen:
-            raise refused(f"documents: id {identifier[:80]!r} is given twice", "documents")
+            raise refused(f"documents: id {identifier[:80]!r} is given twice", "documents", "duplicate_id")
         seen.add(identifier)
 
 

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from openembed.server.body import answer, encoded_base64, encoded_rows, read, shortened
 from openembed.server.engine import Encoded, Engine, Prompt
-from openembed.server.errors import ApiError, refused
+from openembed.server.errors import CONFLICT, ApiError, refused
 from openembed.server.routes import REFUSALS, catalog, described, settings
 from openembed.server.schemas import EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest, Prompted
 
@@ -38,7 +38,7 @@ async def embed(request: Request) -> Response:
     body = await read(request, EmbedRequest)
     engine = catalog(request).engine(None)
     if body.prompt_name is not None and body.task is not None:
-        raise refused("give prompt_name or task, not both", "prompt_name")
+        raise refused("give prompt_name or task, not both", "prompt_name", CONFLICT)
     asked = body.model_copy(update={"task": body.prompt_name or body.task})
     if body.prompt_name is not None and body.input_type is None:
         asked = asked.model_copy(update={"input_type": "query"})  # a named prompt is put before whatever is sent
@@ -67,7 +67,9 @@ def prompt_of(engine: Engine, body: Prompted) -> Prompt:
 def prefix(engine: Engine, task: str | None, instruction: str | None, *, is_query: bool) -> str:
     """Returns the literal prefix of a model's queries or documents; raises ``ApiError`` 400 for an unknown task."""
     prompt = engine.encoder.query_prompt if is_query else engine.encoder.document_prompt
+    if task is not None and instruction is not None:
+        raise refused("give task or instruction, not both", "task", CONFLICT)
     try:
         return prompt(task, instruction)
     except ValueError as error:
-        raise refused(str(error), "task") from None
+        raise refused(str(error), "task", "unknown_task") from None

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from openembed.contributions import contributions
 from openembed.server.body import answer, read
 from openembed.server.engine import Prompt
-from openembed.server.errors import ApiError, refused
+from openembed.server.errors import CONFLICT, ApiError, refused
 from openembed.server.routes import REFUSALS, catalog, described, settings
 from openembed.server.routes.embeddings import prefix
 from openembed.server.schemas import (
@@ -101,7 +101,7 @@ async def token_contributions(request: Request) -> Response:
     body = await read(request, ContributionsRequest)
     served = catalog(request)
     if body.index is not None and body.model is not None:
-        raise refused("give index or model, not both", "index")
+        raise refused("give index or model, not both", "index", CONFLICT)
     by_index = body.index is not None or (body.model is None and not served.engines)
     engine = served.index(body.index).engine if by_index else served.engine(body.model)
     if engine is None:
@@ -117,7 +117,7 @@ async def token_contributions(request: Request) -> Response:
 def _mode(body: SearchRequest, modes: list[str]) -> str:
     mode = body.mode or modes[-1]
     if mode not in modes:
-        raise refused(f"mode: this index has no vectors; allowed: {', '.join(modes)}", "mode")
+        raise refused(f"mode: this index has no vectors; allowed: {', '.join(modes)}", "mode", "mode_not_available")
     return mode
 
 
@@ -129,4 +129,4 @@ def _check_filter(given: dict[str, Any] | None) -> None:
     try:
         parse_filter(given)
     except ValueError as error:
-        raise refused(f"filter: {error}", "filter") from None
+        raise refused(f"filter: {error}", "filter", "invalid_filter") from None
