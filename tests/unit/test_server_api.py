@@ -174,6 +174,17 @@ def test_rerank_with_a_reranker(encoder):
         assert [row["id"] for row in client.get("/v1/models").json()["data"]] == ["tiny", "lengths"]
 
 
+def test_rerank_requests_that_wait_are_bounded(encoder):
+    with served(["tiny"], encoder, Settings(limits=Limits(rerank_waiting=1)), reranker=Lengths()) as (app, _gate, catalog):
+        client, body = TestClient(app), {"query": "q", "documents": ["a"]}
+        catalog.reranker._waiting = 1
+        refused = client.post("/v1/rerank", json=body)
+        assert (refused.status_code, "retry-after" in refused.headers) == (429, True)
+        catalog.reranker._waiting = 0
+        assert client.post("/v1/rerank", json=body).status_code == 200
+        assert catalog.reranker._waiting == 0
+
+
 def test_indexes(client):
     rows = {row["name"]: row for row in client.get("/v1/indexes").json()["data"]}
     expected = {"count": 4, "language": "en"}
@@ -205,6 +216,15 @@ def test_hits_say_where_the_words_are(client):
     assert hit["text"][slice(*hit["snippet"])] == hit["text"]
     assert hit["metadata"] == {"year": 2020}
     assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+def test_filters_keep_what_they_say(client, mode):
+    pytest.importorskip("openembed.index.filters")
+    answer = post(client, "/v1/search", query="cats and birds", mode=mode, filter={"year": {"gte": 2021}})
+    assert [hit["id"] for hit in answer["hits"]] == ["dog"]
+    refused = client.post("/v1/search", json={"query": "a", "mode": mode, "filter": {"year": {"nonsense": 1}}})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_filter")
 
 
 def test_an_index_without_vectors_searches_words(client):

@@ -97,9 +97,11 @@ def _catalog(
 
     scorer = None
     if reranker is not None:
+        import torch
+
         from openembed.rerankers.cross_encoder import load_cross_encoder
 
-        scorer = load_cross_encoder(reranker, device=device or "cpu")
+        scorer = load_cross_encoder(reranker, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def make_engine(encoder: Any, served_as: str) -> Engine:
         engine = Engine(encoder, served_as, limits, metrics, token_budget=token_budget, workers=workers)

@@ -29,6 +29,7 @@ R = TypeVar("R")
 LOOK_AGAIN_S = 1.0
 """Seconds after which a search looks whether another process has changed the index."""
 
+RETRY_S = 2.0
 RERANK_SLICE = 32
 """Documents scored in one go; between two slices of a request other requests have their turn."""
 
@@ -96,15 +97,22 @@ class ServedReranker:
 
     def __init__(self, name: str, reranker: Reranker) -> None:
         self.name, self.reranker = name, reranker
+        self._waiting = 0
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="rerank")
 
-    async def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
-        """Returns float32 (N,); a slice at a time, so that requests take turns."""
+    async def score(self, query: str, documents: Sequence[str], most_waiting: int) -> np.ndarray:
+        """Returns float32 (N,); a slice at a time, so that requests take turns. ``ApiError`` 429 when too many wait."""
+        if self._waiting >= most_waiting:
+            raise ApiError(429, "too many rerank requests wait; try again later", code="queue_full", retry_after=RETRY_S)
         loop = asyncio.get_running_loop()
         parts = []
-        for start in range(0, len(documents), RERANK_SLICE):
-            chunk = documents[start : start + RERANK_SLICE]
-            parts.append(await loop.run_in_executor(self._scoring, self.reranker.score, query, chunk))
+        self._waiting += 1
+        try:
+            for start in range(0, len(documents), RERANK_SLICE):
+                chunk = documents[start : start + RERANK_SLICE]
+                parts.append(await loop.run_in_executor(self._scoring, self.reranker.score, query, chunk))
+        finally:
+            self._waiting -= 1
         return np.concatenate(parts)
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -112,7 +113,7 @@ class Engine:
         """Returns what ``function`` returns, run in the thread that owns the model."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self.batcher.call(function, lambda outcome: loop.call_soon_threadsafe(_settle, future, outcome))
+        self.batcher.call(function, lambda outcome: _hand_over(loop, future, outcome))
         return await future
 
     async def _tokenized(self, texts: Sequence[str], prompt: Prompt) -> TokenRows:
@@ -169,9 +170,7 @@ class Engine:
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        work = self.batcher.submit(
-            rows, normalize=normalize, done=lambda outcome: loop.call_soon_threadsafe(_settle, future, outcome)
-        )
+        work = self.batcher.submit(rows, normalize=normalize, done=lambda outcome: _hand_over(loop, future, outcome))
         try:
             return Encoded(await future, tokens)
         except asyncio.CancelledError:
@@ -204,6 +203,12 @@ def _slices(texts: Sequence[str], longest: int) -> list[list[str]]:
         groups[-1].append(cut)
         size += len(cut)
     return groups
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], outcome: Any) -> None:
+    """Settles ``future`` from another thread; nothing where its loop has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(_settle, future, outcome)
 
 
 def _settle(future: asyncio.Future[Any], outcome: Any) -> None:

@@ -67,7 +67,7 @@ async def _scores(request: Request, body: RerankRequest) -> tuple[str, np.ndarra
         )
     reranker = served.reranker
     if reranker is not None and body.model in (None, reranker.name):
-        return reranker.name, await reranker.score(body.query, body.documents), None
+        return reranker.name, await reranker.score(body.query, body.documents, limits.rerank_waiting), None
     engine = served.engine(body.model)
     as_query = Prompt(prefix(engine, body.task, body.instruction, is_query=True))
     as_document = Prompt(prefix(engine, None, None, is_query=False))
