@@ -144,8 +144,16 @@ class Encoder(nn.Module):
         limit = self.backbone.max_positions
         return self.config.max_length if limit is None else min(self.config.max_length, limit)
 
-    def _allowed(self, max_length: int) -> int:
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch unless a call says otherwise: what suits the device."""
+        return CPU_TOKEN_BUDGET if self.device.type == "cpu" else GPU_TOKEN_BUDGET
+
+    def row_limit(self, max_length: int | None = None) -> int:
+        """Returns the tokens a row may have under ``max_length`` (None: the model's); ``ValueError`` where that is too many."""
         limit = self.backbone.max_positions
+        if max_length is None:
+            return self.max_length
         if limit is not None and max_length > limit:
             raise ValueError(f"max_length {max_length} is more than the {limit} positions this model has learned")
         return max_length
@@ -169,8 +177,7 @@ class Encoder(nn.Module):
         """
         rows = self.tokenize(texts, instruction, max_length)
         out_ND = np.empty((len(rows), self.width), dtype=np.float32)
-        if token_budget is None:
-            token_budget = CPU_TOKEN_BUDGET if self.device.type == "cpu" else GPU_TOKEN_BUDGET
+        token_budget = self.token_budget if token_budget is None else token_budget
         with (
             _inference(self),
             torch.inference_mode(),
@@ -240,7 +247,7 @@ class Encoder(nn.Module):
         self, texts: Sequence[str], instructions: str | Sequence[str] = "", max_length: int | None = None
     ) -> TokenRows:
         """Returns the token rows of ``texts``; ``instructions`` is one literal prefix, or one a text."""
-        rows = self.tokenizer(texts, instructions, self.max_length if max_length is None else self._allowed(max_length))
+        rows = self.tokenizer(texts, instructions, self.row_limit(max_length))
         if self.tokenizer.vocabulary > self.backbone.vocabulary:
             self._require_known(rows)
         return rows

@@ -172,12 +172,50 @@ class TextTokenizer:
             raise ValueError(f"{count} texts but {len(instructions)} instructions; give one, or one a text")
         return [self._clean(prefix) for prefix in instructions]
 
+    def frame(self, bodies: Sequence[Sequence[int]], instruction: str = "", max_length: int | None = None) -> TokenRows:
+        """Returns rows of texts given as token ids, under one literal instruction, as the texts themselves would give them.
+
+        Ids with or without what the model puts before and after make the same row. An instruction's tokens are those it has
+        alone. Raises ``ValueError`` when the instruction leaves no room for its text.
+        """
+        before = self.prefix_ids(self._clean(instruction)) if instruction else []
+        start = 0
+        if before and self.config.pool_instruction != "include":
+            start = len(before) + (0 if self.config.pool_instruction == "exclude_by_count" else len(self.prefix))
+        rows = []
+        for ids in bodies:
+            body = [*before, *self._body(ids)]
+            row = self._row(body, max_length)
+            if start:
+                self._require_room(start, len(row) - self._kept(body, row), max_length)
+            rows.append(row)
+        return TokenRows(rows, np.full(len(rows), start, dtype=np.int32))
+
+    def offsets(self, text: str, instruction: str = "", max_length: int | None = None) -> list[tuple[int, int] | None]:
+        """Returns for each token of a text's row the characters of ``text`` it was read from, None for tokens not of it.
+
+        Characters are code points. Where the model's lower case or a written-out special token moves them, the place of the
+        characters that moved is approximate.
+        """
+        prefix, clean = self._clean(instruction), self._clean(text)
+        encoding = self._encodings([self._joined(prefix, clean)], [prefix], True)[0]
+        spans: list[tuple[int, int] | None] = []
+        for low, high in encoding.offsets:
+            low, high = (min(max(place - len(prefix), 0), len(text)) for place in (low, high))
+            spans.append((low, high) if high > low else None)
+        if max_length is not None and self.config.truncation == "keep_eos":
+            spans = spans[: max_length - len(self.prefix) - len(self.suffix)]
+        return ([None] * len(self.prefix) + spans + [None] * len(self.suffix) or [None])[:max_length]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of a row's token ids, without what the model puts before and after."""
+        return self.backend.decode(self._body(ids), skip_special_tokens=False)
+
+    def _body(self, ids: Sequence[int]) -> list[int]:
+        """A row's token ids without what the model puts before and after."""
         body = [int(i) for i in ids]
         body = body[len(self.prefix) :] if body[: len(self.prefix)] == self.prefix else body
-        body = body[: -len(self.suffix)] if self.suffix and body[-len(self.suffix) :] == self.suffix else body
-        return self.backend.decode(body, skip_special_tokens=False)
+        return body[: -len(self.suffix)] if self.suffix and body[-len(self.suffix) :] == self.suffix else body
 
     def save(self, folder: str | Path) -> None:
         """Writes ``tokenizer.json``."""

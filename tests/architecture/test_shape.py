@@ -15,7 +15,7 @@ LAYERS = [
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},
-    {"verify", "doctor", "bulk", "objectives", "index", "data", "rerankers"},
+    {"verify", "doctor", "bulk", "contributions", "objectives", "index", "data", "rerankers"},
     {"train", "evaluation", "steps"},
     {"recipe", "recipes", "demo"},
     {"cli", "server", "__main__"},

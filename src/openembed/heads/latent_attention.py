@@ -69,13 +69,16 @@ class LatentAttention(nn.Module):
         self._folded: tuple[tuple[object, ...], Tensor, Tensor] | None = None
 
     def forward(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
-        """Returns ``(B, D)`` float32; folded weights are used when no gradient is wanted (the same to 1e-5)."""
+        """Returns ``(B, D)`` float32."""
+        return mean_pool(self.token_states(hidden_TD, packed), packed)
+
+    def token_states(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
+        """Returns what is averaged, ``(T, D)``; folded weights are used when no gradient is wanted (the same to 1e-5)."""
         states_TD = hidden_TD.to(self.latents.dtype)
         folded = not self.training and not torch.is_grad_enabled()
         attended_TD = self._attend_folded(states_TD) if folded else self._attend(states_TD)
         states_TD = attended_TD + states_TD
-        states_TD = self.feed_forward(self.norm_feed_forward(states_TD)) + states_TD
-        return mean_pool(states_TD, packed)
+        return self.feed_forward(self.norm_feed_forward(states_TD)) + states_TD
 
     def _attend(self, states_TD: Tensor) -> Tensor:
         """Cross-attention as trained: queries from tokens, keys and values from the latents."""
@@ -140,9 +143,13 @@ class PaperLatentAttention(nn.Module):
 
     def forward(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
         """Returns ``(B, D)`` float32."""
+        return mean_pool(self.token_states(hidden_TD, packed), packed)
+
+    def token_states(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
+        """Returns what is averaged, ``(T, D)``."""
         heads = self.config.heads
         query_HTd = hidden_TD.to(self.latents.dtype).view(len(hidden_TD), heads, -1).transpose(0, 1)
         latents_HLd = self.latents.view(len(self.latents), heads, -1).transpose(0, 1)
         weights_HTL = (query_HTd @ latents_HLd.transpose(1, 2)).float().softmax(-1).to(latents_HLd.dtype)
         out_TD = (weights_HTL @ latents_HLd).transpose(0, 1).reshape(len(hidden_TD), -1)
-        return mean_pool(self.down(F.gelu(self.up(out_TD))), packed)
+        return self.down(F.gelu(self.up(out_TD)))

@@ -49,6 +49,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
         """Returns ``(B, D)`` float32."""
+        return mean_pool(self.token_states(hidden_TD, packed), packed)
+
+    def token_states(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
+        """Returns what is averaged, ``(T, D)``."""
         states_TD = hidden_TD.to(self.to_qkv.weight.dtype)
         query, key, value = (
             x.view(len(states_TD), self.config.heads, -1).transpose(0, 1)
@@ -56,5 +60,4 @@ class SelfAttention(nn.Module):
         )
         out_THd = packed_attention(query, key, value, packed.layout, Visibility(causal=False))
         states_TD = self.to_out(out_THd.flatten(1)) + states_TD
-        states_TD = self.feed_forward(self.norm_feed_forward(states_TD)) + states_TD
-        return mean_pool(states_TD, packed)
+        return self.feed_forward(self.norm_feed_forward(states_TD)) + states_TD

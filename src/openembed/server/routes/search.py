@@ -1,0 +1,132 @@
+"""``/v1/search``, ``/v1/indexes`` and ``/v1/contributions``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from openembed.contributions import contributions
+from openembed.server.body import answer, read
+from openembed.server.engine import Prompt
+from openembed.server.errors import CONFLICT, ApiError, refused
+from openembed.server.routes import REFUSALS, catalog, described, settings
+from openembed.server.routes.embeddings import prefix
+from openembed.server.schemas import (
+    ContributionsAnswer,
+    ContributionsRequest,
+    IndexesAnswer,
+    SearchAnswer,
+    SearchRequest,
+)
+from openembed.server.searching import search as search_store
+
+router = APIRouter(tags=["search"])
+
+EXPLAINED = {
+    "cls": "The vector is the state of the first token alone, so that token has all of it.",
+    "last_token": "The vector is the state of the last token alone, so that token has all of it.",
+    "max": "Each dimension of the vector is the largest among the tokens; a token's weight is the part of the vector's squared "
+    "length in the dimensions it gives.",
+    "concat": "The vector is several poolings side by side; a token's weight is its part of the vector's squared length.",
+}
+AVERAGED = (
+    "The vector is an average of token states; a token's weight is the part of the vector that its state makes, in the "
+    "direction of the vector. Weights sum to 1; a negative one points away. Special tokens count where they are pooled."
+)
+
+
+@router.get("/v1/indexes", responses={200: {"model": IndexesAnswer}, 401: REFUSALS[401]})
+async def indexes(request: Request) -> Response:
+    """The indexes served, with what can be asked of each."""
+    return answer(
+        {
+            "data": [
+                {
+                    "name": index.name,
+                    "count": len(index.store),
+                    "model": index.engine.name if index.engine else None,
+                    "modes": index.modes,
+                    "language": index.store.analyzer.language,
+                    "contributions": index.engine is not None,
+                }
+                for index in catalog(request).indexes.values()
+            ]
+        }
+    )
+
+
+@router.post("/v1/search", responses={200: {"model": SearchAnswer}, **REFUSALS}, openapi_extra=described(SearchRequest))
+async def search(request: Request) -> Response:
+    """Documents of an index, best first, with the places of the query's words (offsets count Unicode code points)."""
+    start = time.perf_counter()
+    body = await read(request, SearchRequest)
+    index = catalog(request).index(body.index)
+    mode = _mode(body, index.modes)
+    most = settings(request).limits.hits
+    if body.k > most:
+        raise ApiError(413, f"k: {body.k} is more than the {most} hits one search may have", param="k")
+    vector_D = None
+    encoding = time.perf_counter()
+    if mode != "bm25":
+        model = index.store.model
+        as_query = Prompt(prefix(index.engine, body.task, body.instruction, is_query=True), model.max_length)
+        vector_D = (await index.engine.encode([body.query], as_query, normalize=model.normalize)).values_ND[0]
+    encoded = time.perf_counter() - encoding
+    _check_filter(body.filter)
+    found = await index.search(lambda store: search_store(store, body.query, vector_D, mode, body.k, body.filter))
+    took = {"encode": encoded, "search": found.seconds, "total": time.perf_counter() - start}
+    return answer(
+        {
+            "query": body.query,
+            "index": index.name,
+            "mode": mode,
+            "model": index.engine.name if index.engine else None,
+            "took_ms": {part: round(seconds * 1000, 3) for part, seconds in took.items()},
+            "hits": found.hits,
+        }
+    )
+
+
+@router.post(
+    "/v1/contributions",
+    responses={200: {"model": ContributionsAnswer}, **REFUSALS},
+    openapi_extra=described(ContributionsRequest),
+)
+async def token_contributions(request: Request) -> Response:
+    """Each token's share of its text's vector."""
+    body = await read(request, ContributionsRequest)
+    served = catalog(request)
+    if body.index is not None and body.model is not None:
+        raise refused("give index or model, not both", "index", CONFLICT)
+    by_index = body.index is not None or (body.model is None and not served.engines)
+    engine = served.index(body.index).engine if by_index else served.engine(body.model)
+    if engine is None:
+        raise ApiError(404, "this index has no model, so there are no vectors to explain", param="index")
+    is_query = body.input_type in ("query", "search_query")
+    literal = prefix(engine, body.task, body.instruction, is_query=is_query)
+    text = engine.cut(body.text)
+    tokens = await engine.call(lambda: contributions(engine.encoder, text, literal))
+    kind = engine.encoder.config.head.kind
+    return answer({"tokens": [asdict(token) for token in tokens], "explained": EXPLAINED.get(kind, AVERAGED)})
+
+
+def _mode(body: SearchRequest, modes: list[str]) -> str:
+    mode = body.mode or modes[-1]
+    if mode not in modes:
+        raise refused(f"mode: this index has no vectors; allowed: {', '.join(modes)}", "mode", "mode_not_available")
+    return mode
+
+
+def _check_filter(given: dict[str, Any] | None) -> None:
+    if given is None:
+        return
+    from openembed.index.filters import parse_filter
+
+    try:
+        parse_filter(given)
+    except ValueError as error:
+        raise refused(f"filter: {error}", "filter", "invalid_filter") from None
