@@ -11,11 +11,11 @@ SOURCE = Path(__file__).parents[2] / "src" / "openembed"
 
 LAYERS = [
     {"config", "files", "records", "seeds", "progress", "documents", "locks", "report", "packaged", "nano"},
-    {"representations", "packing", "similarity", "losses"},
+    {"representations", "packing", "similarity", "losses", "vectors"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},
-    {"verify", "doctor", "bulk", "objectives", "index", "data", "rerankers"},
+    {"verify", "doctor", "bulk", "rescoring", "objectives", "index", "data", "rerankers"},
     {"train", "evaluation", "steps"},
     {"recipe", "recipes", "demo"},
     {"cli", "server", "__main__"},
