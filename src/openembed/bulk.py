@@ -6,13 +6,14 @@
     OUT/meta.json     how they were made; written last: where it is, the others are whole
 
 While it runs: ``vectors.npy.partial`` and ``journal.jsonl``, whose first line says what is being encoded and whose
-others count the rows that are safely on disk. Texts are encoded in chunks at fixed row numbers, since the last bits of
+others say which rows are safely on disk. Texts are encoded in chunks at fixed row numbers, since the last bits of
 a vector may depend on what is encoded beside it.
 """
 
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -22,12 +23,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +58,19 @@ class EncodesTexts(Protocol):
 
     def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
         """Returns float32 (N, width)."""
+        ...
+
+
+@runtime_checkable
+class EncodesChunks(Protocol):
+    """An encoder that is elsewhere and encodes many chunks at once (:class:`openembed.ray_encode.RayEncoder`)."""
+
+    def encode_chunks(self, path: Path, numbers: Sequence[int], config: BulkConfig) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yields (number, what ``encoded_chunk`` returns) for each of these chunks of the file ``path``, each once."""
+        ...
+
+    def wrap(self, wrapper: Callable[[Any], Any]) -> EncodesChunks:
+        """Returns the encoder that ``wrapper`` makes of it, there."""
         ...
 
 
@@ -136,7 +150,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def encode_file(
-    encoder: EncodesTexts,
+    encoder: EncodesTexts | EncodesChunks,
     source: str | Path,
     out: str | Path,
     config: BulkConfig | None = None,
@@ -170,24 +184,90 @@ def encode_file(
             _check_whole(arrays, out)
             _remove(out, JOURNAL)
             return Encoded(out, len(ids), plan["width"], len(ids), warning)
-        done = resumed = _resume(out, plan, arrays)
+        done = _resume(out, plan, arrays)
+        resumed = done.count
         with (
             _opened(arrays, out) as files,
             (out / JOURNAL).open("ab", buffering=0) as journal,
             progress("encode", len(ids), "texts", show=show_progress) as advance,
         ):
-            advance(done)
-            for chunk in _chunks(path, config.chunk, done):
-                for array, file, values in zip(arrays, files, encoded_chunk(encoder, config, chunk), strict=True):
-                    file.seek(array.offset(done))
-                    _append(file, values.tobytes(), array.partial(out))
-                done += len(chunk)
-                _append(journal, json.dumps({"rows": done}).encode() + b"\n", out / JOURNAL)
-                advance(len(chunk))
-        if done != len(ids):
-            raise ValueError(f"{path}: changed while it was being encoded ({len(ids)} texts before, {done} now); restart")
+            advance(resumed)
+            for number, values in _encoded(encoder, config, path, done, out):
+                for array, file, part in zip(arrays, files, values, strict=True):
+                    file.seek(array.offset(number * config.chunk))
+                    _append(file, part.tobytes(), array.partial(out))
+                _append(journal, json.dumps(done.add(number, len(values[0]))).encode() + b"\n", out / JOURNAL)
+                advance(len(values[0]))
+        if done.count != len(ids):
+            raise ValueError(f"{path}: changed while it was being encoded ({len(ids)} texts before, {done.count} now); restart")
         _finish(out, plan, arrays, ids)
     return Encoded(out, len(ids), plan["width"], resumed, warning)
+
+
+@dataclass
+class _Done:
+    """The rows on disk: the first ``rows``, and beyond them the ``later`` chunks (number → rows), which came out of turn."""
+
+    chunk: int
+    rows: int = 0
+    later: dict[int, int] = field(default_factory=dict)
+
+    def __contains__(self, number: int) -> bool:
+        return number * self.chunk < self.rows or number in self.later
+
+    @property
+    def count(self) -> int:
+        return self.rows + sum(self.later.values())
+
+    @property
+    def end(self) -> int:
+        """Rows from the beginning to the end of the last one."""
+        return max([self.rows, *(number * self.chunk + count for number, count in self.later.items())])
+
+    def add(self, number: int, count: int) -> dict[str, int]:
+        """Takes in a chunk; returns its line of the journal."""
+        if number * self.chunk != self.rows:
+            self.later[number] = count
+            return {"chunk": number, "count": count}
+        self.rows += count
+        while self.rows in (starts := {later * self.chunk: later for later in self.later}):
+            self.rows += self.later.pop(starts[self.rows])
+        return {"rows": self.rows}
+
+    def read(self, line: dict[str, int]) -> None:
+        """Takes in a line of the journal."""
+        if "rows" in line:
+            self.rows = line["rows"]
+            self.later = {number: count for number, count in self.later.items() if number * self.chunk >= self.rows}
+        else:
+            self.later[line["chunk"]] = line["count"]
+
+
+def _encoded(encoder: Any, config: BulkConfig, path: Path, done: _Done, out: Path) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Yields the chunks that are not done: here in order, elsewhere as they come."""
+    if not isinstance(encoder, EncodesChunks):
+        for number, chunk in enumerate(_chunks(path, config.chunk, done.rows), done.rows // config.chunk):
+            if number not in done:
+                yield number, encoded_chunk(encoder, config, chunk)
+        return
+    with _unpacked(path, out) as plain:
+        count = sum(1 for _ in read_documents(plain))
+        numbers = [number for number in range(-(-count // config.chunk)) if number not in done]
+        yield from encoder.encode_chunks(plain, numbers, config)
+
+
+@contextmanager
+def _unpacked(path: Path, out: Path) -> Iterator[Path]:
+    """Yields a file that can be read from the middle: ``path``, or what it holds where it is gzipped."""
+    if path.suffix != ".gz":
+        yield path
+        return
+    logger.warning("%s is unpacked into %s, which every node has to see", path, out)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".unpacked.", suffix=".tmp") as folder:
+        plain = Path(folder) / path.name.removesuffix(".gz")
+        with gzip.open(path, "rb") as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        yield plain
 
 
 def encoded_chunk(encoder: EncodesTexts, config: BulkConfig, chunk: list[Document]) -> list[np.ndarray]:
@@ -287,8 +367,8 @@ def _survey(path: Path) -> tuple[str, list[str]]:
         return hashlib.file_digest(file, "sha256").hexdigest(), ids
 
 
-def _resume(out: Path, plan: dict[str, Any], arrays: list[StoredArray]) -> int:
-    """Returns how many rows are safely on disk, leaving partial files and a journal that say so and no more."""
+def _resume(out: Path, plan: dict[str, Any], arrays: list[StoredArray]) -> _Done:
+    """Returns which rows are safely on disk, leaving partial files and a journal that say so and no more."""
     journal, whole = out / JOURNAL, [out / array.name for array in arrays]
     row_bytes = sum(array.row_bytes for array in arrays)
     if not journal.exists():
@@ -302,20 +382,20 @@ def _resume(out: Path, plan: dict[str, Any], arrays: list[StoredArray]) -> int:
                 os.fsync(file.fileno())
         with atomic_write(journal) as file:
             file.write(json.dumps(plan) + "\n")
-        return 0
-    begun, rows, length = _read_journal(journal)
+        return _Done(plan["chunk"])
+    begun, done, length = _read_journal(journal)
     _check_same(plan, begun, out)
     for array, path in zip(arrays, whole, strict=True):
         partial = array.partial(out)
         if not partial.exists() and path.exists():
             os.replace(path, partial)  # killed between renaming the arrays and writing meta.json
-        if not partial.exists() or partial.stat().st_size < array.offset(rows):
-            raise ValueError(f"{partial}: shorter than its journal says ({rows:,} rows); pass --restart to encode anew")
-    _check_space(out, row_bytes * (plan["count"] - rows))
+        if not partial.exists() or partial.stat().st_size < array.offset(done.end):
+            raise ValueError(f"{partial}: shorter than its journal says ({done.count:,} rows); pass --restart to encode anew")
+    _check_space(out, row_bytes * (plan["count"] - done.count))
     os.truncate(journal, length)
     for array in arrays:
-        os.truncate(array.partial(out), array.offset(rows))
-    return rows
+        os.truncate(array.partial(out), array.offset(done.end))
+    return done
 
 
 @contextmanager
@@ -324,13 +404,16 @@ def _opened(arrays: list[StoredArray], out: Path) -> Iterator[list[Any]]:
         yield [stack.enter_context(array.partial(out).open("r+b", buffering=0)) for array in arrays]
 
 
-def _read_journal(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Returns the plan, the rows saved, and the length of the journal up to its last whole line."""
+def _read_journal(path: Path) -> tuple[dict[str, Any], _Done, int]:
+    """Returns the plan, what is saved, and the length of the journal up to its last whole line."""
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     try:
-        values = [json.loads(line) for line in lines]
-        return values[0], values[-1]["rows"] if len(values) > 1 else 0, sum(map(len, lines))
-    except (ValueError, KeyError, IndexError, TypeError):
+        plan, *values = [json.loads(line) for line in lines]
+        done = _Done(plan["chunk"])
+        for value in values:
+            done.read(value)
+        return plan, done, sum(map(len, lines))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise ValueError(f"{path}: damaged; pass --restart to encode anew") from None
 
 

@@ -10,12 +10,12 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "openembed"
 
 LAYERS = [
-    {"config", "files", "records", "seeds", "progress", "documents", "locks", "report", "packaged", "nano"},
+    {"config", "files", "records", "seeds", "progress", "documents", "shards", "locks", "report", "packaged", "nano"},
     {"representations", "packing", "similarity", "losses", "vectors"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},
-    {"verify", "doctor", "bulk", "rescoring", "objectives", "index", "data", "rerankers"},
+    {"verify", "doctor", "bulk", "rescoring", "ray_encode", "objectives", "index", "data", "rerankers"},
     {"train", "evaluation", "steps"},
     {"recipe", "recipes", "demo", "integrations"},
     {"cli", "server", "__main__"},

@@ -16,9 +16,7 @@ def test_vectors_are_the_encoders_under_its_prompts(make_encoder):
     encoder = make_encoder()
     model = OpenEmbedEmbedding(encoder, instruction="Find the passage", dimensions=16, embed_batch_size=2)
     found = np.array(model.get_text_embedding_batch(TEXTS), dtype=np.float32)
-    np.testing.assert_allclose(
-        found, encoder.encode_documents(TEXTS, dimensions=16), atol=1e-6
-    )
+    np.testing.assert_allclose(found, encoder.encode_documents(TEXTS, dimensions=16), atol=1e-6)
     np.testing.assert_allclose(model.get_text_embedding(TEXTS[0]), found[0], atol=1e-6)
     query = encoder.encode_queries(["what?"], instruction="Find the passage", dimensions=16)[0]
     np.testing.assert_array_equal(model.get_query_embedding("what?"), query)

@@ -14,6 +14,7 @@ from openembed.cli.output import JsonFlag, print_json
 if TYPE_CHECKING:
     from openembed.bulk import BulkConfig, Encoded
     from openembed.encoder import Encoder
+    from openembed.ray_encode import RayEncoder
 
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an interrupted run and begin anew.")]
 Instruction = Annotated[str | None, typer.Option(help="Task description, put in the model's template.")]
@@ -23,6 +24,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the b
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ... (default: the best for the device).")]
 Dimensions = Annotated[int | None, typer.Option(help="Keep the first so many dimensions of each vector (Matryoshka).")]
 Precision = Annotated[str, typer.Option(help="Of the vectors as stored: float32, float16, int8 or binary.")]
+Ray = Annotated[str | None, typer.Option("--ray", help="Ray cluster that encodes: auto, local or HOST:PORT.")]
+RayWorkers = Annotated[int | None, typer.Option("--ray-workers", help="Copies of the model (default: as many as fit).")]
+RayCpus = Annotated[float | None, typer.Option("--ray-cpus", help="CPUs a worker (default: a node's; beside a GPU 1).")]
+RayGpus = Annotated[float | None, typer.Option("--ray-gpus", help="GPUs a worker (default: 1 where there are any).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,16 +49,25 @@ def encode(
     chunk: Annotated[int, typer.Option(help="Texts between two savings.")] = 1024,
     device: Device = None,
     dtype: Dtype = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
+    ray_gpus: RayGpus = None,
     restart: Restart = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Encode a file to memory-mapped vectors; run again after an interruption, it resumes."""
+    """Encode a file to memory-mapped vectors, here or on a Ray cluster; run again after an interruption, it resumes."""
     from openembed.bulk import BulkConfig
     from openembed.config import parse
 
     values = {"kind": kind, "task": task, "instruction": instruction, "normalize": normalize, "max_length": max_length}
     config = parse(BulkConfig, {**values, "dimensions": dimensions, "precision": precision, "chunk": chunk}, "options")
-    encoded, report = encode_to(load_model(model, device, dtype), file, out, config, restart)
+    if ray is None:
+        encoder = load_model(model, device, dtype)
+    else:
+        there = {"address": ray, "workers": ray_workers, "cpus": ray_cpus, "gpus": ray_gpus}
+        encoder = on_cluster(model, device, dtype, there)
+    encoded, report = encode_to(encoder, file, out, config, restart)
     report |= {"directory": str(out), "precision": precision, "bytes": sum(a.nbytes for a in _arrays(encoded))}
     if encoded.warning:
         report["warning"] = encoded.warning
@@ -71,7 +85,20 @@ def load_model(model: str, device: str | None, dtype: str | None) -> Encoder:
     return openembed.load(model, device=device, dtype=dtype)
 
 
-def encode_to(encoder: Encoder, file: str, out: Path, config: BulkConfig, restart: bool) -> tuple[Encoded, dict[str, Any]]:
+def on_cluster(model: str, device: str | None, dtype: str | None, options: dict[str, Any]) -> RayEncoder:
+    """Returns the encoder at a path or hub id on the nodes of a Ray cluster."""
+    from functools import partial
+
+    from openembed.config import parse
+    from openembed.ray_encode import RayConfig, RayEncoder
+
+    name = str(Path(model).resolve()) if Path(model).exists() else model
+    return RayEncoder(partial(load_model, name, device, dtype), parse(RayConfig, options, "options"))
+
+
+def encode_to(
+    encoder: Encoder | RayEncoder, file: str, out: Path, config: BulkConfig, restart: bool
+) -> tuple[Encoded, dict[str, Any]]:
     """Encodes ``file`` into ``out``; returns what came of it, and its counts and seconds for a report."""
     from openembed.bulk import encode_file
 
