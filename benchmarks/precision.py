@@ -32,7 +32,7 @@ from openembed.vectors import StoredVectors, VectorFormat, scores, unit
 
 SETS = {"scifact": "test", "cranfield": "test", "npl-vaswani": "test"}
 PRECISIONS = ("float32", "float16", "int8", "binary")
-DEPTH, OVERSAMPLING = 10, 4
+DEPTH, OVERSAMPLING = 10, (4, 10)
 
 
 def model_folder(name: str) -> str:
@@ -68,9 +68,11 @@ def ways(queries_QD: np.ndarray, documents_ND: np.ndarray, dimensions: int):
     bits, int8 = stored["binary"], stored["int8"]
     size = dimensions // 8
     yield "hamming", size, BinarySearch(bits).search(cut_QD, DEPTH, oversampling=0)[0]
-    yield f"hamming+signs x{OVERSAMPLING}", size, BinarySearch(bits).search(cut_QD, DEPTH, oversampling=OVERSAMPLING)[0]
-    both = size + dimensions + 4
-    yield f"hamming+int8 x{OVERSAMPLING}", both, BinarySearch(int8, bits).search(cut_QD, DEPTH, oversampling=OVERSAMPLING)[0]
+    for times in OVERSAMPLING:
+        yield f"hamming+signs x{times}", size, BinarySearch(bits).search(cut_QD, DEPTH, oversampling=times)[0]
+    for times in OVERSAMPLING:
+        found_QK, _ = BinarySearch(int8, bits).search(cut_QD, DEPTH, oversampling=times)
+        yield f"hamming+int8 x{times}", size + dimensions + 4, found_QK
 
 
 def retrieval(vectors: Vectors, width: int, name: str, data: Path) -> list[dict]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from pydantic import Field
 from openembed.bulk import BulkConfig, encoded_chunk
 from openembed.config import Config
 from openembed.shards import Shard, divide
+
+MISTAKE = re.compile(r"^\s*(?:ValueError|TypeError|FileNotFoundError): (.+?)\s*$", re.MULTILINE)
+"""The line of a traceback that says what was raised."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ class RayEncoder:
         describe = self._ray.remote(_describe).options(num_cpus=self._config.cpus, num_gpus=self._config.gpus)
         try:
             self._adopt(self._ray.get(describe.remote(make)))
-        except self._ray.exceptions.RayTaskError as error:
+        except self._ray.exceptions.RayError as error:
             raise ValueError(f"the model cannot be opened on the cluster: {_said(error)}") from None
 
     def _adopt(self, described: dict[str, Any]) -> None:
@@ -207,14 +211,10 @@ def _settled(config: RayConfig, nodes: list[dict[str, Any]]) -> RayConfig:
 
 
 def _raise_mistake(error: Exception) -> None:
-    """Raises what the encoder or the input is to blame for: doing it again would fail again."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None)
-        for found in (cause, inner):
-            if isinstance(found, ValueError | TypeError | FileNotFoundError):
-                raise ValueError(_said(found)) from None
-        cause = cause.__cause__ or (inner if isinstance(inner, BaseException) else None)
+    """Raises what the encoder or the input is to blame for: doing it again would fail again. Ray hands it on as text alone."""
+    found = MISTAKE.findall(str(error))
+    if found:
+        raise ValueError(found[-1]) from None
 
 
 def _said(error: BaseException) -> str:

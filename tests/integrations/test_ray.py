@@ -36,14 +36,15 @@ STORE = {"object_store_memory": 100 * 2**20}
 @pytest.fixture(scope="module")
 def cluster():
     """A head without CPUs, where the driver is, and two nodes of one CPU each."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(openembed.__file__).parents[1]), str(Path(__file__).parents[1])])
-    made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH, **STORE}
-    )
-    for _ in range(2):
-        made.add_node(num_cpus=1, **STORE)
-    ray.init(made.address, log_to_driver=False)
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(openembed.__file__).parents[1]), str(Path(__file__).parents[1])]))
+        patch.setenv("RAY_worker_niceness", "0")  # workers are nice to others by default, and wait long on a busy machine
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH, **STORE}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            made.add_node(num_cpus=1, **STORE)
+        ray.init(made.address, log_to_driver=False)
+        yield made
     ray.shutdown()
     made.shutdown()
 
