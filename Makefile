@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TEST_WORKERS ?= 2
 
-.PHONY: demo test lint install install-test clean
+.PHONY: demo test test-integrations lint install install-test install-integrations clean
 
 demo: install
 	$(BIN)/openembed demo --out demo-output
@@ -14,12 +14,17 @@ demo: install
 test: install-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
 
+# Databases and frameworks by their installed packages; a PostgreSQL server with pgvector is named by OPENEMBED_POSTGRES.
+test-integrations: install-integrations
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/integrations
+
 lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
+install-integrations: $(VENV)/installed-integrations
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('openembed needs Python 3.11 or newer') if sys.version_info < (3, 11) else None"
@@ -30,6 +35,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+$(VENV)/installed-integrations: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[integrations]"
 	touch $@
 
 clean:

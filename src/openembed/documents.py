@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from openembed.files import read_jsonl, read_lines
+from openembed.files import parse_object, read_lines
 from openembed.records import Document
 
 ID_KEYS = ("_id", "id")
@@ -33,14 +33,26 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     lone surrogate, broken UTF-8) and an id seen before. NUL and empty texts are allowed.
     """
     path = corpus_file(path)
-    name = path.name.removesuffix(".gz")
     seen: dict[str, int] = {}
-    rows = _json_documents(path) if name.endswith(JSON_SUFFIXES) else _text_documents(path)
-    for number, document in rows:
+    for number, document in parse_documents(path, read_lines(path)):
         if document.id in seen:
             raise ValueError(f"{path}:{number}: duplicate id {document.id!r}, first on line {seen[document.id]}")
         seen[document.id] = number
         yield document
+
+
+def holds_json(path: Path) -> bool:
+    """Returns whether a file holds JSON lines, by its name; else each line is a text."""
+    return path.name.removesuffix(".gz").endswith(JSON_SUFFIXES)
+
+
+def parse_documents(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Document]]:
+    """Yields (line number, document) of numbered lines of ``path``; raises what :func:`read_documents` does but for ids."""
+    for number, line in lines:
+        if not holds_json(path):
+            yield number, Document(id=str(number), text=line)
+        elif line.strip():
+            yield number, _document(parse_object(path, number, line), number, f"{path}:{number}")
 
 
 def check_document(document: Document, where: str) -> Document:
@@ -60,16 +72,6 @@ def check_document(document: Document, where: str) -> Document:
     if not document.id:
         raise ValueError(f"{where}: the id is empty; give every document an id")
     return document
-
-
-def _text_documents(path: Path) -> Iterator[tuple[int, Document]]:
-    for number, line in read_lines(path):
-        yield number, Document(id=str(number), text=line)
-
-
-def _json_documents(path: Path) -> Iterator[tuple[int, Document]]:
-    for number, row in read_jsonl(path):
-        yield number, _document(row, number, f"{path}:{number}")
 
 
 def _document(row: dict[str, Any], number: int, where: str) -> Document:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openembed.backbones.text import BackboneConfig, TextBackbone
-from openembed.config import Config, chosen
+from openembed.config import Config, chosen, parse
 from openembed.heads import HeadConfig
 from openembed.heads.projection import ProjectionConfig
 from openembed.packing import Packed, TokenRows, micro_batches, pack
 from openembed.progress import progress as progress_bar
 from openembed.tokenization import TextTokenizer, TokenizerConfig
+from openembed.vectors import Precision, VectorFormat, truncation_warning
 
+logger = logging.getLogger(__name__)
 CPU_TOKEN_BUDGET = 1536
 """Tokens a micro-batch on a CPU: large enough for full-speed matrix products, small enough to stay in its caches."""
 
@@ -75,7 +78,8 @@ class EncoderConfig(Config):
     """Everything that defines an encoder but its weights.
 
     ``tokenizer_path``: folder or hub id of the tokenizer, where it is not the backbone's. ``max_length``: tokens a text
-    may have, instruction and special tokens included.
+    may have, instruction and special tokens included. ``matryoshka``: the numbers of dimensions that its last training
+    trained; a note for those who truncate, which changes no vector.
     """
 
     backbone: BackboneConfig
@@ -85,6 +89,7 @@ class EncoderConfig(Config):
     tokenizer_path: str | None = None
     prompts: PromptConfig = PromptConfig()
     max_length: int = Field(512, gt=0)
+    matryoshka: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -106,6 +111,8 @@ class EncodeOptions(TypedDict, total=False):
     normalize: bool
     token_budget: int | None
     progress: bool
+    dimensions: int | None
+    precision: Precision
 
 
 class Encoder(nn.Module):
@@ -122,6 +129,7 @@ class Encoder(nn.Module):
         self.projections = nn.ModuleList(p.build(w) for p, w in zip(config.projections, widths, strict=False))
         self.width: int = widths[-1]
         self._fingerprint: tuple[object, str] | None = None
+        self._warned = False
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +142,7 @@ class Encoder(nn.Module):
         return next(self.backbone.parameters()).dtype
 
     @property
-    def precision(self) -> str:
+    def computed_in(self) -> str:
         """What vectors are computed in: ``int8``, or the name of :attr:`dtype`."""
         return "int8" if self.backbone.precision == "int8" else str(self.dtype).removeprefix("torch.")
 
@@ -167,16 +175,22 @@ class Encoder(nn.Module):
         normalize: bool = True,
         token_budget: int | None = None,
         progress: bool = False,
+        dimensions: int | None = None,
+        precision: Precision = "float32",
     ) -> np.ndarray:
         """Returns float32 vectors ``(N, D)`` in the order of ``texts``, of length 1 unless ``normalize`` is false.
+
+        ``dimensions`` keeps the first of them; ``precision``: see :mod:`openembed.vectors` (``binary``: uint8, D / 8
+        columns; ``int8``: directions alone, compare them by cosine).
 
         ``instruction`` is the literal text put before every text (``encode_queries`` renders it from a task). A text
         longer than ``max_length`` tokens is cut. Batch size and order do not change a vector. ``token_budget``: tokens a
         micro-batch, which bounds memory. Raises ``TypeError`` for a bare string, ``ValueError`` when the instruction
-        leaves no room for the text, ``max_length`` is more than the model has positions for, or a vector is not finite.
+        leaves no room for the text, ``max_length`` is more than the model has positions for, a vector is not finite, or
+        the model has fewer ``dimensions``.
         """
-        rows = self.tokenize(texts, instruction, max_length)
-        out_ND = np.empty((len(rows), self.width), dtype=np.float32)
+        rows, out = self.tokenize(texts, instruction, max_length), self._format(dimensions, precision, normalize)
+        out_NC = np.empty((len(rows), out.columns(self.width)), dtype=out.dtype)
         token_budget = self.token_budget if token_budget is None else token_budget
         with (
             _inference(self),
@@ -186,9 +200,21 @@ class Encoder(nn.Module):
             for indices in micro_batches(rows.lengths, token_budget):
                 values_BD = self(pack(rows, indices, self.device))
                 values_BD = F.normalize(values_BD, dim=-1) if normalize else values_BD
-                out_ND[indices] = self._finite(values_BD.cpu().numpy(), indices)
+                finite_BD = self._finite(values_BD.cpu().numpy(), indices)
+                out_NC[indices] = out.apply(finite_BD, normalize=normalize).values_NC
                 advance(len(indices))
-        return out_ND
+        return out_NC
+
+    def _format(self, dimensions: int | None, precision: Precision, normalize: bool) -> VectorFormat:
+        """The format asked for, having warned once where the model was not trained to be cut."""
+        out = parse(VectorFormat, {"dimensions": dimensions, "precision": precision}, "encode")
+        if precision == "int8" and not normalize:
+            raise ValueError("int8 vectors without their scales have no lengths; normalize, or use openembed.vectors.quantize")
+        warning = truncation_warning(self.config.matryoshka, dimensions, self.width)
+        if warning and not self._warned:
+            logger.warning(warning)
+            self._warned = True
+        return out
 
     def _finite(self, values_BD: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """``values_BD``, checked at once: hours of work must not end in an error that was there in the first batch."""
@@ -277,7 +303,7 @@ class Encoder(nn.Module):
         state = self.state_dict()
         versions = tuple((name, t.data_ptr(), t._version) for name, t in state.items())
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            settings = chosen(self.config.model_copy(update={"tokenizer_path": None}))
+            settings = chosen(self.config.model_copy(update={"tokenizer_path": None, "matryoshka": ()}))
             settings["backbone"] = {k: v for k, v in settings["backbone"].items() if k not in ORIGIN}
             rows = [row.tolist() for row in self.tokenizer(FINGERPRINT_TEXTS).ids]
             digest = hashlib.sha256(json.dumps([settings, rows], sort_keys=True).encode())

@@ -107,10 +107,11 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for number, line in read_lines(path):
         if line.strip():
-            yield number, _parse_object(path, number, line)
+            yield number, parse_object(path, number, line)
 
 
-def _parse_object(path: str | Path, number: int, line: str) -> dict[str, Any]:
+def parse_object(path: str | Path, number: int, line: str) -> dict[str, Any]:
+    """Returns the JSON object of one line; raises ``ValueError`` naming file and line when it is none."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:

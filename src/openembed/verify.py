@@ -48,7 +48,7 @@ def verify(encoder: Encoder) -> list[Check]:
         _attention(encoder),
         _end_token(encoder),
         _instruction_span(encoder),
-        _padding(encoder, 0.1 if encoder.precision == "int8" else tolerance),  # padded, no 8-bit kernel runs whole layers
+        _padding(encoder, 0.1 if encoder.computed_in == "int8" else tolerance),  # padded, no 8-bit kernel runs whole layers
         _order(encoder, tolerance),
         _packing(encoder, tolerance),
         _round_trip(encoder),

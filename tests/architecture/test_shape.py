@@ -10,14 +10,27 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "openembed"
 
 LAYERS = [
-    {"config", "files", "kernels", "records", "seeds", "progress", "documents", "locks", "report", "packaged", "nano"},
-    {"representations", "packing", "similarity", "losses"},
+    {
+        "config",
+        "files",
+        "kernels",
+        "records",
+        "seeds",
+        "progress",
+        "documents",
+        "shards",
+        "locks",
+        "report",
+        "packaged",
+        "nano",
+    },
+    {"representations", "packing", "similarity", "losses", "vectors"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},
-    {"verify", "doctor", "bulk", "contributions", "objectives", "index", "data", "rerankers"},
+    {"verify", "doctor", "bulk", "contributions", "rescoring", "ray_encode", "objectives", "index", "data", "rerankers"},
     {"train", "evaluation", "steps"},
-    {"recipe", "recipes", "demo"},
+    {"recipe", "recipes", "demo", "integrations"},
     {"cli", "server", "__main__"},
 ]
 """From the bottom up; a module may import its own layer and those below."""
@@ -100,7 +113,7 @@ def test_most_functions_are_short():
     ],
 )
 def test_light_imports_load_nothing_heavy(code):
-    heavy = "torch", "transformers", "sklearn", "matplotlib", "mteb", "bm25s", "datasets"
+    heavy = "torch", "transformers", "sklearn", "matplotlib", "mteb", "bm25s", "datasets", "qdrant_client", "psycopg", "ray"
     check = f"{code}\nimport sys\nfound = [m for m in {heavy!r} if m in sys.modules]\nassert not found, found"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

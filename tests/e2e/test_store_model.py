@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from openembed.cli.search import register
+from openembed.cli import app
 
-RUN = "import typer; from openembed.cli.search import register; app = typer.Typer(); register(app); app()"
+RUN = "from openembed.cli import app; app()"
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +37,6 @@ def command(*arguments, environment):
 
 
 def test_index_add_search(shared_dir, tmp_path, model):
-    app = typer.Typer()
-    register(app)
-
     def run(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False).stdout
 

@@ -11,7 +11,8 @@ from crash import dies_at
 from store_fakes import BagOfWords
 
 from openembed import bulk
-from openembed.bulk import BulkConfig, encode_file
+from openembed.bulk import BulkConfig, encode_file, open_vectors
+from openembed.vectors import VectorFormat
 
 ROWS = [{"_id": f"d{n}", "title": f"Title {n}", "text": f"text number {n} of many"} for n in range(25)]
 CONFIG = BulkConfig(chunk=4)
@@ -272,3 +273,71 @@ def test_a_finished_output_that_lost_its_vectors_is_not_taken_for_whole(corpus, 
         encode_file(BagOfWords(), corpus, tmp_path / "out")
     encode_file(BagOfWords(), corpus, tmp_path / "out", restart=True)
     assert encode_file(BagOfWords(), corpus, tmp_path / "out").resumed > 0
+
+
+FORMATS = [("float16", None), ("int8", None), ("int8", 16), ("binary", 16), ("float32", 8)]
+
+
+@pytest.mark.parametrize(("precision", "dimensions"), FORMATS)
+def test_vectors_in_another_format(corpus, tmp_path, precision, dimensions, whole):
+    config = CONFIG.model_copy(update={"precision": precision, "dimensions": dimensions})
+    encoded = encode_file(BagOfWords(), corpus, tmp_path / "out", config)
+    floats_ND = encode_file(BagOfWords(), corpus, tmp_path / "whole", CONFIG).vectors()
+    expected = VectorFormat(precision=precision, dimensions=dimensions).apply(floats_ND)
+    assert encoded.width == (dimensions or 32)
+    np.testing.assert_array_equal(encoded.vectors(), expected.values_NC)
+    np.testing.assert_array_equal(open_vectors(tmp_path / "out").to_float32(), expected.to_float32())
+    assert set(contents(tmp_path / "out")) == OUTPUTS | ({"scales.npy"} if precision == "int8" else set())
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert (meta.get("precision", "float32"), meta.get("dimensions")) == (precision, dimensions)
+    assert meta["dtype"] == encoded.vectors().dtype.name
+    assert meta["width"] == encoded.width
+    assert set(json.loads(whole["meta.json"])) == set(meta) - {"precision", "dimensions"}
+    assert encoded.warning == encode_file(BagOfWords(), corpus, tmp_path / "out", config).warning
+    assert bool(encoded.warning) == (dimensions is not None)
+
+
+def test_int8_killed_at_every_step_to_the_disk_resumes_with_the_same_bytes(corpus, tmp_path):
+    config = CONFIG.model_copy(update={"precision": "int8"})
+    encode_file(BagOfWords(), corpus, tmp_path / "whole", config)
+    whole, steps, out = contents(tmp_path / "whole"), 0, tmp_path / "0"
+    while dies_at(steps, partial(encode_file, BagOfWords(), corpus, out, config)):
+        encode_file(BagOfWords(), corpus, out, config)
+        assert contents(out) == whole, f"killed at step {steps}"
+        steps, out = steps + 1, tmp_path / f"{steps + 1}"
+    assert steps > 25
+
+
+def test_another_format_needs_restart_and_leaves_nothing_of_the_one_before(corpus, tmp_path):
+    out, int8 = tmp_path / "out", CONFIG.model_copy(update={"precision": "int8"})
+    encode_file(BagOfWords(), corpus, out, int8)
+    with pytest.raises(ValueError, match="dtype is 'float32', was 'int8'"):
+        encode_file(BagOfWords(), corpus, out, CONFIG)
+    with pytest.raises(ValueError, match="width is 16, was 32"):
+        encode_file(BagOfWords(), corpus, out, int8.model_copy(update={"dimensions": 16}))
+    encode_file(BagOfWords(), corpus, out, CONFIG, restart=True)
+    assert set(contents(out)) == OUTPUTS
+
+
+def test_scales_that_are_missing_or_cut_are_named(corpus, tmp_path):
+    out, int8 = tmp_path / "out", CONFIG.model_copy(update={"precision": "int8"})
+    encode_file(BagOfWords(), corpus, out, int8)
+    whole = (out / "scales.npy").read_bytes()
+    (out / "scales.npy").write_bytes(whole[:-4])
+    with pytest.raises(ValueError, match=r"scales\.npy is missing or cut short"):
+        encode_file(BagOfWords(), corpus, out, int8)
+    with pytest.raises(ValueError, match=r"scales\.npy: cannot be read"):
+        open_vectors(out)
+    (out / "scales.npy").unlink()
+    with pytest.raises(ValueError, match=r"scales\.npy: cannot be read"):
+        open_vectors(out)
+
+
+def test_dimensions_that_no_vector_has_are_refused_before_anything_is_encoded(corpus, tmp_path):
+    encoder = BagOfWords()
+    with pytest.raises(ValueError, match="dimensions 33 is more than the 32"):
+        encode_file(encoder, corpus, tmp_path / "out", CONFIG.model_copy(update={"dimensions": 33}))
+    with pytest.raises(ValueError, match="options: dimensions"):
+        encode_file(encoder, corpus, tmp_path / "out", CONFIG.model_copy(update={"dimensions": 0}))
+    assert encoder.encoded == 0
+    assert not contents(tmp_path / "out")

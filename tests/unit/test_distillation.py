@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from store_fakes import BagOfWords
 from tiny_training import tiny_encoder
 
 from openembed.bulk import VECTORS
@@ -194,3 +195,19 @@ def test_a_run_goes_on_where_its_teachers_vectors_were_moved_and_not_with_others
     with pytest.raises(ValueError, match=r"belongs to another run: config\.objective\.vectors"):
         run("other")
     assert run("there").resumed_from == 2
+
+
+def test_teacher_vectors_in_another_precision_read_as_float32(tmp_path):
+    from openembed.bulk import BulkConfig, encode_file
+
+    (tmp_path / "texts.txt").write_text("red fish\nblue bird\ngreen tree\n")
+    found = {}
+    for precision in ("float32", "int8"):
+        encode_file(BagOfWords(), tmp_path / "texts.txt", tmp_path / precision, BulkConfig(precision=precision))
+        write_keys(tmp_path / precision, ["red fish", "blue bird", "green tree"])
+        found[precision] = TeacherVectors(tmp_path / precision)
+    assert found["int8"].width == found["float32"].width == 32
+    looked_up = [found[precision].lookup(["green tree", "red fish"]) for precision in found]
+    assert looked_up[1].dtype == np.float32
+    np.testing.assert_allclose(*looked_up, atol=3e-3)
+    np.testing.assert_allclose(*(found[p].principal_directions(1) for p in found), atol=2e-2)

@@ -239,3 +239,40 @@ def test_command_line_mistakes(tmp_path, cli, arguments, message):
     assert isinstance(ran.exception, ValueError)
     with pytest.raises(ValueError, match=message):
         raise ran.exception
+
+
+def test_the_loss_of_a_format_is_measured_with_queries_left_in_float(tmp_path):
+    import numpy as np
+
+    from openembed.evaluation.prompts import Prompts
+    from openembed.evaluation.vectors import Vectors
+    from openembed.vectors import VectorFormat
+
+    encoder, texts = WordEncoder(), ["a b c", "d e f g"]
+    whole_ND, stored = encoder.encode(texts), VectorFormat(dimensions=16, precision="binary")
+    vectors = Vectors(encoder, Prompts("", "", "", {}, {}), stored=stored)
+    np.testing.assert_array_equal(vectors.queries(texts), VectorFormat(dimensions=16).apply(whole_ND).values_NC)
+    for side in (vectors.documents, vectors.symmetric):
+        np.testing.assert_array_equal(side(texts), stored.apply(whole_ND).to_float32())
+
+
+def test_formats_on_the_command_line(tmp_path, cli, monkeypatch):
+    import openembed
+
+    monkeypatch.setattr(openembed, "load", lambda *_args, **_options: WordEncoder(), raising=False)
+    folder = small_retrieval(tmp_path / "set")
+    scores = {}
+    for options in ([], ["--precision", "binary", "--dimensions", "8"], ["--precision", "int8"]):
+        ran = cli(
+            "evaluate", "words", "--data", folder, "--cache", tmp_path / "cache", "--out", tmp_path / "o", "--json", *options
+        )
+        assert ran.exit_code == 0, ran.output
+        (result,) = json.loads(ran.output)["results"]
+        scores[tuple(options)] = result["value"]
+    assert len(scores) == 3
+    refused = cli("evaluate", "words", "--data", folder, "--dimensions", "49")
+    assert "dimensions 49 is more than the 48" in str(refused.exception)
+    assert "of a model's vectors" in str(cli("evaluate", "bm25", "--data", folder, "--dimensions", "8").exception)
+    assert "cannot be combined" in str(
+        cli("evaluate", "m", "--data", folder, "--tasks", "SciFact", "--dimensions", "8").exception
+    )

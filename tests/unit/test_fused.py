@@ -203,7 +203,7 @@ def test_8_bits_of_minilm_stay_close_on_every_text(minilm_dir, shared_dir):
         texts = [json.loads(line)["text"] for line in file][::20]
     texts += [word for text in texts[:60] for word in text.split()] + ["?", "1", "你好", " ".join(texts)]
     exact, int8 = openembed.load(minilm_dir), openembed.load(minilm_dir, dtype="int8")
-    assert (exact.precision, int8.precision) == ("float32", "int8")
+    assert (exact.computed_in, int8.computed_in) == ("float32", "int8")
     if library() is not None:
         assert (exact.encode(texts) * int8.encode(texts)).sum(1).min() >= 0.995
 

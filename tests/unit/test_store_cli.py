@@ -1,12 +1,11 @@
 import json
 
 import pytest
-import typer
 from store_fakes import BagOfWords
 from typer.testing import CliRunner
 
 import openembed
-from openembed.cli.search import register
+from openembed.cli import app
 from openembed.index.store import Store
 
 
@@ -24,9 +23,6 @@ def loaded(monkeypatch):
 
 @pytest.fixture
 def cli(loaded):
-    app = typer.Typer()
-    register(app)
-
     def run(*arguments, stdin=None):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
         if result.exception and not isinstance(result.exception, SystemExit):
@@ -146,3 +142,14 @@ def test_encode_reads_standard_input(cli, tmp_path, text, ids):
         "meta.json",
         "vectors.npy",
     ]
+
+
+def test_encode_says_the_format_its_bytes_and_what_to_know_of_truncation(cli, corpus, tmp_path):
+    out = tmp_path / "out"
+    report = json.loads(cli("encode", "bag", corpus, "-o", out, "--precision", "int8", "--dimensions", "16", "--json"))
+    count = report["count"]
+    assert (report["precision"], report["width"], report["bytes"]) == ("int8", 16, count * (16 + 4))
+    assert "trained to be cut" in report["warning"]
+    assert "width 16 in int8" in cli("encode", "bag", corpus, "-o", out, "--precision", "int8", "--dimensions", "16")
+    with pytest.raises(ValueError, match="options: precision"):
+        cli("encode", "bag", corpus, "-o", tmp_path / "other", "--precision", "int4")

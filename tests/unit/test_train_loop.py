@@ -132,3 +132,14 @@ def test_configuration_names_the_wrong_key():
         TrainConfig.model_validate({**values, "data": {"sources": [{"name": "first", "path": "x"}] * 2}})
     with pytest.raises(ValueError, match="either path or hub"):
         TrainConfig.model_validate({**values, "data": {"sources": [{"name": "first"}]}})
+
+
+def test_a_trained_model_says_which_dimensions_it_was_trained_at(tmp_path):
+    from openembed import load
+
+    encoder = tiny_encoder(tmp_path / "tokenizer")
+    train(train_config(steps=1, objective={"matryoshka": (8, 32)}), encoder, tmp_path / "out", examples=two_sources())
+    trained = load(tmp_path / "out" / "model")
+    assert trained.config.matryoshka == (8, 32)
+    train(train_config(steps=1), trained, tmp_path / "again", examples=two_sources())
+    assert load(tmp_path / "again" / "model").config.matryoshka == ()

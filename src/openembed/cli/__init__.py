@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from openembed.cli import data, evaluate, mine, models, recipes, search, serve, sweep
+from openembed.cli import data, encode, evaluate, export, mine, models, recipes, search, serve, sweep
 
 app = typer.Typer(
     name="openembed",
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (models, search, serve, mine, evaluate, recipes, sweep, data):
+for module in (models, encode, search, serve, export, mine, evaluate, recipes, sweep, data):
     module.register(app)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openembed.cli.encode import Dimensions, Precision
 from openembed.cli.output import JsonFlag, console, print_json
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from openembed.evaluation.result import TaskResult
     from openembed.evaluation.systems import System
     from openembed.evaluation.tasks import Task
+    from openembed.vectors import VectorFormat
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +37,8 @@ def evaluate(
     run_file: Annotated[Path | None, typer.Option("--run-file", help="Write the ranking as a TREC run.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a text may have (default: the model's).")] = None,
     normalize: Annotated[bool, typer.Option(help="Compare by cosine; --no-normalize: by inner product.")] = True,
+    dimensions: Dimensions = None,
+    precision: Precision = "float32",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="What to compute in: float32, bfloat16, ..., or int8 on a CPU.")] = None,
     as_json: JsonFlag = False,
@@ -43,18 +47,25 @@ def evaluate(
 
     Layouts: BEIR retrieval, reranking, STS, pair classification, classification, clustering.
     """
+    from openembed.config import parse
+    from openembed.vectors import VectorFormat
+
+    stored = parse(VectorFormat, {"dimensions": dimensions, "precision": precision}, "options")
     options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     if not normalize:
         options["normalize"] = False
     if tasks:
         _refuse({"--metric": metric, "--language": language, "--run-file": run_file, "--cache": cache}, "--tasks")
+        _refuse({"--dimensions": dimensions, "--precision": None if precision == "float32" else precision}, "--tasks")
         if len(data) > 1:
             raise ValueError(f"--tasks looks for its data in one folder; got {len(data)}: {_listed(data)}")
         results = _run_mteb(model, tasks, data[0], out, split, instruction, options, device, dtype)
     else:
         chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
         overrides = {key: value for key, value in chosen.items() if value is not None}
-        results = _run_local(_system(model, cache, options, device, dtype, quiet=as_json), data, overrides, out, run_file)
+        results = _run_local(
+            _system(model, cache, options, stored, device, dtype, quiet=as_json), data, overrides, out, run_file
+        )
     if as_json:
         print_json({"model": model, "results": [result.as_dict() for result in results]})
     else:
@@ -91,20 +102,28 @@ def compare(
 
 
 def _system(
-    model: str, cache: Path | None, options: dict[str, Any], device: str | None, dtype: str | None, *, quiet: bool
+    model: str,
+    cache: Path | None,
+    options: dict[str, Any],
+    stored: VectorFormat,
+    device: str | None,
+    dtype: str | None,
+    *,
+    quiet: bool,
 ) -> System:
     from openembed.evaluation.systems import Bm25System, EncoderSystem, RunSystem
 
-    if model == "bm25":
-        return Bm25System()
-    if Path(model).is_file():
-        return RunSystem(Path(model), Path(model).stem)
+    if model == "bm25" or Path(model).is_file():
+        if not stored.plain:
+            raise ValueError("--dimensions and --precision are of a model's vectors; leave them out")
+        return Bm25System() if model == "bm25" else RunSystem(Path(model), Path(model).stem)
     from openembed import load
     from openembed.evaluation.vectors import VectorCache
 
     encoder = load(model, device=device, dtype=dtype)
     vectors = None if cache is None else VectorCache(cache, encoder.fingerprint, encoder.width)
-    return EncoderSystem(encoder, model, vectors, options, progress=not quiet)
+    stored.width(encoder.width)  # refused before anything is encoded
+    return EncoderSystem(encoder, model, vectors, options, progress=not quiet, stored=stored)
 
 
 def _run_local(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openembed.cli.encode import Ray, RayCpus, RayGpus, RayWorkers, load_model, on_cluster
 from openembed.cli.output import JsonFlag, console, print_json
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def mine(
     keep_pool: Annotated[bool, typer.Option("--keep-pool", help="Keep the rankings for `openembed remine`.")] = False,
     seed: Seed = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
+    ray_gpus: RayGpus = None,
     restart: Restart = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -70,6 +75,8 @@ def mine(
     from openembed.data.sources import SourceConfig, load_source
     from openembed.documents import read_documents
 
+    if ray is not None and teacher in ("bm25", "random"):
+        raise ValueError(f"--ray is for a teacher that encodes, not {teacher}; leave it out, or name a model by --teacher")
     policy = _policy(filter, value, keep, pool, skip, sample, sample_from, temperature, short)
     prompts = {"instruction": instruction, "document_instruction": document_instruction}
     prompts |= {"template": template, "document_template": document_template}
@@ -80,7 +87,8 @@ def mine(
     examples = load_source(SourceConfig(name=name, path=str(data), split=split))
     place = corpus or (data if data.is_dir() else None)
     documents = iter(()) if place is None else read_documents(place)
-    encoder = _encoder(teacher, device) if kind == "encoder" else None
+    there = {"address": ray, "workers": ray_workers, "cpus": ray_cpus, "gpus": ray_gpus}
+    encoder = _encoder(teacher, device, there) if kind == "encoder" else None
     cross = None if reranker is None else _reranker(reranker, device)
     done = mine_folder(examples, documents, out, config, encoder, reranker=cross, restart=restart)
     _say(done, as_json)
@@ -127,10 +135,8 @@ def _policy(
     return {"filter": chosen, "keep": keep, "pool": pool, "skip": skip, **drawn}
 
 
-def _encoder(model: str, device: str | None) -> Any:
-    from openembed import load
-
-    return load(model, device=device)
+def _encoder(model: str, device: str | None, there: dict[str, Any]) -> Any:
+    return load_model(model, device, None) if there["address"] is None else on_cluster(model, device, None, there)
 
 
 def _reranker(model: str, device: str | None) -> Any:

@@ -1,15 +1,15 @@
-"""``encode``, ``index``, ``search``, ``add``, ``delete`` and ``compact``."""
+"""``index``, ``search``, ``add``, ``delete`` and ``compact``."""
 
 from __future__ import annotations
 
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openembed.cli.encode import Device, Dtype, Instruction, MaxLength, Normalize, Restart, encode_to, load_model, pace
 from openembed.cli.output import JsonFlag, console, print_json
 from openembed.packaged import NANO
 
@@ -19,48 +19,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BM25 = "bm25"
-Restart = Annotated[bool, typer.Option("--restart", help="Forget an interrupted run and begin anew.")]
-Instruction = Annotated[str | None, typer.Option(help="Task description, put in the model's template.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest text, in tokens (default: the model's).")]
-Normalize = Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, ..., or int8 on a CPU (default: the best for the device, exact).")
-]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory made by `openembed index`.")]
 OtherModel = Annotated[str | None, typer.Option("--model", help="Where the model is now, if it moved.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module to ``app``."""
-    for command in (encode, index, search, add, delete, compact):
+    for command in (index, search, add, delete, compact):
         app.command()(command)
-
-
-def encode(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
-    file: Annotated[str, typer.Argument(help="JSONL(.gz), text (one text a line), a BEIR folder, or - for stdin.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for vectors.npy, ids.jsonl and meta.json.")],
-    kind: Annotated[str, typer.Option(help="query or document.")] = "document",
-    task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
-    instruction: Instruction = None,
-    normalize: Normalize = True,
-    max_length: MaxLength = None,
-    chunk: Annotated[int, typer.Option(help="Texts between two savings.")] = 1024,
-    device: Device = None,
-    dtype: Dtype = None,
-    restart: Restart = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Encode a file to memory-mapped vectors; run again after an interruption, it resumes."""
-    from openembed.bulk import BulkConfig
-    from openembed.config import parse
-
-    values = {"kind": kind, "task": task, "instruction": instruction, "normalize": normalize}
-    config = parse(BulkConfig, {**values, "max_length": max_length, "chunk": chunk}, "options")
-    encoded, report = _encode(_load(model, device, dtype), file, out, config, restart)
-    report["directory"] = str(out)
-    _say(as_json, report, f"{encoded.count:,} vectors of width {encoded.width} in {out}{_pace(report)}")
 
 
 def index(
@@ -94,15 +60,15 @@ def index(
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
     encoding, info, vectors, report = out / "encoding", None, None, {}
     if model != BM25:
-        encoder = _load(model, device, dtype)
+        encoder = load_model(model, device, dtype)
         config = BulkConfig(instruction=instruction, normalize=normalize, max_length=max_length)
-        encoded, report = _encode(encoder, str(corpus), encoding, config, restart)
+        encoded, report = encode_to(encoder, str(corpus), encoding, config, restart)
         vectors = encoded.vectors()
         info = describe_model(model, encoder, instruction=instruction, normalize=normalize, max_length=max_length)
     store = Store.create(out, read_documents(corpus), vectors, language=language, model=info)
     shutil.rmtree(encoding, ignore_errors=True)
     report |= {"directory": str(out), "count": len(store), "language": language, "model": info and info.name}
-    _say(as_json, report, f"{len(store):,} documents in {out}{_pace(report)}")
+    _say(as_json, report, f"{len(store):,} documents in {out}{pace(report)}")
 
 
 def search(
@@ -203,36 +169,13 @@ def _step_config(mode: str, k: int, task: str | None, instruction: str | None) -
     raise ValueError(f"--mode {mode!r} is not known; allowed: dense, bm25, hybrid")
 
 
-def _load(model: str, device: str | None, dtype: str | None) -> Encoder:
-    import openembed
-
-    return openembed.load(model, device=device, dtype=dtype)
-
-
 def _load_for(store: Store, model: str | None, device: str | None, dtype: str | None) -> Encoder:
     """Returns the encoder of a store's vectors: ``model`` where it is given, else the one the store names."""
     if store.model is None:
         raise ValueError(f"{store.directory}: was built without a model, so it serves BM25 only; use --mode bm25")
-    encoder = _load(model or store.model.name, device, dtype)
+    encoder = load_model(model or store.model.name, device, dtype)
     store.check_encoder(encoder)
     return encoder
-
-
-def _encode(encoder: Encoder, file: str, out: Path, config: Any, restart: bool) -> tuple[Any, dict[str, Any]]:
-    from openembed.bulk import encode_file
-
-    start = time.perf_counter()
-    encoded = encode_file(encoder, file, out, config, restart=restart, show_progress=True)
-    seconds = round(time.perf_counter() - start, 3)
-    return encoded, {"count": encoded.count, "width": encoded.width, "resumed": encoded.resumed, "seconds": seconds}
-
-
-def _pace(report: dict[str, Any]) -> str:
-    if "seconds" not in report:
-        return ""
-    new = report["count"] - report["resumed"]
-    kept = f", {report['resumed']:,} kept from before" if report["resumed"] else ""
-    return f" ({new:,} encoded in {report['seconds']:.1f} s{kept})"
 
 
 def _say(as_json: bool, report: dict[str, Any], line: str) -> None:

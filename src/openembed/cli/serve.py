@@ -33,7 +33,9 @@ def serve(
     reranker: Annotated[str | None, typer.Option(help="Cross-encoder folder or hub id for /rerank.")] = None,
     name: Annotated[list[str] | None, typer.Option("--name", help="Another name of the first model, for clients.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... (default: the best for the device).")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, ..., or int8 on a CPU (default: the best, exact).")
+    ] = None,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens a micro-batch (default: the device's).")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that run a model; more than 1 may help on many cores.")] = 1,
     writable: Annotated[bool, typer.Option("--writable", help="Let clients add and delete documents.")] = False,
@@ -130,7 +132,7 @@ def _described(engine: Engine) -> str:
     on_gpu = encoder.device.type == "cuda"
     used = torch.cuda.max_memory_allocated(encoder.device) if on_gpu else resident_bytes()
     threads = "" if on_gpu else f" ({torch.get_num_threads()} threads)"
-    precision = str(encoder.dtype).removeprefix("torch.")
+    precision = encoder.computed_in
     return (
         f"model {engine.name}: {encoder.width} dimensions, at most {encoder.max_length} tokens, {encoder.device}{threads}, "
         f"{precision}; weights {_mb(weights)}, {_mb(used)} {'on the GPU' if on_gpu else 'resident'} after a full micro-batch; "

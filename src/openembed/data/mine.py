@@ -23,13 +23,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from openembed.bulk import EncodesTexts
+from openembed.bulk import EncodesChunks, EncodesTexts
 from openembed.data.audit import Audit, sample, sampled_rows, summary
 from openembed.data.candidates import Candidates, Exclude
 from openembed.data.corpus import Corpus, write_corpus
@@ -104,7 +105,7 @@ def mine(
     examples: Sequence[Example],
     corpus: Iterable[Document],
     config: MineConfig,
-    encoder: EncodesTexts | None = None,
+    encoder: EncodesTexts | EncodesChunks | None = None,
     *,
     reranker: Reranker | None = None,
     exclude: Exclude | None = None,
@@ -121,7 +122,7 @@ def mine_folder(
     corpus: Iterable[Document],
     out: str | Path,
     config: MineConfig,
-    encoder: EncodesTexts | None = None,
+    encoder: EncodesTexts | EncodesChunks | None = None,
     *,
     reranker: Reranker | None = None,
     exclude: Exclude | None = None,
@@ -322,9 +323,10 @@ def _teacher(
     return dense_teacher(prompted, examples, documents, work, config.max_length)
 
 
-def _prompted(encoder: Any, config: MineConfig) -> Prompted:
+def _prompted(encoder: Any, config: MineConfig) -> Prompted | EncodesChunks:
     names = ("instruction", "document_instruction", "template", "document_template")
-    return Prompted(encoder, **{name: getattr(config, name) for name in names})
+    prompted = partial(Prompted, **{name: getattr(config, name) for name in names})
+    return encoder.wrap(prompted) if isinstance(encoder, EncodesChunks) else prompted(encoder)
 
 
 def _name(first: str, reranker: Reranker | None) -> str:

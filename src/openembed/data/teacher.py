@@ -1,6 +1,7 @@
 """Vectors that a teacher gave to texts, looked up by text.
 
-A folder with ``vectors.npy`` (N, E), as bulk encoding writes it, and ``keys.npy`` (N,): the key of each row's text.
+A folder with ``vectors.npy`` (N, E), as bulk encoding writes it (in any precision), and ``keys.npy`` (N,): the key of
+each row's text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openembed.bulk import VECTORS
+from openembed.bulk import VECTORS, open_vectors
 from openembed.data.batch import text_key
 from openembed.files import atomic_write
 
@@ -35,10 +36,10 @@ class TeacherVectors:
         missing = [name for name in (VECTORS, KEYS) if not (self.folder / name).is_file()]
         if missing:
             raise ValueError(f"{self.folder}: no {' and no '.join(missing)}; an encode stage writes them")
-        self.vectors_NE = np.load(self.folder / VECTORS, mmap_mode="r")
+        self._stored = open_vectors(self.folder)
         keys_N = np.load(self.folder / KEYS)
-        if len(keys_N) != len(self.vectors_NE):
-            raise ValueError(f"{self.folder}: {len(self.vectors_NE)} vectors but {len(keys_N)} keys; run the encode stage anew")
+        if len(keys_N) != len(self._stored):
+            raise ValueError(f"{self.folder}: {len(self._stored)} vectors but {len(keys_N)} keys; run the encode stage anew")
         self._order = np.argsort(keys_N, kind="stable")
         self._keys = keys_N[self._order]
 
@@ -46,15 +47,15 @@ class TeacherVectors:
     def fingerprint(self) -> str:
         """SHA-256 of the keys and of a thousand vectors, evenly spaced: the same wherever the folder lies."""
         found = hashlib.sha256(self._keys.tobytes())
-        found.update(str(self.vectors_NE.shape).encode())
-        rows = np.linspace(0, max(0, len(self.vectors_NE) - 1), num=min(1000, len(self.vectors_NE)), dtype=np.int64)
-        found.update(np.ascontiguousarray(self.vectors_NE[rows]).tobytes())
+        found.update(str(self._stored.values_NC.shape).encode())
+        rows = np.linspace(0, max(0, len(self._stored) - 1), num=min(1000, len(self._stored)), dtype=np.int64)
+        found.update(np.ascontiguousarray(self._stored[rows].values_NC).tobytes())
         return found.hexdigest()
 
     @property
     def width(self) -> int:
         """The teacher's width E."""
-        return self.vectors_NE.shape[1]
+        return self._stored.width
 
     def lookup(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors of ``texts``, float32 (len(texts), E); ``ValueError`` names the first one without any."""
@@ -67,7 +68,7 @@ class TeacherVectors:
                 f"{self.folder}: no teacher vector for {int((~found).sum())} of {len(texts)} texts, first {text!r:.80}; "
                 "the encode stage must cover every text that is trained on"
             )
-        return np.asarray(self.vectors_NE[self._order[place]], dtype=np.float32)
+        return self._stored[self._order[place]].to_float32()
 
     def principal_directions(self, width: int) -> np.ndarray:
         """Returns the ``width`` directions (E, width) that keep most of the vectors' inner products, orthonormal.
@@ -77,8 +78,8 @@ class TeacherVectors:
         """
         if not 0 < width <= self.width:
             raise ValueError(f"{self.folder}: teacher vectors of width {self.width} cannot be projected to {width}")
-        step = max(1, len(self.vectors_NE) // SAMPLE)
-        sample_NE = np.asarray(self.vectors_NE[::step], dtype=np.float64)
+        step = max(1, len(self._stored) // SAMPLE)
+        sample_NE = self._stored[::step].to_float32().astype(np.float64)
         _, directions_EE = np.linalg.eigh(sample_NE.T @ sample_NE)
         leading = directions_EE[:, ::-1][:, :width]
         signs = np.sign(leading[np.abs(leading).argmax(0), np.arange(width)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from openembed.config import chosen
 from openembed.data.readers import read_beir, read_run
 from openembed.evaluation import retrieval
 from openembed.evaluation.bm25 import Bm25
@@ -22,6 +23,7 @@ from openembed.evaluation.tasks import METRICS, Task
 from openembed.evaluation.vectors import TextEncoder, VectorCache, Vectors
 from openembed.index import lexical
 from openembed.records import Run
+from openembed.vectors import VectorFormat
 
 
 class System(Protocol):
@@ -49,7 +51,8 @@ class EncoderSystem:
     """A dense encoder, searched exactly.
 
     ``options`` go to ``encode``: with ``normalize`` (the default) similarity is the cosine, else the inner product.
-    ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing.
+    ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing. ``stored``: the format whose loss is
+    measured (queries stay float32).
     """
 
     kinds: ClassVar[tuple[str, ...]] = tuple(METRICS)
@@ -58,11 +61,13 @@ class EncoderSystem:
     cache: VectorCache | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
+    stored: VectorFormat = field(default_factory=VectorFormat)
 
     @property
     def fingerprint(self) -> str:
         """The encoder's fingerprint and the options that change vectors."""
         relevant = {key: self.options[key] for key in ("max_length", "normalize") if key in self.options}
+        relevant |= chosen(self.stored)
         return f"{self.encoder.fingerprint} {relevant}" if relevant else self.encoder.fingerprint
 
     def prompts(self, task: Task) -> dict[str, str]:
@@ -74,7 +79,8 @@ class EncoderSystem:
 
     def evaluate(self, task: Task) -> Outcome:
         """Returns the outcome of the task under the model's prompts for it."""
-        vectors = Vectors(self.encoder, self._choose(task), self.cache, dict(self.options), show_progress=self.progress)
+        prompts, options = self._choose(task), dict(self.options)
+        vectors = Vectors(self.encoder, prompts, self.cache, options, show_progress=self.progress, stored=self.stored)
         return PROTOCOLS[task.kind](vectors, task)
 
     def _choose(self, task: Task) -> Prompts:

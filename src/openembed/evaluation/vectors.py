@@ -16,6 +16,7 @@ import numpy as np
 
 from openembed.evaluation.prompts import Prompts
 from openembed.progress import progress
+from openembed.vectors import VectorFormat
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Vectors:
     """Gives the vectors of a task's texts under its prompts.
 
     ``options`` go to the encoder (``max_length``, ``normalize``, ``token_budget``). With a ``cache`` nothing is encoded
-    twice. ``show_progress`` draws a bar.
+    twice. ``show_progress`` draws a bar. ``stored``: what documents and symmetric texts are kept in and read back from;
+    queries are cut to its dimensions and stay float32.
     """
 
     def __init__(
@@ -70,23 +72,34 @@ class Vectors:
         options: dict[str, Any] | None = None,
         *,
         show_progress: bool = False,
+        stored: VectorFormat | None = None,
     ) -> None:
+        self._stored = stored or VectorFormat()
         self._encoder, self._prompts, self._cache = encoder, prompts, cache
         self._options, self._progress = dict(options or {}), show_progress
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Returns query vectors ``(N, D)``."""
-        return self._get("query", self._prompts.query, texts, self._encoder.encode_queries, self._prompts.query_arguments)
+        arguments = self._prompts.query_arguments
+        whole_ND = self._get("query", self._prompts.query, texts, self._encoder.encode_queries, arguments)
+        return self._read_back(whole_ND, VectorFormat(dimensions=self._stored.dimensions))
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         """Returns document vectors ``(N, D)``."""
         arguments = self._prompts.document_arguments
-        return self._get("document", self._prompts.document, texts, self._encoder.encode_documents, arguments)
+        whole_ND = self._get("document", self._prompts.document, texts, self._encoder.encode_documents, arguments)
+        return self._read_back(whole_ND, self._stored)
 
     def symmetric(self, texts: Sequence[str]) -> np.ndarray:
         """Returns vectors ``(N, D)`` of texts that are neither query nor document."""
         prefix = self._prompts.symmetric
-        return self._get("text", prefix, texts, self._encoder.encode, {"instruction": prefix})
+        whole_ND = self._get("text", prefix, texts, self._encoder.encode, {"instruction": prefix})
+        return self._read_back(whole_ND, self._stored)
+
+    def _read_back(self, vectors_ND: np.ndarray, stored: VectorFormat) -> np.ndarray:
+        if stored.plain:
+            return vectors_ND
+        return stored.apply(vectors_ND, normalize=self._options.get("normalize", True)).to_float32()
 
     def _get(
         self,

@@ -332,6 +332,8 @@ class _Run:
             encoder.to("cpu")  # a card that needs 4 bits has no room for 16
         if self.config.lora is not None and (self.world.leads or not self.ranks.sharded):
             merge_lora(encoder.backbone.model)
+        trained = getattr(self.config.objective, "matryoshka", ())
+        encoder.config = encoder.config.model_copy(update={"matryoshka": trained})
         return encoder
 
 

@@ -1,0 +1,71 @@
+"""``openembed export``: an index's documents, ids, metadata and vectors into someone else's database."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from openembed.index.store import Store
+from openembed.integrations import pgvector, qdrant
+from openembed.integrations.database import DatabaseInfo, VectorDatabase, fill
+from openembed.records import Document
+
+CHUNK = 1024
+
+
+def open_database(target: str, info: DatabaseInfo | None = None, *, exact: bool = False) -> VectorDatabase:
+    """Returns the database at ``qdrant://HOST:6333/COLLECTION`` or ``postgresql://USER@HOST/DATABASE#TABLE``.
+
+    With ``info`` it is made where it is not there. The key of a Qdrant server comes from ``QDRANT_API_KEY``. ``exact``: of
+    Qdrant's searches; PostgreSQL's are exact without an index. Raises ``ValueError`` for a target that is neither.
+    """
+    scheme = urlsplit(target).scheme
+    if scheme in ("qdrant", "qdrants"):
+        client, collection = qdrant.connect(target, api_key=os.environ.get("QDRANT_API_KEY"))
+        return qdrant.QdrantIndex(client, collection, info, exact=exact)
+    if scheme in ("postgresql", "postgres"):
+        connection, table = pgvector.connect(target)
+        return pgvector.PgVectorIndex(connection, table, info)
+    raise ValueError(
+        f"{pgvector.shown(target)}: not known; use qdrant://HOST:6333/COLLECTION or postgresql://HOST/DATABASE#TABLE"
+    )
+
+
+def export(
+    store: Store,
+    target: str,
+    *,
+    dimensions: int | None = None,
+    precision: str = "float32",
+    index: bool = True,
+    prune: bool = False,
+    advance: Callable[[int], None] = lambda _n: None,
+) -> dict[str, int]:
+    """Puts the live documents of ``store`` into the database at ``target``; returns the counts of ``fill``.
+
+    Killed and run again, it writes what is missing; run after changes, what changed. ``prune`` removes what the store no
+    longer holds. ``index``: makes pgvector's HNSW index at the end. Raises ``ValueError`` for a store without vectors, and
+    what the databases raise.
+    """
+    if store.model is None:
+        raise ValueError(f"{store.directory}: was built without a model, so it has no vectors to export; index with a model")
+    info = DatabaseInfo(model=store.model, dimensions=dimensions, precision=precision)
+    info.format.width(store.model.width)
+    database = open_database(target, info)
+    counts = fill(database, stored_rows(store), prune=prune, advance=advance)
+    if index and isinstance(database, pgvector.PgVectorIndex):
+        database.create_index()
+    return counts
+
+
+def stored_rows(store: Store) -> Iterator[tuple[Document, np.ndarray]]:
+    """Yields each live document with its vector, float32 (D,)."""
+    for segment in store._segments:  # the one reader of whole segments outside the store
+        live = np.flatnonzero(segment.live_N)
+        for start in range(0, len(live), CHUNK):
+            positions = live[start : start + CHUNK]
+            for position, vector_D in zip(positions, np.asarray(segment.vectors_ND[positions]), strict=True):
+                yield segment.document(int(position)), vector_D
