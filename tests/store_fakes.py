@@ -10,7 +10,7 @@ class BagOfWords:
     """Vectors are sums of one pseudo-random direction a word; the same text gives the same bytes everywhere."""
 
     device = "cpu"
-    dtype = computed_in = "float32"
+    computed_in = "float32"
 
     def __init__(self, width=32, name="bag"):
         self.width = width

@@ -67,7 +67,7 @@ class RayEncoder:
 
     def _adopt(self, described: dict[str, Any]) -> None:
         self.fingerprint, self.width = described["fingerprint"], described["width"]
-        self.dtype, self.device, self.config = described["dtype"], described["device"], described["config"]
+        self.computed_in, self.device, self.config = described["computed_in"], described["device"], described["config"]
 
     def query_prompt(self, task: str | None = None, instruction: str | None = None) -> str:
         """Returns the literal prefix of queries."""
@@ -172,7 +172,7 @@ def _unpacked(row: dict[str, Any]) -> list[np.ndarray]:
 def _describe(make: Callable[[], Any]) -> dict[str, Any]:
     encoder = make()
     described = {name: getattr(encoder, name) for name in ("fingerprint", "width", "config")}
-    return {**described, "dtype": str(encoder.dtype), "device": str(encoder.device)}
+    return {**described, "computed_in": encoder.computed_in, "device": str(encoder.device)}
 
 
 def _require_ray() -> Any:

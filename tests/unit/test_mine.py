@@ -11,7 +11,7 @@ from openembed.records import Document, Example, Query
 class Teacher:
     """Hands out given two-dimensional vectors by text."""
 
-    fingerprint, width, device, dtype = "toy", 2, "cpu", "float32"
+    fingerprint, width, device, computed_in = "toy", 2, "cpu", "float32"
 
     def __init__(self, angles):
         self.angles = angles

@@ -61,7 +61,7 @@ class Prompted:
         self._query = _prompt(template, instruction, encoder.query_prompt)
         self._document = _prompt(document_template, document_instruction, encoder.document_prompt)
         self.fingerprint, self.width = encoder.fingerprint, encoder.width
-        self.dtype, self.device = encoder.dtype, encoder.device
+        self.computed_in, self.device = encoder.computed_in, encoder.device
 
     def query_prompt(self, **_none: None) -> str:
         """Returns the literal text put before queries."""
