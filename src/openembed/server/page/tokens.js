@@ -1,0 +1,138 @@
+// The contribution view: how much each token adds to a text's vector, as heat over the text and as a list.
+
+const TOP = 8;
+
+/** Fills a panel with the tokens of query and document and returns true, or shows the error; `cache` keeps answers by text. */
+async function explain(panel, { index, query, hit, cache, signal }) {
+  panel.replaceChildren(element("p", { class: "soft" }, "Asking the model…"));
+  const full = (hit.title ? `${hit.title} ${hit.text}` : hit.text).trim();
+  const ask = (text, input_type) => {
+    const name = `${input_type} ${text}`;
+    if (!cache.has(name)) cache.set(name, call("v1/contributions", { text, index, input_type }, signal));
+    cache.get(name).catch(() => cache.delete(name));
+    return cache.get(name);
+  };
+  try {
+    const [asked, found] = await Promise.all([ask(query, "query"), ask(full, "document")]);
+    panel.replaceChildren(heat("Query", query, asked), heat("Document", full, found), legend(),
+      element("p", { class: "soft" }, found.explained ?? ""));
+    return true;
+  } catch (error) {
+    if (error.name !== "AbortError") panel.replaceChildren(element("p", { class: "error", role: "alert" }, error.message));
+    if (error.status === 401) askForKey(error);
+    return false;
+  }
+}
+
+/** Returns the weight shown at full heat: the largest, but at least twice the average, so that an even text looks even. */
+function fullHeat(pooled) {
+  return Math.max(2 / Math.max(1, pooled.length), ...pooled.map((token) => Math.abs(token.weight)));
+}
+
+function heat(name, text, { tokens }) {
+  const pooled = tokens.filter((token) => token.pooled);
+  const scale = fullHeat(pooled);
+  const line = element("p", { class: "tokens", role: "list", dir: "auto", "aria-label": `Tokens of the ${name.toLowerCase()}` });
+  line.append(...tokenNodes(text, tokens, scale, pooled.length));
+  line.querySelector(".token")?.setAttribute("tabindex", "0");
+  return element("section", { class: "heat" }, element("h4", {}, name, element("span", { class: "soft" }, ` ${count(pooled.length, "pooled token")}`)),
+    line, topList(text, pooled));
+}
+
+/** Returns the text as nodes: tokens in elements, what lies between as it is, and what no token covers as unread. */
+function tokenNodes(text, tokens, scale, pooled) {
+  const points = codePoints(text);
+  const nodes = [];
+  let cursor = 0;
+  for (const token of tokens) {
+    if (placed(token, cursor, points.length)) {
+      nodes.push(points.slice(cursor, token.start));
+      cursor = token.end;
+    }
+    nodes.push(tokenNode(token, wording(token, points), scale, pooled));
+  }
+  const rest = points.slice(cursor, points.length);
+  if (rest.trim()) nodes.push(element("span", { class: "unread", title: "Beyond what the model reads" }, rest));
+  return nodes;
+}
+
+const placed = (token, cursor, length) => Number.isInteger(token.start) && token.start >= cursor && token.end > token.start && token.end <= length;
+const wording = (token, points) => (token.end > token.start ? points.slice(token.start, token.end).trim() : "") || token.text;
+
+function tokenNode(token, words, scale, pooled) {
+  const kind = !token.pooled ? "apart" : token.weight < 0 ? "less" : "more";
+  const node = element("span", { class: `token ${kind}`, role: "listitem", tabindex: "-1" }, words);
+  node.dataset.tip = token.pooled
+    ? `${words}: ${percent(token.weight)}, ${Math.abs(token.weight * pooled).toFixed(1)} × the average token`
+    : `${words}: read, not pooled`;
+  if (token.pooled) node.style.setProperty("--heat", Math.abs(token.weight) / scale);
+  return node;
+}
+
+/** Returns the words with the largest share, tokens of the same wording added up. */
+function topList(text, pooled) {
+  const points = codePoints(text);
+  const sums = new Map();
+  for (const token of pooled) {
+    const words = wording(token, points);
+    const { times, weight } = sums.get(words) ?? { times: 0, weight: 0 };
+    sums.set(words, { words, times: times + 1, weight: weight + token.weight });
+  }
+  const top = [...sums.values()].sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight)).slice(0, TOP);
+  const largest = Math.abs(top[0]?.weight ?? 1);
+  return element("ol", { class: "top", "aria-label": "Largest contributions" }, ...top.map((sum) => topItem(sum, largest)));
+}
+
+function topItem({ words, times, weight }, largest) {
+  const bar = element("span", { class: `bar ${weight < 0 ? "less" : "more"}`, "aria-hidden": "true" });
+  bar.style.setProperty("--share", Math.abs(weight) / largest);
+  const label = element("span", {}, element("bdi", {}, words), times > 1 ? element("span", { class: "soft" }, ` ×${times}`) : "");
+  return element("li", {}, label, bar, element("span", { class: "value" }, percent(weight)));
+}
+
+function legend() {
+  const sample = (kind, words) => {
+    const node = element("span", { class: `token ${kind}` }, words);
+    node.style.setProperty("--heat", 0.8);
+    return node;
+  };
+  return element("p", { class: "legend soft" }, sample("more", "adds"), sample("less", "takes away"), sample("apart", "read, not pooled"),
+    " the stronger, the more; pooled tokens sum to 100 %");
+}
+
+/** Shows the tooltip of a token above it, inside the window. */
+function showTip(token) {
+  const tip = byId("tip");
+  tip.textContent = token.dataset.tip;
+  tip.hidden = false;
+  token.setAttribute("aria-describedby", "tip");
+  const [at, own] = [token.getBoundingClientRect(), tip.getBoundingClientRect()];
+  const left = Math.min(Math.max(8, at.left + at.width / 2 - own.width / 2), document.documentElement.clientWidth - own.width - 8);
+  tip.style.setProperty("left", `${left}px`);
+  tip.style.setProperty("top", `${at.top - own.height - 6 < 0 ? at.bottom + 6 : at.top - own.height - 6}px`);
+}
+
+function hideTip() {
+  byId("tip").hidden = true;
+  document.querySelector("[aria-describedby=tip]")?.removeAttribute("aria-describedby");
+}
+
+/** Moves from token to token; one token of a text is a tab stop. */
+function moveToken(token, step) {
+  const all = [...token.parentElement.querySelectorAll(".token")];
+  const next = all[all.indexOf(token) + step];
+  if (!next) return;
+  token.setAttribute("tabindex", "-1");
+  next.setAttribute("tabindex", "0");
+  next.focus();
+}
+
+function listenToTokens() {
+  const tokenOf = (event) => event.target.closest?.(".token[role]");
+  for (const name of ["focusin", "mouseover"]) document.addEventListener(name, (event) => {
+    hideTip();
+    if (tokenOf(event)) showTip(tokenOf(event));
+  });
+  for (const name of ["focusout", "mouseout"]) document.addEventListener(name, (event) => { if (tokenOf(event)) hideTip(); });
+  window.addEventListener("scroll", hideTip, { passive: true });
+}
