@@ -90,7 +90,9 @@ class Page:
     def __init__(self, browser: Browser):
         self.browser = browser
         self._context = browser.send("Target.createBrowserContext")["browserContextId"]
-        self._target = browser.send("Target.createTarget", {"url": "about:blank", "browserContextId": self._context})["targetId"]
+        self._target = browser.send("Target.createTarget", {"url": "about:blank", "browserContextId": self._context})[
+            "targetId"
+        ]
         self.session = browser.send("Target.attachToTarget", {"targetId": self._target, "flatten": True})["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
@@ -169,7 +171,9 @@ class Page:
     def complaints(self) -> list[str]:
         """Everything the console was told by the browser or as an error by the page, and uncaught errors."""
         logged = [e["entry"]["text"] for e in self.events("Log.entryAdded") if e["entry"]["level"] in ("error", "warning")]
-        printed = [str(e["args"]) for e in self.events("Runtime.consoleAPICalled") if e["type"] in ("error", "warning", "assert")]
+        printed = [
+            str(e["args"]) for e in self.events("Runtime.consoleAPICalled") if e["type"] in ("error", "warning", "assert")
+        ]
         thrown = [e["exceptionDetails"]["text"] for e in self.events("Runtime.exceptionThrown")]
         return [*logged, *printed, *thrown]
 

@@ -28,12 +28,7 @@ async function run() {
 }
 
 function announce() {
-  const sentences = shown().map((pane) => {
-    const found = pane.answer
-      ? `${count(pane.answer.hits.length, "result")} in ${duration(pane.answer.took_ms.total)}, ${MEANINGS[pane.answer.mode][0]}`
-      : part(pane, "notice").querySelector("h3").textContent;
-    return state.compare ? `${"AB"[pane.number]}: ${found}` : found;
-  });
+  const sentences = shown().map((pane) => (state.compare ? `${"AB"[pane.number]}: ${pane.outcome}` : pane.outcome));
   if (!byId("comparison").hidden) sentences.push(byId("comparison").querySelector("strong")?.textContent ?? "");
   say(`${sentences.join(". ")}.`);
 }
@@ -44,6 +39,7 @@ function draw() {
   document.body.classList.toggle("comparing", state.compare);
   byId("query").value = state.query;
   drawK();
+  byId("compare").hidden = !state.compare && indexes.length === 1 && indexes[0].modes.length === 1;
   byId("compare").setAttribute("aria-pressed", String(state.compare));
   panes[1].root.hidden = !state.compare;
   placeHead(panes[0]);
@@ -116,7 +112,7 @@ function applyOptions() {
 
 function toggleCompare() {
   state.compare = !state.compare;
-  if (state.compare && !state.panes[1].mode) chooseSecond();
+  if (state.compare && (!state.panes[1].mode || samePanes())) chooseSecond();
   panesRoot().dataset.tab = "0";
   commit();
   byId("compare").focus();
@@ -155,7 +151,6 @@ async function boot() {
     bootFailed("There is nothing to search yet", "The server runs, but holds no index.", retryOffers({ status: 0, retryAfter: 0 }));
     return;
   }
-  if (state.compare && !state.panes[1].mode) chooseSecond();
   draw();
   writeUrl(true);
   run();

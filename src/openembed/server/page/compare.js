@@ -1,5 +1,6 @@
 // Two columns side by side: which documents both found, and how their ranks differ.
 
+const GAP = 8;
 const SVG = "http://www.w3.org/2000/svg";
 
 /** A document is the same in both columns when id and texts are: two indexes may use one id for different documents. */
@@ -76,7 +77,7 @@ function drawLinks(shared) {
     const nodes = [hitElement(0, first.rank), hitElement(1, second.rank)];
     const [from, to] = nodes.map((node) => node.querySelector(".rank").getBoundingClientRect()).map((box) => box.top + box.height / 2 - top);
     const path = document.createElementNS(SVG, "path");
-    path.setAttribute("d", `M0 ${from} C${width / 2} ${from} ${width / 2} ${to} ${width} ${to}`);
+    path.setAttribute("d", `M${GAP} ${from} C${width / 2} ${from} ${width / 2} ${to} ${width - GAP} ${to}`);
     path.setAttribute("class", shiftKind(first, second));
     path.dataset.ends = nodes.map((node) => node.id).join(" ");
     svg.append(path);
@@ -95,10 +96,10 @@ function lightTwin(hit) {
 function drawTabs() {
   const tabs = panes.map((pane, number) => {
     const { index, mode } = state.panes[number];
-    const words = [MEANINGS[mode]?.[0], indexes.length > 1 ? index : "", pane.answer ? duration(pane.answer.took_ms.total) : ""];
+    const took = pane.answer ? ` · ${duration(pane.answer.took_ms.total)}` : "";
     const radio = element("input", { type: "radio", name: "tab", value: number, checked: panesRoot().dataset.tab === String(number) });
     radio.addEventListener("change", () => { panesRoot().dataset.tab = number; });
-    return element("label", {}, radio, element("span", {}, element("b", {}, "AB"[number]), ` ${words.filter(Boolean).join(" · ")}`));
+    return element("label", {}, radio, element("span", {}, element("b", {}, `${"AB"[number]} ${MEANINGS[mode]?.[0] ?? ""}`), took, element("br"), index ?? ""));
   });
   byId("tabs").replaceChildren(...tabs);
 }

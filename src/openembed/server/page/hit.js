@@ -80,7 +80,7 @@ function toggleWhy(node, pane, hit) {
   if (panel.hidden || panel.dataset.asked) return;
   panel.dataset.asked = "yes";
   const { index, query } = pane.answer;
-  explain(panel, { index, query, hit, cache: pane.explained, signal: pane.request.signal }).then((done) => {
+  explain(panel, { index, query, instruction: state.instruction, hit, cache: pane.explained, signal: pane.request.signal }).then((done) => {
     if (!done) delete panel.dataset.asked;
   });
 }

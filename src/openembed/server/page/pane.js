@@ -15,7 +15,7 @@ const radios = (pane) => pane.head.querySelectorAll("input[type=radio]");
 /** Returns a new column, its controls wired to the state. */
 function makePane(number) {
   const root = fromTemplate("pane-template");
-  const pane = { number, root, answer: null, request: null, explained: new Map(), explains: false };
+  const pane = { number, root, answer: null, outcome: "", request: null, explained: new Map(), explains: false };
   pane.head = part(pane, "head");
   root.setAttribute("aria-label", `Results ${"AB"[number]}`);
   pane.head.querySelector(".letter").textContent = "AB"[number];
@@ -99,6 +99,7 @@ function clearPane(pane) {
 function drawAnswer(pane, answer) {
   clearPane(pane);
   pane.answer = answer;
+  pane.outcome = `${count(answer.hits.length, "result")} in ${duration(answer.took_ms.total)}, ${MEANINGS[answer.mode][0]}`;
   pane.explains = answer.mode !== "bm25" && Boolean(indexNamed(answer.index)?.contributions);
   part(pane, "line").hidden = false;
   part(pane, "summary").replaceChildren(...summary(answer));
@@ -135,9 +136,10 @@ function drawNotice(pane, title, text, offers = [], kind = "") {
 function drawError(pane, error) {
   if (!(error instanceof ApiError)) console.error(error);
   clearPane(pane);
-  if (error.status === 401) askForKey(error);
+  pane.outcome = errorTitle(error);
+  if (error.status === 401) return askForKey(error);
   if (error.param === "filter") showFilterError(error.message);
-  drawNotice(pane, errorTitle(error), error.message, retryOffers(error), "bad");
+  drawNotice(pane, pane.outcome, error.message, retryOffers(error), "bad");
 }
 
 const ERRORS = { 0: "The server does not answer", 401: "An API key is needed", 403: "This key may not search here", 404: "Not found",
@@ -172,6 +174,6 @@ function drawWelcome() {
     notice.className = "notice welcome";
     notice.hidden = false;
     notice.replaceChildren(element("dl", {}, ...rows),
-      element("p", {}, "Press ", element("kbd", {}, "/"), " to search from anywhere, ", element("kbd", {}, "?"), " for every key."));
+      element("p", { class: "keys" }, "Press ", element("kbd", {}, "/"), " to search from anywhere, ", element("kbd", {}, "?"), " for every key."));
   }
 }

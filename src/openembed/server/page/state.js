@@ -41,15 +41,17 @@ function writeUrl(replace = false) {
   document.title = state.query ? `${state.query} · openembed search` : "openembed search";
 }
 
-/** Gives every pane an index that exists and a mode that its index has, once the indexes are known. */
+/** Gives every shown pane an index that exists and a mode that its index has, once the indexes are known. */
 function settle() {
   if (!indexes.length) return;
-  for (const pane of state.panes) {
+  for (const pane of state.panes.slice(0, state.compare ? 2 : 1)) {
     if (!indexNamed(pane.index)) pane.index = indexes[0]?.name ?? null;
     const modes = indexNamed(pane.index)?.modes ?? [];
     if (!modes.includes(pane.mode)) pane.mode = modes.includes("hybrid") ? "hybrid" : (modes[0] ?? null);
   }
 }
+
+const samePanes = () => state.panes[0].index === state.panes[1].index && state.panes[0].mode === state.panes[1].mode;
 
 /** Makes the second pane differ from the first: by model where there is a second index, by mode otherwise. */
 function chooseSecond() {

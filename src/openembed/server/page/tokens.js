@@ -2,18 +2,19 @@
 
 const TOP = 8;
 
-/** Fills a panel with the tokens of query and document and returns true, or shows the error; `cache` keeps answers by text. */
-async function explain(panel, { index, query, hit, cache, signal }) {
+/** Fills a panel with the tokens of query and document and returns true, or shows the error; `cache` keeps the answers. */
+async function explain(panel, { index, query, instruction, hit, cache, signal }) {
   panel.replaceChildren(element("p", { class: "soft" }, "Asking the model…"));
   const full = (hit.title ? `${hit.title} ${hit.text}` : hit.text).trim();
-  const ask = (text, input_type) => {
-    const name = `${input_type} ${text}`;
-    if (!cache.has(name)) cache.set(name, call("v1/contributions", { text, index, input_type }, signal));
+  const ask = (body) => {
+    const name = JSON.stringify(body);
+    if (!cache.has(name)) cache.set(name, call("v1/contributions", body, signal));
     cache.get(name).catch(() => cache.delete(name));
     return cache.get(name);
   };
+  const prompt = instruction ? { instruction } : {};
   try {
-    const [asked, found] = await Promise.all([ask(query, "query"), ask(full, "document")]);
+    const [asked, found] = await Promise.all([ask({ text: query, index, input_type: "query", ...prompt }), ask({ text: full, index, input_type: "document" })]);
     panel.replaceChildren(heat("Query", query, asked), heat("Document", full, found), legend(),
       element("p", { class: "soft" }, found.explained ?? ""));
     return true;
@@ -29,7 +30,20 @@ function fullHeat(pooled) {
   return Math.max(2 / Math.max(1, pooled.length), ...pooled.map((token) => Math.abs(token.weight)));
 }
 
-function heat(name, text, { tokens }) {
+/** Returns the tokens with neighbours that stand for the same characters (the bytes of one emoji) as one. */
+function wholeCharacters(tokens) {
+  const whole = [];
+  for (const token of tokens) {
+    const last = whole.at(-1);
+    const same = last && token.end > token.start && token.start === last.start && token.end === last.end;
+    if (same) whole[whole.length - 1] = { ...last, weight: last.weight + token.weight, pooled: last.pooled || token.pooled };
+    else whole.push(token);
+  }
+  return whole;
+}
+
+function heat(name, text, answer) {
+  const tokens = wholeCharacters(answer.tokens);
   const pooled = tokens.filter((token) => token.pooled);
   const scale = fullHeat(pooled);
   const line = element("p", { class: "tokens", role: "list", dir: "auto", "aria-label": `Tokens of the ${name.toLowerCase()}` });
@@ -50,6 +64,7 @@ function tokenNodes(text, tokens, scale, pooled) {
       cursor = token.end;
     }
     nodes.push(tokenNode(token, wording(token, points), scale, pooled));
+    if (cursor !== token.end) nodes.push(" ");
   }
   const rest = points.slice(cursor, points.length);
   if (rest.trim()) nodes.push(element("span", { class: "unread", title: "Beyond what the model reads" }, rest));
@@ -57,7 +72,7 @@ function tokenNodes(text, tokens, scale, pooled) {
 }
 
 const placed = (token, cursor, length) => Number.isInteger(token.start) && token.start >= cursor && token.end > token.start && token.end <= length;
-const wording = (token, points) => (token.end > token.start ? points.slice(token.start, token.end).trim() : "") || token.text;
+const wording = (token, points) => (token.end > token.start ? points.slice(token.start, token.end).trim() : "") || token.text.replace(/^(##|[▁Ġ])(?=.)/u, "");
 
 function tokenNode(token, words, scale, pooled) {
   const kind = !token.pooled ? "apart" : token.weight < 0 ? "less" : "more";
@@ -93,7 +108,7 @@ function topItem({ words, times, weight }, largest) {
 function legend() {
   const sample = (kind, words) => {
     const node = element("span", { class: `token ${kind}` }, words);
-    node.style.setProperty("--heat", 0.8);
+    if (kind !== "apart") node.style.setProperty("--heat", 0.8);
     return node;
   };
   return element("p", { class: "legend soft" }, sample("more", "adds"), sample("less", "takes away"), sample("apart", "read, not pooled"),
