@@ -16,10 +16,18 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+]
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Backspace": 8}
 
 
@@ -90,9 +98,8 @@ class Page:
     def __init__(self, browser: Browser):
         self.browser = browser
         self._context = browser.send("Target.createBrowserContext")["browserContextId"]
-        self._target = browser.send("Target.createTarget", {"url": "about:blank", "browserContextId": self._context})[
-            "targetId"
-        ]
+        wanted = {"url": "about:blank", "browserContextId": self._context}
+        self._target = browser.send("Target.createTarget", wanted)["targetId"]
         self.session = browser.send("Target.attachToTarget", {"targetId": self._target, "flatten": True})["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
@@ -145,7 +152,8 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Scrolls the element into view and clicks its middle with the mouse."""
-        place = f"""(() => {{ const node = document.querySelector({json.dumps(selector)}); node.scrollIntoView({{block: "center"}});
+        place = f"""(() => {{ const node = document.querySelector({json.dumps(selector)});
+            node.scrollIntoView({{block: "center"}});
             const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"""
         x, y = self.value(place)
         for kind in ("mousePressed", "mouseReleased"):
@@ -171,9 +179,7 @@ class Page:
     def complaints(self) -> list[str]:
         """Everything the console was told by the browser or as an error by the page, and uncaught errors."""
         logged = [e["entry"]["text"] for e in self.events("Log.entryAdded") if e["entry"]["level"] in ("error", "warning")]
-        printed = [
-            str(e["args"]) for e in self.events("Runtime.consoleAPICalled") if e["type"] in ("error", "warning", "assert")
-        ]
+        printed = [str(e["args"]) for e in self.events("Runtime.consoleAPICalled") if e["type"] in ("error", "warning")]
         thrown = [e["exceptionDetails"]["text"] for e in self.events("Runtime.exceptionThrown")]
         return [*logged, *printed, *thrown]
 
@@ -188,4 +194,4 @@ def wait(condition, what: str, timeout: float = 10) -> None:
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"waited {timeout} s for {what}")
-        time.sleep(0.02)
+        time.sleep(0.04)

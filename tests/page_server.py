@@ -45,7 +45,8 @@ DOCUMENTS = [
     {
         "id": "emoji-🧊",
         "title": "Field notes 🏔️🧊 from the glacier",
-        "text": "👩🏽‍🔬🧊 Day three 🌨️: the glacier creaked all night 😴. We drilled twelve metres 🕳️ and the water came up warm.",
+        "text": "👩🏽‍🔬🧊 Day three 🌨️: the glacier creaked all night 😴. "
+        "We drilled twelve metres 🕳️ and the water came up warm.",
         "metadata": {"lang": "en", "year": 2023, "mood": "😴 tired"},
     },
     {

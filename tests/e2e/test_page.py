@@ -1,6 +1,7 @@
 """The search page in headless Chromium, against a stand-in server: searching, walking, comparing, refusing, escaping."""
 
 import json
+from urllib.parse import urlencode
 
 import pytest
 from page_server import ATTACK, DOCUMENTS, TWO, WORDS_ONLY, PageServer
@@ -24,6 +25,16 @@ def texts(page, selector):
 
 def text(page, selector):
     return page.value(f"document.querySelector({json.dumps(selector)}).innerText")
+
+
+def choose(page, selector, number):
+    """Chooses an option of a select, as a person does: the page hears of it by the event."""
+    page.value(f"""(() => {{ const select = document.querySelector({json.dumps(selector)});
+        select.selectedIndex = {number}; select.dispatchEvent(new Event("change")); }})()""")
+
+
+def visible(page, selector):
+    return page.value(f"[...document.querySelectorAll({json.dumps(selector)})].some(node => node.checkVisibility())")
 
 
 # ---- searching
@@ -58,11 +69,9 @@ def test_modes_k_and_index_are_asked_for_and_labelled(page, server):
         page.click(f".modes input[value={mode}] + span")
         page.wait(f"document.querySelector('.measure').textContent === '{label}'")
         assert server.searches()[-1] == {"query": QUERY, "index": "papers-nano", "mode": mode, "k": 10}
-    page.value("(() => { const k = document.querySelector('#k'); k.value = '5'; k.dispatchEvent(new Event('change')); })()")
+    choose(page, "#k", 0)
     page.wait("document.querySelectorAll('.hit').length === 5")
-    page.value(
-        "(() => { const i = document.querySelector('.index'); i.selectedIndex = 1; i.dispatchEvent(new Event('change')); })()"
-    )
+    choose(page, ".index", 1)
     page.wait("document.querySelector('.about').textContent.includes('MiniLM')")
     page.wait(RESULTS)
     assert server.searches()[-1] == {"query": QUERY, "index": "papers-minilm", "mode": "hybrid", "k": 5}
@@ -86,16 +95,10 @@ def test_the_url_is_the_state_and_back_goes_back(page, server):
 def test_a_words_only_index_offers_words_only(page, server):
     server.reset(WORDS_ONLY)
     opened(page, server, "?q=glacier&mode=dense", RESULTS)
-    assert page.value("[...document.querySelectorAll('.modes input')].slice(0, 3).map(radio => radio.disabled)") == [
-        True,
-        False,
-        True,
-    ]
+    disabled = "[...document.querySelectorAll('.modes input')].slice(0, 3).map(radio => radio.disabled)"
+    assert page.value(disabled) == [True, False, True]
     assert server.searches()[-1]["mode"] == "bm25"
-    assert page.value(
-        "document.querySelector('.index').offsetParent === null && document.querySelector('#compare').offsetParent === null"
-    )
-    assert page.value("document.querySelector('.why').hidden")
+    assert not visible(page, ".index, #compare, .why")
 
 
 def test_nothing_found_offers_a_way_on(page, server):
@@ -179,31 +182,24 @@ def test_help_opens_and_single_keys_can_be_switched_off(page, server):
     assert page.value(FOCUS) == "hit-0-1"
 
 
+FOCUSED = """(() => {
+  const node = document.activeElement;
+  const style = getComputedStyle(node.matches("input[type=radio]") ? node.nextElementSibling : node);
+  return [node.id || node.className || node.tagName, style.outlineStyle !== "none" || style.boxShadow !== "none"];
+})()"""
+
+
 def test_every_control_is_reached_by_tab_with_a_visible_focus(page, server):
     opened(page, server, ASKED + "&k=5", RESULTS)
     page.value("document.activeElement.blur()")
     seen = []
     for _ in range(60):
         page.press("Tab")
-        seen.append(
-            page.value("""(() => { const node = document.activeElement, style = getComputedStyle(node.matches('input[type=radio]') ? node.nextElementSibling : node);
-            return [node.id || node.className || node.tagName, style.outlineStyle !== 'none' || style.boxShadow !== 'none']; })()""")
-        )
-    names = [name for name, _ in seen]
-    assert {
-        "help-open",
-        "query",
-        "options-open",
-        "compare",
-        "k",
-        "index",
-        "hit-0-1",
-        "chip",
-        "more quiet",
-        "why quiet",
-        "id quiet",
-    } <= set(names)
-    assert not [name for name, visible in seen if not visible and name != "BODY"]
+        seen.append(page.value(FOCUSED))
+    controls = {"help-open", "query", "options-open", "compare", "k", "index"}
+    parts = {"hit-0-1", "chip", "more quiet", "why quiet", "id quiet"}
+    assert controls | parts <= {name for name, _ in seen}
+    assert not [name for name, outlined in seen if not outlined and name != "BODY"]
 
 
 # ---- filters
@@ -424,23 +420,22 @@ def test_markup_from_errors_urls_and_index_names_stays_text(page, server):
     page.expected = ("status of 400",)
     server.indexes = [{**TWO[0], "name": ATTACK, "model": ATTACK}, TWO[1]]
     server.errors = {ATTACK: (400, {"message": ATTACK}, {})}
-    from urllib.parse import quote
-
-    opened(
-        page, server, f"?q={quote(ATTACK)}&filter={quote(json.dumps({ATTACK: ATTACK}))}", "document.querySelector('.notice h3')"
-    )
+    given = urlencode({"q": ATTACK, "filter": json.dumps({ATTACK: ATTACK})})
+    opened(page, server, f"?{given}", "document.querySelector('.notice h3')")
     assert text(page, ".notice p") == ATTACK
     assert page.value("window.attacked === undefined && document.querySelectorAll('main img, main script').length === 0")
+
+
+MARKUP = "document.body.insertAdjacentHTML('beforeend', '<b>x</b>');"
+STYLED = """(() => { const node = document.createElement("div"); node.id = "styled";
+  node.setAttribute("style", "position: fixed"); document.body.append(node); })()"""
 
 
 def test_the_policy_refuses_what_is_not_the_pages_own(page, server):
     page.expected = ("Content Security Policy", "violates", "Trusted", "TrustedHTML", "inline")
     opened(page, server)
-    refused = """(() => { try { document.body.insertAdjacentHTML('beforeend', '<b>x</b>'); return false; } catch { return true; } })()"""
-    assert page.value(refused)
-    page.value(
-        "(() => { const s = document.createElement('div'); s.setAttribute('style', 'position: fixed'); s.id = 'styled'; document.body.append(s); })()"
-    )
+    assert page.value(f"{{ try {{ {MARKUP} false }} catch {{ true }} }}"), "text became HTML"
+    page.value(STYLED)
     assert page.value("getComputedStyle(document.querySelector('#styled')).position") == "static"
     assert page.value("fetch('http://127.0.0.2:9/').then(() => false, () => true)")
 
