@@ -194,11 +194,9 @@ def _passes(document, wanted):
         return not _passes(document, wanted["not"])
     ((field, value),) = wanted.items()
     have = document["metadata"].get(field)
-    if isinstance(value, dict) and "in" in value:
-        return bool(set(have if isinstance(have, list) else [have]) & set(value["in"]))
     if isinstance(value, dict) and "gte" in value:
         return have is not None and have >= value["gte"]
-    return have == value
+    return value in have if isinstance(have, list) else have == value
 
 
 def _hit(rank, score, document, query, mode):

@@ -212,8 +212,8 @@ def test_chips_filter_and_are_removed(page, server):
     page.value("[...document.querySelectorAll('.hit button.chip')].find(chip => chip.textContent === 'lang en').click()")
     page.wait("document.querySelectorAll('#conditions button').length === 2")
     page.wait(RESULTS)
-    assert server.searches()[-1]["filter"] == {"and": [{"tag": {"in": ["ice"]}}, {"lang": "en"}]}
-    assert texts(page, "#conditions button") == ["tag in ice ×", "lang = en ×"]
+    assert server.searches()[-1]["filter"] == {"and": [{"tag": "ice"}, {"lang": "en"}]}
+    assert texts(page, "#conditions button") == ["tag = ice ×", "lang = en ×"]
     assert page.value("document.querySelector('.hit .chip[aria-pressed=true]').textContent") in ("tag ice", "lang en")
     assert page.value("document.querySelector('#conditions').contains(document.activeElement)")
     page.click("#conditions button")
@@ -222,6 +222,30 @@ def test_chips_filter_and_are_removed(page, server):
     page.click("#conditions button")
     page.wait("document.querySelector('#conditions').hidden")
     assert "filter" not in server.searches()[-1]
+
+
+def test_parts_of_an_object_are_chips_of_their_own(page, server):
+    opened(page, server, ASKED, RESULTS)
+    chips = texts(page, ".hit button.chip")
+    assert {"place.country NO", "place.coordinates 78.9", "place.coordinates 18"} <= set(chips)
+    page.value("[...document.querySelectorAll('.chip')].find(chip => chip.textContent === 'place.country NO').click()")
+    page.wait("document.querySelector('#conditions button')")
+    assert server.searches()[-1]["filter"] == {"place.country": "NO"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"url": {"exists": False}}, "url is missing"),
+        ({"year": {"gte": 1990, "lt": 2000}}, "year ≥ 1990 and year < 2000"),
+        ({"tag": {"in": ["a", "b"]}}, "tag in a, b"),
+        ({"and": 5}, "5"),
+        ({"or": [{"a": 1}, 7]}, "a = 1 or 7"),
+    ],
+)
+def test_conditions_are_put_into_words(page, server, given, words):
+    opened(page, server, "?" + urlencode({"filter": json.dumps(given)}))
+    assert text(page, "#conditions button") == f"{words} ×"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 // A filter is a list of conditions that must all hold; the server gets one condition, or {"and": [...]} of several.
 
-const OPERATORS = { eq: "=", ne: "≠", gt: ">", gte: "≥", lt: "<", lte: "≤", in: "in" };
+const OPERATORS = { gt: ">", gte: "≥", lt: "<", lte: "≤", in: "in" };
 const JOINTS = ["and", "or", "not"];
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -35,8 +35,13 @@ function describe(condition) {
   return Object.entries(condition).map(([key, wanted]) => {
     if (JOINTS.includes(key)) return describeJoint(key, wanted);
     if (!isObject(wanted)) return `${key} = ${plain(wanted)}`;
-    return Object.entries(wanted).map(([name, value]) => `${key} ${OPERATORS[name] ?? name} ${plain(value)}`).join(" and ");
+    return Object.entries(wanted).map(([name, value]) => describeOperator(key, name, value)).join(" and ");
   }).join(" and ");
+}
+
+function describeOperator(field, name, value) {
+  if (name === "exists" && typeof value === "boolean") return value ? `${field} exists` : `${field} is missing`;
+  return `${field} ${OPERATORS[name] ?? name} ${plain(value)}`;
 }
 
 function describeJoint(key, wanted) {
@@ -44,13 +49,15 @@ function describeJoint(key, wanted) {
   return key === "not" ? `not (${parts.join(" and ")})` : parts.join(` ${key} `);
 }
 
-/** Returns {label, condition} for each value of a metadata field; the condition is null where none can be asked for. */
+/** Returns {field, label, condition} for each value of a metadata field: items of lists, parts of objects by dots. */
 function chipsOf(field, value) {
-  if (Array.isArray(value)) return value.map((item) => chipOf(field, item, { in: [item] }));
-  return value === null || value === "" ? [] : [chipOf(field, value, value)];
+  if (Array.isArray(value)) return value.map((item) => chipOf(field, item));
+  if (isObject(value)) return Object.entries(value).flatMap(([key, part]) => chipsOf(`${field}.${key}`, part));
+  return value === null || value === "" ? [] : [chipOf(field, value)];
 }
 
-function chipOf(field, value, wanted) {
+/** The condition holds for a value and for a list that holds it; it is null where none can be asked for. */
+function chipOf(field, value) {
   const askable = ["string", "number", "boolean"].includes(typeof value) && !JOINTS.includes(field);
-  return { label: plain(value), condition: askable ? { [field]: wanted } : null };
+  return { field, label: plain(value), condition: askable ? { [field]: value } : null };
 }

@@ -44,7 +44,7 @@ function fillScore(part, score, best, measure) {
 
 const spanOf = (hit) => hit.snippet ?? [0, Infinity];
 const isCut = (hit) => spanOf(hit)[0] > 0 || spanOf(hit)[1] < codePoints(hit.text).length
-  || Object.keys(hit.metadata ?? {}).length > CHIPS;
+  || Object.entries(hit.metadata ?? {}).flatMap((entry) => chipsOf(...entry)).length > CHIPS;
 
 function showText(node, hit, full) {
   const text = node.querySelector(".text");
@@ -55,8 +55,8 @@ function showText(node, hit, full) {
 
 /** Returns chips of all metadata; a chip that can be asked for is a button that filters by it. */
 function metadataNodes(metadata) {
-  return Object.entries(metadata).flatMap(([field, value]) => chipsOf(field, value).map(({ label, condition }) => {
-    const words = [element("span", { class: "soft" }, field), " ", element("bdi", {}, label)];
+  return Object.entries(metadata).flatMap(([field, value]) => chipsOf(field, value).map(({ field: name, label, condition }) => {
+    const words = [element("span", { class: "soft" }, name), " ", element("bdi", {}, label)];
     if (!condition) return element("li", {}, element("span", { class: "chip", title: label }, ...words));
     const active = state.conditions.some((each) => sameCondition(each, condition));
     const act = { class: "chip", type: "button", "aria-pressed": String(active), title: active ? "Remove this filter" : `Only where ${describe(condition)}` };
