@@ -269,6 +269,12 @@ def test_a_wrong_filter_is_explained_and_not_sent(page, server, given, said):
     assert not server.asked
 
 
+def test_a_broken_filter_in_the_address_is_not_dropped_in_silence(page, server):
+    opened(page, server, ASKED + "&filter={broken", RESULTS)
+    assert text(page, "#filter-error").startswith("The filter of this address is left out. This is not JSON")
+    assert "filter" not in server.searches()[-1]
+
+
 def test_the_servers_word_on_a_filter_stands_by_the_filter(page, server):
     page.expected = ("status of 400",)
     server.errors = {"glacier": (400, {"message": "filter: year has no operator 'above'", "param": "filter"}, {})}
@@ -380,11 +386,9 @@ def test_why_shows_each_token_of_query_and_document(page, server):
     kinds = page.value("[...document.querySelectorAll('#hit-0-1 .heat:nth-of-type(2) .token')].map(node => node.classList[1])")
     assert kinds == ["less" if token["weight"] < 0 else "more" for token in tokens]
     assert texts(page, "#hit-0-1 .heat:first-of-type .apart") == ["Query:"]
-    sums = {}
-    for token in tokens:
-        sums[token["text"]] = sums.get(token["text"], 0) + token["weight"]
-    largest = max(sums.values(), key=abs)
-    assert text(page, "#hit-0-1 .heat:nth-of-type(2) .top .value") == f"{largest * 100:.1f} %".replace("-", "−")
+    strongest = max(tokens, key=lambda token: abs(token["weight"]))
+    assert text(page, "#hit-0-1 .heat:nth-of-type(2) .top bdi") == strongest["text"]
+    assert text(page, "#hit-0-1 .heat:nth-of-type(2) .top .value") == f"{strongest['weight'] * 100:.1f} %".replace("-", "−")
 
 
 def test_tokens_are_walked_and_told_by_keyboard(page, server):

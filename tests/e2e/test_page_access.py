@@ -49,8 +49,9 @@ REFERENCES = """["aria-controls", "aria-labelledby", "aria-describedby"].flatMap
 
 STICKING_OUT = """(() => {
   const width = document.documentElement.clientWidth;
-  const nodes = [...document.querySelectorAll("button, input, select, textarea, h3, .text, .chip, .tokens, .measure")];
-  const out = nodes.filter(node => node.checkVisibility() && node.getBoundingClientRect().right > width + 1);
+  const nodes = [...document.querySelectorAll("button, input, select, textarea, h3, .text, .tokens, .measure")];
+  const shown = nodes.filter(node => node.checkVisibility() && !node.closest(".chips"));
+  const out = shown.filter(node => node.getBoundingClientRect().right > width + 1);
   return [document.documentElement.scrollWidth - width, out.map(node => node.className || node.id)];
 })()"""
 

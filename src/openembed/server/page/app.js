@@ -14,6 +14,7 @@ async function run() {
   const mine = ++turn;
   if (!indexes.length) return;
   if (!state.query) {
+    byId("progress").classList.remove("busy");
     drawWelcome();
     drawComparison();
     return;
@@ -43,7 +44,8 @@ function draw() {
   byId("compare").setAttribute("aria-pressed", String(state.compare));
   panes[1].root.hidden = !state.compare;
   placeHead(panes[0]);
-  byId("query").placeholder = indexes.length ? `Search ${count(indexNamed(state.panes[0].index).count, "document")}` : "Search";
+  const documents = indexNamed(state.panes[0].index)?.count;
+  byId("query").placeholder = documents === undefined ? "Search" : `Search ${count(documents, "document")}`;
   panes.forEach(drawControls);
   drawConditions();
   drawTabs();
@@ -67,17 +69,18 @@ function drawConditions() {
   list.hidden = !state.conditions.length;
   list.replaceChildren(...state.conditions.map((condition) => {
     const label = describe(condition);
-    const act = { class: "chip", type: "button", "aria-label": `Remove the filter ${label}`, onclick: () => toggleCondition(condition) };
+    const onclick = () => toggleCondition(condition);
+    const act = { class: "chip", type: "button", "aria-label": `Remove the filter ${label}`, onclick };
     return element("li", {}, element("button", act, element("bdi", {}, label), " ×"));
   }));
   const filter = filterOf(state.conditions);
   byId("filter").value = filter ? JSON.stringify(filter) : "";
   byId("instruction").value = state.instruction;
-  showFilterError("");
+  showFilterError(state.filterProblem);
 }
 
 function setConditions(conditions) {
-  state.conditions = conditions;
+  Object.assign(state, { conditions, filterProblem: "" });
   return commit();
 }
 
@@ -100,7 +103,7 @@ function showFilterError(message) {
 
 function applyOptions() {
   try {
-    state.conditions = parseFilter(byId("filter").value);
+    Object.assign(state, { conditions: parseFilter(byId("filter").value), filterProblem: "" });
   } catch (error) {
     showFilterError(error.message);
     byId("filter").focus();
@@ -148,7 +151,8 @@ async function boot() {
     return;
   }
   if (!indexes.length) {
-    bootFailed("There is nothing to search yet", "The server runs, but holds no index.", retryOffers({ status: 0, retryAfter: 0 }));
+    const offers = retryOffers({ status: 0, retryAfter: 0 });
+    bootFailed("There is nothing to search yet", "The server runs, but holds no index.", offers);
     return;
   }
   draw();
@@ -174,7 +178,9 @@ function listen() {
   onClick("help-open", () => byId("help").showModal());
   onClick("to-query", focusQuery);
   byId("k").addEventListener("change", () => { state.k = Number(byId("k").value); commit(); });
-  byId("filter").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) applyOptions(); });
+  byId("filter").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) applyOptions();
+  });
   byId("single-keys").checked = singleKeys();
   byId("single-keys").addEventListener("change", (event) => keepSingleKeys(event.target.checked));
   addEventListener("popstate", () => { readUrl(); draw(); writeUrl(true); run(); });

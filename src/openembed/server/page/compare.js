@@ -63,7 +63,13 @@ function agreement(shared, first, second) {
   const top = shared.some(([a, b]) => a.rank === 1 && b.rank === 1) ? "same first result" : "different first result";
   const parts = [`overlap@${depth} ${(shared.length / depth).toFixed(2)}`, `${first.length - shared.length} only in A`,
     `${second.length - shared.length} only in B`, first.length && second.length ? top : ""];
-  return [element("strong", {}, `${shared.length} of ${depth} in both`), " ", element("span", { class: "soft" }, parts.filter(Boolean).join(" · "))];
+  const details = element("span", { class: "soft" }, parts.filter(Boolean).join(" · "));
+  return [element("strong", {}, `${shared.length} of ${depth} in both`), " ", details];
+}
+
+function middle(node) {
+  const box = node.getBoundingClientRect();
+  return box.top + box.height / 2;
 }
 
 /** Draws a line from each shared document of the left column to its place in the right one. */
@@ -75,7 +81,7 @@ function drawLinks(shared) {
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   for (const [first, second] of shared) {
     const nodes = [hitElement(0, first.rank), hitElement(1, second.rank)];
-    const [from, to] = nodes.map((node) => node.querySelector(".rank").getBoundingClientRect()).map((box) => box.top + box.height / 2 - top);
+    const [from, to] = nodes.map((node) => middle(node.querySelector(".rank")) - top);
     const path = document.createElementNS(SVG, "path");
     path.setAttribute("d", `M${GAP} ${from} C${width / 2} ${from} ${width / 2} ${to} ${width - GAP} ${to}`);
     path.setAttribute("class", shiftKind(first, second));
@@ -97,9 +103,11 @@ function drawTabs() {
   const tabs = panes.map((pane, number) => {
     const { index, mode } = state.panes[number];
     const took = pane.answer ? ` · ${duration(pane.answer.took_ms.total)}` : "";
-    const radio = element("input", { type: "radio", name: "tab", value: number, checked: panesRoot().dataset.tab === String(number) });
+    const checked = panesRoot().dataset.tab === String(number);
+    const radio = element("input", { type: "radio", name: "tab", value: number, checked });
     radio.addEventListener("change", () => { panesRoot().dataset.tab = number; });
-    return element("label", {}, radio, element("span", {}, element("b", {}, `${"AB"[number]} ${MEANINGS[mode]?.[0] ?? ""}`), took, element("br"), index ?? ""));
+    const name = element("b", {}, `${"AB"[number]} ${MEANINGS[mode]?.[0] ?? ""}`);
+    return element("label", {}, radio, element("span", {}, name, took, element("br"), index ?? ""));
   });
   byId("tabs").replaceChildren(...tabs);
 }
@@ -107,7 +115,8 @@ function drawTabs() {
 const panesRoot = () => byId("panes");
 
 function listenToTwins() {
-  for (const name of ["focusin", "mouseover"]) panesRoot().addEventListener(name, (event) => lightTwin(event.target.closest(".hit")));
+  const light = (event) => lightTwin(event.target.closest(".hit"));
+  for (const name of ["focusin", "mouseover"]) panesRoot().addEventListener(name, light);
   panesRoot().addEventListener("mouseleave", () => lightTwin(null));
   new ResizeObserver(() => drawComparison()).observe(panesRoot());
 }

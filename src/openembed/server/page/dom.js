@@ -30,5 +30,5 @@ function duration(ms) {
   return `${ms < 9.95 ? ms.toFixed(1) : Math.round(ms)} ms`;
 }
 
-/** Returns a share as percent with a true minus sign. */
-const percent = (share) => `${(share * 100).toFixed(1).replace(/^-(0\.0)$/, "$1").replace("-", "−")} %`;
+/** Returns a share as percent, two decimals below 1 %, with a true minus sign. */
+const percent = (share) => `${(share * 100).toFixed(Math.abs(share) < 0.00995 ? 2 : 1).replace("-", "−")} %`;

@@ -20,7 +20,7 @@ function hitNode(pane, hit, best) {
   part("title").append(...titleNodes(hit));
   part("title").classList.toggle("untitled", !hit.title);
   fillScore(part, hit.score, best, MEASURES[pane.answer.mode]);
-  part("chips").append(...metadataNodes(hit.metadata ?? {}));
+  part("chips").append(...metadataNodes(hit.metadata));
   part("id").append(element("span", {}, hit.id));
   part("id").setAttribute("aria-label", `Copy id ${hit.id}`);
   part("id").addEventListener("click", () => copyId(part("id"), hit.id));
@@ -44,7 +44,7 @@ function fillScore(part, score, best, measure) {
 
 const spanOf = (hit) => hit.snippet ?? [0, Infinity];
 const isCut = (hit) => spanOf(hit)[0] > 0 || spanOf(hit)[1] < codePoints(hit.text).length
-  || Object.entries(hit.metadata ?? {}).flatMap((entry) => chipsOf(...entry)).length > CHIPS;
+  || allChips(hit.metadata).length > CHIPS;
 
 function showText(node, hit, full) {
   const text = node.querySelector(".text");
@@ -55,13 +55,18 @@ function showText(node, hit, full) {
 
 /** Returns chips of all metadata; a chip that can be asked for is a button that filters by it. */
 function metadataNodes(metadata) {
-  return Object.entries(metadata).flatMap(([field, value]) => chipsOf(field, value).map(({ field: name, label, condition }) => {
-    const words = [element("span", { class: "soft" }, name), " ", element("bdi", {}, label)];
-    if (!condition) return element("li", {}, element("span", { class: "chip", title: label }, ...words));
-    const active = state.conditions.some((each) => sameCondition(each, condition));
-    const act = { class: "chip", type: "button", "aria-pressed": String(active), title: active ? "Remove this filter" : `Only where ${describe(condition)}` };
-    return element("li", {}, element("button", { ...act, onclick: () => toggleCondition(condition) }, ...words));
-  }));
+  return allChips(metadata).map((chip) => element("li", {}, chipNode(chip)));
+}
+
+const allChips = (metadata) => Object.entries(metadata ?? {}).flatMap(([field, value]) => chipsOf(field, value));
+
+function chipNode({ field, label, condition }) {
+  const words = [element("span", { class: "soft" }, field), " ", element("bdi", {}, label)];
+  if (!condition) return element("span", { class: "chip", title: label }, ...words);
+  const active = state.conditions.some((each) => sameCondition(each, condition));
+  const title = active ? "Remove this filter" : `Only where ${describe(condition)}`;
+  const onclick = () => toggleCondition(condition);
+  return element("button", { class: "chip", type: "button", title, "aria-pressed": String(active), onclick }, ...words);
 }
 
 function toggleFull(node, hit) {
@@ -73,16 +78,15 @@ function toggleFull(node, hit) {
   button.setAttribute("aria-expanded", String(full));
 }
 
-function toggleWhy(node, pane, hit) {
+async function toggleWhy(node, pane, hit) {
   const [panel, button] = [node.querySelector(".panel"), node.querySelector(".why")];
   panel.hidden = !panel.hidden;
   button.setAttribute("aria-expanded", String(!panel.hidden));
   if (panel.hidden || panel.dataset.asked) return;
   panel.dataset.asked = "yes";
   const { index, query } = pane.answer;
-  explain(panel, { index, query, instruction: state.instruction, hit, cache: pane.explained, signal: pane.request.signal }).then((done) => {
-    if (!done) delete panel.dataset.asked;
-  });
+  const asked = { index, query, instruction: state.instruction, hit, cache: pane.explained, signal: pane.request.signal };
+  if (!(await explain(panel, asked))) delete panel.dataset.asked; // opened again, it is asked again
 }
 
 /** Copies the id; where the browser forbids it, selects it instead. */

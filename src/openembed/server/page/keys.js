@@ -67,6 +67,8 @@ const ON_HIT = {
   Enter: () => press("more"),
 };
 
+const ALONG = { ArrowRight: 1, ArrowLeft: -1 };
+
 /** Closes what is open in the result that has the focus, and gives the focus back to it. */
 function escape() {
   if (!byId("tip").hidden) return hideTip();
@@ -81,7 +83,7 @@ function escape() {
 function meaning(event) {
   const { key, target } = event;
   if (key === "Escape") return escape;
-  if (target.matches(".token") && (key === "ArrowRight" || key === "ArrowLeft")) return () => moveToken(target, key === "ArrowRight" ? 1 : -1);
+  if (target.matches(".token") && ALONG[key]) return () => moveToken(target, ALONG[key]);
   if (target.matches(".hit") && ON_HIT[key]) return ON_HIT[key];
   if (target.id === "query" && key === "ArrowDown") return () => stepHit(1);
   return isTyping(target) || !singleKeys() ? null : SINGLE[key];

@@ -110,19 +110,24 @@ function drawAnswer(pane, answer) {
 
 function summary({ hits, took_ms: took }) {
   const parts = [took.encode ? `encode ${duration(took.encode)}` : "", `search ${duration(took.search)}`].filter(Boolean);
-  return [element("strong", {}, count(hits.length, "result")), ` in ${duration(took.total)} `, element("span", { class: "took soft" }, parts.join(" · "))];
+  const details = element("span", { class: "took soft" }, parts.join(" · "));
+  return [element("strong", {}, count(hits.length, "result")), ` in ${duration(took.total)} `, details];
 }
 
 /** Nothing was found: says what may help, and offers it. */
 function drawNothing(pane, answer) {
-  const { modes } = indexNamed(answer.index) ?? { modes: [] };
+  const button = (words, onclick) => element("button", { type: "button", onclick }, words);
+  const meaning = indexNamed(answer.index)?.modes.find((mode) => mode !== "bm25");
   const offers = [];
-  if (state.conditions.length) offers.push(element("button", { type: "button", onclick: () => setConditions([]) }, "Search without the filter"));
-  const better = modes.find((mode) => mode !== "bm25");
-  if (answer.mode === "bm25" && better) offers.push(element("button", { type: "button", onclick: () => choose(pane.number, { mode: better }) }, "Search by meaning"));
-  const reason = state.conditions.length ? "No document that passes the filter matches this query."
-    : answer.mode === "bm25" ? "No document holds a word of this query. BM25 finds words, not meanings." : "The index has no document for this query.";
-  drawNotice(pane, "Nothing found", reason, offers);
+  if (state.conditions.length) offers.push(button("Search without the filter", () => setConditions([])));
+  if (answer.mode === "bm25" && meaning) offers.push(button("Search by meaning", () => choose(pane.number, { mode: meaning })));
+  drawNotice(pane, "Nothing found", reasonForNothing(answer.mode), offers);
+}
+
+function reasonForNothing(mode) {
+  if (state.conditions.length) return "No document that passes the filter matches this query.";
+  if (mode === "bm25") return "No document holds a word of this query. BM25 finds words, not meanings.";
+  return "The index has no document for this query.";
 }
 
 function drawNotice(pane, title, text, offers = [], kind = "") {
@@ -142,8 +147,14 @@ function drawError(pane, error) {
   drawNotice(pane, pane.outcome, error.message, retryOffers(error), "bad");
 }
 
-const ERRORS = { 0: "The server does not answer", 401: "An API key is needed", 403: "This key may not search here", 404: "Not found",
-  429: "Too many requests", 503: "The server is not taking requests" };
+const ERRORS = {
+  0: "The server does not answer",
+  401: "An API key is needed",
+  403: "This is not allowed here",
+  404: "Not found",
+  429: "Too many requests",
+  503: "The server is not taking requests",
+};
 
 function errorTitle({ status }) {
   return ERRORS[status] ?? (status >= 500 ? "The server failed" : "This search was not accepted");
@@ -152,7 +163,7 @@ function errorTitle({ status }) {
 /** Returns a button that tries again, disabled for as long as the server asked. */
 function retryOffers({ status, retryAfter: wait }) {
   if (status >= 400 && status < 500 && status !== 429) return [];
-  const button = element("button", { type: "button", onclick: () => (indexes.length ? run() : boot()) }, "Try again");
+  const button = element("button", { type: "button", onclick: () => (indexes.length ? run() : boot()) });
   countDown(button, wait);
   return [button];
 }
@@ -169,11 +180,18 @@ function drawWelcome() {
     pane.request?.abort();
     clearPane(pane);
     const { modes } = indexNamed(state.panes[pane.number].index);
-    const rows = modes.map((mode) => element("div", {}, element("dt", {}, MEANINGS[mode][0]), element("dd", {}, MEANINGS[mode][1])));
+    const rows = modes.map((mode) => {
+      const [name, meaning] = MEANINGS[mode];
+      return element("div", {}, element("dt", {}, name), element("dd", {}, meaning));
+    });
     const notice = part(pane, "notice");
     notice.className = "notice welcome";
     notice.hidden = false;
-    notice.replaceChildren(element("dl", {}, ...rows),
-      element("p", { class: "keys" }, "Press ", element("kbd", {}, "/"), " to search from anywhere, ", element("kbd", {}, "?"), " for every key."));
+    notice.replaceChildren(element("dl", {}, ...rows), keysHint());
   }
+}
+
+function keysHint() {
+  const key = (name) => element("kbd", {}, name);
+  return element("p", { class: "keys" }, "Press ", key("/"), " to search from anywhere, ", key("?"), " for every key.");
 }

@@ -3,7 +3,7 @@
 const MODES = ["dense", "bm25", "hybrid"];
 const K_DEFAULT = 10;
 
-const state = { query: "", k: K_DEFAULT, conditions: [], instruction: "", compare: false, panes: [{}, {}] };
+const state = { query: "", k: K_DEFAULT, conditions: [], filterProblem: "", instruction: "", compare: false, panes: [{}, {}] };
 let indexes = [];
 
 const indexNamed = (name) => indexes.find((index) => index.name === name);
@@ -16,7 +16,11 @@ function readUrl() {
   state.instruction = given.get("instruction") ?? "";
   state.compare = given.has("mode2") || given.has("index2");
   state.panes = ["", "2"].map((suffix) => ({ index: given.get(`index${suffix}`), mode: given.get(`mode${suffix}`) }));
-  try { state.conditions = parseFilter(given.get("filter") ?? ""); } catch { state.conditions = []; }
+  try {
+    Object.assign(state, { conditions: parseFilter(given.get("filter") ?? ""), filterProblem: "" });
+  } catch (error) {
+    Object.assign(state, { conditions: [], filterProblem: `The filter of this address is left out. ${error.message}` });
+  }
 }
 
 /** Returns the URL of the state; defaults are left out. */

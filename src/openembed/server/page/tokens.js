@@ -14,7 +14,10 @@ async function explain(panel, { index, query, instruction, hit, cache, signal })
   };
   const prompt = instruction ? { instruction } : {};
   try {
-    const [asked, found] = await Promise.all([ask({ text: query, index, input_type: "query", ...prompt }), ask({ text: full, index, input_type: "document" })]);
+    const [asked, found] = await Promise.all([
+      ask({ text: query, index, input_type: "query", ...prompt }),
+      ask({ text: full, index, input_type: "document" }),
+    ]);
     panel.replaceChildren(heat("Query", query, asked), heat("Document", full, found), legend(),
       element("p", { class: "soft" }, found.explained ?? ""));
     return true;
@@ -46,11 +49,12 @@ function heat(name, text, answer) {
   const tokens = wholeCharacters(answer.tokens);
   const pooled = tokens.filter((token) => token.pooled);
   const scale = fullHeat(pooled);
-  const line = element("p", { class: "tokens", role: "list", dir: "auto", "aria-label": `Tokens of the ${name.toLowerCase()}` });
+  const label = `Tokens of the ${name.toLowerCase()}`;
+  const line = element("p", { class: "tokens", role: "list", dir: "auto", "aria-label": label });
   line.append(...tokenNodes(text, tokens, scale, pooled.length));
   line.querySelector(".token")?.setAttribute("tabindex", "0");
-  return element("section", { class: "heat" }, element("h4", {}, name, element("span", { class: "soft" }, ` ${count(pooled.length, "pooled token")}`)),
-    line, topList(text, pooled));
+  const heading = element("h4", {}, name, element("span", { class: "soft" }, ` ${count(pooled.length, "pooled token")}`));
+  return element("section", { class: "heat" }, heading, line, topList(text, pooled));
 }
 
 /** Returns the text as nodes: tokens in elements, what lies between as it is, and what no token covers as unread. */
@@ -59,20 +63,27 @@ function tokenNodes(text, tokens, scale, pooled) {
   const nodes = [];
   let cursor = 0;
   for (const token of tokens) {
+    const node = tokenNode(token, wording(token, points), scale, pooled);
     if (placed(token, cursor, points.length)) {
-      nodes.push(points.slice(cursor, token.start));
+      nodes.push(points.slice(cursor, token.start), node);
       cursor = token.end;
-    }
-    nodes.push(tokenNode(token, wording(token, points), scale, pooled));
-    if (cursor !== token.end) nodes.push(" ");
+    } else nodes.push(node, " ");
   }
   const rest = points.slice(cursor, points.length);
   if (rest.trim()) nodes.push(element("span", { class: "unread", title: "Beyond what the model reads" }, rest));
   return nodes;
 }
 
-const placed = (token, cursor, length) => Number.isInteger(token.start) && token.start >= cursor && token.end > token.start && token.end <= length;
-const wording = (token, points) => (token.end > token.start ? points.slice(token.start, token.end).trim() : "") || token.text.replace(/^(##|[▁Ġ])(?=.)/u, "");
+/** True when a token has characters of the text, after those already shown. */
+function placed({ start, end }, cursor, length) {
+  return Number.isInteger(start) && start >= cursor && end > start && end <= length;
+}
+
+/** Returns a token's characters; its name without the tokenizer's marks where it has none (special tokens). */
+function wording(token, points) {
+  const own = token.end > token.start ? points.slice(token.start, token.end).trim() : "";
+  return own || token.text.replace(/^(##|[▁Ġ])(?=.)/u, "");
+}
 
 function tokenNode(token, words, scale, pooled) {
   const kind = !token.pooled ? "apart" : token.weight < 0 ? "less" : "more";
@@ -80,29 +91,27 @@ function tokenNode(token, words, scale, pooled) {
   node.dataset.tip = token.pooled
     ? `${words}: ${percent(token.weight)}, ${Math.abs(token.weight * pooled).toFixed(1)} × the average token`
     : `${words}: read, not pooled`;
-  if (token.pooled) node.style.setProperty("--heat", Math.abs(token.weight) / scale);
+  if (token.pooled) node.style.setProperty("--heat", (token.weight / scale) ** 2); // squared: what stands out is seen
   return node;
 }
 
-/** Returns the words with the largest share, tokens of the same wording added up. */
+/** Returns the tokens with the largest weights, each wording once. */
 function topList(text, pooled) {
   const points = codePoints(text);
-  const sums = new Map();
-  for (const token of pooled) {
+  const strongest = new Map();
+  for (const token of [...pooled].sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight))) {
     const words = wording(token, points);
-    const { times, weight } = sums.get(words) ?? { times: 0, weight: 0 };
-    sums.set(words, { words, times: times + 1, weight: weight + token.weight });
+    if (!strongest.has(words)) strongest.set(words, token.weight);
   }
-  const top = [...sums.values()].sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight)).slice(0, TOP);
-  const largest = Math.abs(top[0]?.weight ?? 1);
-  return element("ol", { class: "top", "aria-label": "Largest contributions" }, ...top.map((sum) => topItem(sum, largest)));
+  const top = [...strongest].slice(0, TOP);
+  const items = top.map(([words, weight]) => topItem(words, weight, Math.abs(top[0][1])));
+  return element("ol", { class: "top", "aria-label": "Strongest tokens" }, ...items);
 }
 
-function topItem({ words, times, weight }, largest) {
+function topItem(words, weight, largest) {
   const bar = element("span", { class: `bar ${weight < 0 ? "less" : "more"}`, "aria-hidden": "true" });
   bar.style.setProperty("--share", Math.abs(weight) / largest);
-  const label = element("span", {}, element("bdi", {}, words), times > 1 ? element("span", { class: "soft" }, ` ×${times}`) : "");
-  return element("li", {}, label, bar, element("span", { class: "value" }, percent(weight)));
+  return element("li", {}, element("bdi", {}, words), bar, element("span", { class: "value" }, percent(weight)));
 }
 
 function legend() {
@@ -111,8 +120,8 @@ function legend() {
     if (kind !== "apart") node.style.setProperty("--heat", 0.8);
     return node;
   };
-  return element("p", { class: "legend soft" }, sample("more", "adds"), sample("less", "takes away"), sample("apart", "read, not pooled"),
-    " the stronger, the more; pooled tokens sum to 100 %");
+  const samples = [sample("more", "adds"), sample("less", "takes away"), sample("apart", "read, not pooled")];
+  return element("p", { class: "legend soft" }, ...samples, " the stronger, the more; pooled tokens sum to 100 %");
 }
 
 /** Shows the tooltip of a token above it, inside the window. */
@@ -122,9 +131,10 @@ function showTip(token) {
   tip.hidden = false;
   token.setAttribute("aria-describedby", "tip");
   const [at, own] = [token.getBoundingClientRect(), tip.getBoundingClientRect()];
-  const left = Math.min(Math.max(8, at.left + at.width / 2 - own.width / 2), document.documentElement.clientWidth - own.width - 8);
-  tip.style.setProperty("left", `${left}px`);
-  tip.style.setProperty("top", `${at.top - own.height - 6 < 0 ? at.bottom + 6 : at.top - own.height - 6}px`);
+  const rightmost = document.documentElement.clientWidth - own.width - 8;
+  const above = at.top - own.height - 6;
+  tip.style.setProperty("left", `${Math.min(Math.max(8, at.left + at.width / 2 - own.width / 2), rightmost)}px`);
+  tip.style.setProperty("top", `${above < 0 ? at.bottom + 6 : above}px`);
 }
 
 function hideTip() {
