@@ -131,7 +131,7 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['exception'].get('description')}")
         return answer["result"].get("value")
 
-    def wait(self, expression: str, timeout: float = 10) -> None:
+    def wait(self, expression: str, timeout: float = 20) -> None:
         """Waits until the expression is true."""
         wait(lambda: self.value(f"Boolean({expression})"), expression, timeout)
 
@@ -188,7 +188,7 @@ class Page:
         return [event["request"]["url"] for event in self.events("Network.requestWillBeSent")]
 
 
-def wait(condition, what: str, timeout: float = 10) -> None:
+def wait(condition, what: str, timeout: float = 20) -> None:
     """Waits until ``condition()`` is true; raises ``TimeoutError`` that names what was waited for."""
     end = time.monotonic() + timeout
     while not condition():
