@@ -187,12 +187,13 @@ def encode_file(
         done = _resume(out, plan, arrays)
         resumed = done.count
         with (
+            _seekable(path, out, isinstance(encoder, EncodesChunks)) as readable,
             _opened(arrays, out) as files,
             (out / JOURNAL).open("ab", buffering=0) as journal,
             progress("encode", len(ids), "texts", show=show_progress) as advance,
         ):
             advance(resumed)
-            for number, values in _encoded(encoder, config, path, done, out):
+            for number, values in _encoded(encoder, config, readable, done, len(ids)):
                 for array, file, part in zip(arrays, files, values, strict=True):
                     file.seek(array.offset(number * config.chunk))
                     _append(file, part.tobytes(), array.partial(out))
@@ -243,23 +244,21 @@ class _Done:
             self.later[line["chunk"]] = line["count"]
 
 
-def _encoded(encoder: Any, config: BulkConfig, path: Path, done: _Done, out: Path) -> Iterator[tuple[int, list[np.ndarray]]]:
+def _encoded(encoder: Any, config: BulkConfig, path: Path, done: _Done, count: int) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yields the chunks that are not done: here in order, elsewhere as they come."""
-    if not isinstance(encoder, EncodesChunks):
-        for number, chunk in enumerate(_chunks(path, config.chunk, done.rows), done.rows // config.chunk):
-            if number not in done:
-                yield number, encoded_chunk(encoder, config, chunk)
-        return
-    with _unpacked(path, out) as plain:
-        count = sum(1 for _ in read_documents(plain))
+    if isinstance(encoder, EncodesChunks):
         numbers = [number for number in range(-(-count // config.chunk)) if number not in done]
-        yield from encoder.encode_chunks(plain, numbers, config)
+        yield from encoder.encode_chunks(path, numbers, config)
+        return
+    for number, chunk in enumerate(_chunks(path, config.chunk, done.rows), done.rows // config.chunk):
+        if number not in done:
+            yield number, encoded_chunk(encoder, config, chunk)
 
 
 @contextmanager
-def _unpacked(path: Path, out: Path) -> Iterator[Path]:
-    """Yields a file that can be read from the middle: ``path``, or what it holds where it is gzipped."""
-    if path.suffix != ".gz":
+def _seekable(path: Path, out: Path, wanted: bool) -> Iterator[Path]:
+    """Yields ``path``, or where it is ``wanted`` and gzipped, a copy that can be read from the middle."""
+    if path.suffix != ".gz" or not wanted:
         yield path
         return
     logger.warning("%s is unpacked into %s, which every node has to see", path, out)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ class RayEncoder:
     def _pass(self, path: Path, rest: set[int], config: BulkConfig) -> Iterator[tuple[int, list[np.ndarray]]]:
         import ray.data
 
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -189,8 +191,11 @@ def _connect(ray: Any, address: str) -> None:
     if ray.is_initialized():
         return
     try:
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if colon and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         help_ = "start one (`ray start --head`, `ray start --address HOST:6379`) or use --ray local"
         raise ValueError(f"no Ray cluster at {address!r} ({' '.join(str(error).split())[:200]}); {help_}") from None
 

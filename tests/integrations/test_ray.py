@@ -206,7 +206,7 @@ def test_the_commands_with_a_real_model(cluster, corpus, tmp_path):
     )
     mined = run("mine", tmp_path / "train.jsonl", "-o", tmp_path / "mined", "--teacher", "openembed-nano", "--filter", "none",
                 "--keep", 2, "--ray", cluster.address, "--json")  # fmt: skip
-    assert mined["counts"]["queries"] == 9
+    assert mined["queries"] == 9
     with pytest.raises(ValueError, match="--ray is for a teacher that encodes"):
         run("mine", tmp_path / "train.jsonl", "-o", tmp_path / "other", "--ray", cluster.address, "--json")
 
