@@ -182,7 +182,7 @@ class Batcher:
         return torch.cat([self._forward(rows, order[:half]), self._forward(rows, order[half:])])
 
     def _aligned(self, rows: TokenRows) -> torch.Tensor:
-        """The vectors of ``rows`` and perhaps one more, of a text that fills the micro-batch up; texts never see one another."""
+        """The vectors of ``rows``, and perhaps of one more text that fills the micro-batch up (no text sees another)."""
         tokens, device = int(rows.lengths.sum()), self.encoder.device
         missing = -tokens % (ALIGNED if tokens > 4 * ALIGNED else 8)
         if device.type == "cpu" and missing:
