@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from openembed.config import Config
 from openembed.server.errors import ApiError, refused
+from openembed.vectors import VectorFormat
 
 C = TypeVar("C", bound=Config)
 
@@ -98,15 +99,7 @@ def shortened(values_ND: np.ndarray, dimensions: int | None, *, normalize: bool)
 
     Raises ``ApiError`` 400 when the vectors have fewer.
     """
-    if dimensions is None or dimensions == values_ND.shape[1]:
-        return values_ND
-    if dimensions > values_ND.shape[1]:
-        raise refused(
-            f"dimensions: {dimensions} is more than the {values_ND.shape[1]} this model has",
-            "dimensions",
-            "too_many_dimensions",
-        )
-    cut_ND = values_ND[:, :dimensions]
-    if not normalize:
-        return cut_ND
-    return cut_ND / np.maximum(np.linalg.norm(cut_ND, axis=1, keepdims=True), 1e-12)
+    try:
+        return VectorFormat(dimensions=dimensions).apply(values_ND, normalize=normalize).to_float32()
+    except ValueError as error:
+        raise refused(str(error), "dimensions", "too_many_dimensions") from None
