@@ -28,7 +28,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     """Yields the documents of a BEIR folder, a ``.jsonl(.gz)`` file, or a text file of one text a line.
 
     A JSON line has ``text``, and may have ``_id`` or ``id`` (without: its line number) and ``title``; other keys become
-    metadata; blank lines are skipped. A line of a text file is one document, also when empty, with its number as id.
+    metadata. A line of a text file is one document, with its number as id. Blank lines are skipped in both.
     Raises ``ValueError`` naming file and line for malformed JSON, a missing or wrong field, text that is not Unicode (a
     lone surrogate, broken UTF-8) and an id seen before. NUL and empty texts are allowed.
     """
@@ -64,7 +64,8 @@ def check_document(document: Document, where: str) -> Document:
 
 def _text_documents(path: Path) -> Iterator[tuple[int, Document]]:
     for number, line in read_lines(path):
-        yield number, Document(id=str(number), text=line)
+        if line.strip():
+            yield number, Document(id=str(number), text=line)
 
 
 def _json_documents(path: Path) -> Iterator[tuple[int, Document]]:

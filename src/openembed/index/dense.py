@@ -38,6 +38,7 @@ class Vectors:
     values_ND: np.ndarray
     eligible_N: np.ndarray
     codes: Codes | None = None
+    largest_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,9 @@ def _by_products(
     above_Q, base, largest = np.zeros(len(queries_QD), dtype=np.int64), 0, 0.0
     for segment in segments:
         for first, block_BD, eligible_B in _blocks(segment, max(4 * k, 1024)):
-            norm = float(np.sqrt(np.einsum("bd,bd->b", block_BD, block_BD).max(initial=0.0)))
+            norm = segment.largest_norm
+            if norm is None:
+                norm = float(np.sqrt(np.einsum("bd,bd->b", block_BD, block_BD).max(initial=0.0)))
             if norm > largest:  # the slack grows: floors set with a smaller one are too high by at most the difference
                 floor_Q = np.maximum(floor_Q - 2 * rounding_Q * (norm - largest), lowest).astype(np.float32)
                 largest = norm
