@@ -84,3 +84,18 @@ def test_near_ties_are_settled_exactly_and_do_not_depend_on_batch_or_segments(pa
     for ranking, exact_N in zip(whole, exact_QN, strict=True):
         expected = sorted(range(5000), key=lambda n: (exact_N[n], ids[n]), reverse=True)[:10]
         assert [position for position, _ in ranking] == expected
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("power", [-40, -22, -10, 10, 18])
+def test_very_small_and_very_large_vectors_are_ranked_exactly(path, power):
+    random = np.random.default_rng(5)
+    values_ND = (random.standard_normal((600, 24)) * 10.0**power).astype(np.float32)
+    queries_QD = (random.standard_normal((3, 24)) * 10.0 ** min(power, 12)).astype(np.float32)
+    ids = [f"{n:03d}" for n in range(600)]
+    with forced(path, 64):
+        found = search(queries_QD, cut(values_ND, np.ones(600, dtype=bool), [100], coded=True), 10, ids.__getitem__)
+    exact_QN = (queries_QD.astype(np.float64) @ values_ND.astype(np.float64).T).astype(np.float32)
+    for ranking, exact_N in zip(found, exact_QN, strict=True):
+        expected = sorted(range(600), key=lambda n: (exact_N[n], ids[n]), reverse=True)[:10]
+        assert [position for position, _ in ranking] == expected

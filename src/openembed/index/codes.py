@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -71,11 +72,10 @@ def _rounded(values_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale_N = np.abs(values_ND).max(axis=1, initial=0.0) / np.float32(127)
     scale_N[scale_N < np.finfo(np.float32).tiny] = 1.0
     whole_ND = np.rint(values_ND / scale_N[:, None])
-    rest_ND = values_ND - whole_ND * scale_N[:, None]
-    norm_N = np.sqrt(np.einsum("nd,nd->n", values_ND, values_ND))
-    error_N = np.sqrt(np.einsum("nd,nd->n", rest_ND, rest_ND))
-    grown = np.float32(1 + ROUNDING)
-    return whole_ND.astype(np.int8), np.stack([scale_N, norm_N * grown, error_N * grown])
+    wide_ND = values_ND.astype(np.float64)  # in float32 the squares of very small or large components would be 0 or infinite
+    norm_N, error_N = (np.linalg.norm(part, axis=1) for part in (wide_ND, wide_ND - whole_ND * scale_N[:, None].astype(float)))
+    bounds_3N = np.stack([scale_N, norm_N * (1 + ROUNDING), error_N * (1 + ROUNDING)])
+    return whole_ND.astype(np.int8), bounds_3N.astype(np.float32)
 
 
 class _Documents(ctypes.Structure):
@@ -112,7 +112,7 @@ class CodedQueries:
         self.limit_Q = np.full(count, np.inf, np.float32) if limit_Q is None else np.ascontiguousarray(limit_Q, np.float32)
 
 
-class _Room:
+class Room:
     """One thread's candidates so far."""
 
     def __init__(self, count: int, k: int, capacity: int) -> None:
@@ -133,7 +133,7 @@ class Scanner:
 
     def __init__(self, queries: CodedQueries, k: int) -> None:
         self._queries, self._k, self._capacity = queries, k, capacity(k)
-        self._rooms = [_Room(queries.count, k, self._capacity)]
+        self._rooms = [Room(queries.count, k, self._capacity)]
         self._library = scan_library()
 
     def add(self, codes: Codes, eligible_G: np.ndarray, first: int, ranges: np.ndarray | None = None) -> None:
@@ -143,12 +143,14 @@ class Scanner:
         """
         parts = _divided(np.array([[0, len(codes)]]) if ranges is None else ranges)
         while len(self._rooms) < len(parts):
-            self._rooms.append(_Room(self._queries.count, self._k, self._capacity))
+            self._rooms.append(Room(self._queries.count, self._k, self._capacity))
 
-        def run(part: np.ndarray, room: _Room) -> int:
-            return self._library.openembed_scan(*self._arguments(codes, eligible_G, first, part, room))
+        def run(number: int) -> int:
+            documents = documents_argument(codes.codes_GS, codes.bounds_3P, eligible_G, parts[number], first)
+            queries = queries_argument(self._queries, self._k, self._rooms[number])
+            return self._library.openembed_scan(documents.pointer, queries.pointer)
 
-        if any(map(run, parts, self._rooms) if len(parts) == 1 else list(_pool(len(parts)).map(run, parts, self._rooms))):
+        if any(in_parallel(run, len(parts))):
             raise MemoryError("no memory for the candidates of a search")
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -163,17 +165,43 @@ class Scanner:
         overflow_Q = np.any([room.overflow for room in self._rooms], axis=0)
         return np.concatenate(rows), np.concatenate(positions), overflow_Q, sum(room.above for room in self._rooms)
 
-    def _arguments(
-        self, codes: Codes, eligible_G: np.ndarray, first: int, ranges: np.ndarray, room: _Room
-    ) -> tuple[object, object]:
-        asked, (scale_P, norm_P, error_P) = self._queries, codes.bounds_3P
-        arrays = (codes.codes_GS, scale_P, norm_P, error_P, eligible_G, ranges)
-        documents = _Documents(*(a.ctypes.data for a in arrays), len(ranges), codes.codes_GS.shape[1], first)
-        given = (asked.codes, asked.offset_Q, asked.scale_Q, asked.inner_Q, asked.outer_Q, asked.limit_Q)
-        taken = (room.positions, room.lower, room.upper, room.filled, room.next, room.floor, room.above, room.overflow)
-        sizes = (asked.count, asked.tile, self._k, self._capacity)
-        queries = _Queries(*(a.ctypes.data for a in given), *sizes, *(a.ctypes.data for a in taken))
-        return ctypes.byref(documents), ctypes.byref(queries)
+
+@dataclass(frozen=True)
+class Argument:
+    """A structure for the kernel, with the arrays it points into, which must live as long."""
+
+    structure: ctypes.Structure
+    arrays: tuple[np.ndarray | None, ...]
+
+    @property
+    def pointer(self) -> object:
+        """What a call is given."""
+        return ctypes.byref(self.structure)
+
+
+def documents_argument(
+    codes_GS: np.ndarray, bounds_3P: np.ndarray | None, eligible_G: np.ndarray, ranges: np.ndarray, first: int
+) -> Argument:
+    """Returns what the kernel reads of documents; sketches have no bounds."""
+    ranges = np.ascontiguousarray(ranges, dtype=np.int64)
+    arrays = (codes_GS, *((None,) * 3 if bounds_3P is None else bounds_3P), eligible_G, ranges)
+    return Argument(_Documents(*map(_address, arrays), len(ranges), codes_GS.shape[1], first), arrays)
+
+
+def queries_argument(queries: CodedQueries | None, k: int, room: Room) -> Argument:
+    """Returns what the kernel reads of queries, and where it puts their candidates; None: one query, of a sketch."""
+    if queries is None:
+        given: tuple[np.ndarray | None, ...] = (*(None,) * 5, np.full(1, np.inf, dtype=np.float32))
+    else:
+        given = (queries.codes, queries.offset_Q, queries.scale_Q, queries.inner_Q, queries.outer_Q, queries.limit_Q)
+    taken = (room.positions, room.lower, room.upper, room.filled, room.next, room.floor, room.above, room.overflow)
+    count, tile = (1, 1) if queries is None else (queries.count, queries.tile)
+    sizes = (count, tile, k, room.positions.shape[1])
+    return Argument(_Queries(*map(_address, given), *sizes, *map(_address, taken)), (*given, *taken))
+
+
+def _address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
 
 
 def capacity(k: int) -> int:
@@ -186,6 +214,11 @@ def eligible_groups(mask_N: np.ndarray) -> np.ndarray:
     padded_P = np.zeros(groups_of(len(mask_N)) * LANES, dtype=bool)
     padded_P[: len(mask_N)] = mask_N
     return np.packbits(padded_P, bitorder="little").view(np.uint16)
+
+
+def in_parallel(run: Callable[[int], int], parts: int) -> list[int]:
+    """Returns ``run(0)``, ``run(1)``, ..., each in a thread of its own where there are several."""
+    return [run(0)] if parts == 1 else list(_pool(parts).map(run, range(parts)))
 
 
 @functools.cache

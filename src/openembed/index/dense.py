@@ -14,31 +14,46 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from openembed.index.codes import LANES, CodedQueries, Codes, Scanner, capacity, eligible_groups, groups_of, quantize
 from openembed.index.native import scan_library
+from openembed.index.sketch import Sketch
 
 BLOCK = 16_384
+LARGEST = 1e30
+"""Products that may be larger are left to float32 products: the bounds of codes must not overflow."""
 QUERIES = 252
 ROOM = 4_000_000
 """Candidates held at once, over all queries."""
 DIRECT = 1_024
 """This few eligible documents are scored exactly, without a first pass."""
+LEAST_ELIGIBLE = 0.1
+"""With a smaller share of eligible documents a segment is searched exactly even where it might be approximately."""
 WORTH_CODING = 256
 """With so many queries at once, coding vectors that have no codes on disk takes less time than it saves."""
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """A run of document vectors: float32 (N, D), which of them may be found, and their codes where they are on disk."""
+    """A run of document vectors: float32 (N, D), which of them may be found, and what else of them is on disk."""
 
     values_ND: np.ndarray
     eligible_N: np.ndarray
     codes: Codes | None = None
     largest_norm: float | None = None
+    sketch: Sketch | None = None
+
+    @cached_property
+    def norm(self) -> float:
+        """The largest norm of the vectors."""
+        if self.largest_norm is not None:
+            return self.largest_norm
+        blocks = (_read(self.values_ND, start, start + BLOCK) for start in range(0, len(self.values_ND), BLOCK))
+        return max((float(np.linalg.norm(block_BD, axis=1).max()) for block_BD in blocks), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -63,16 +78,22 @@ class _Scored:
 
 
 def search(
-    queries_QD: np.ndarray, segments: Sequence[Vectors], k: int, id_of: Callable[[int], str]
+    queries_QD: np.ndarray,
+    segments: Sequence[Vectors],
+    k: int,
+    id_of: Callable[[int], str],
+    *,
+    approximate: bool = False,
 ) -> list[list[tuple[int, float]]]:
     """Returns for each query the k eligible documents of greatest dot product, best first, as (position, score).
 
+    ``approximate``: segments that have a sketch are searched by it, and a document may be missed; scores are exact still.
     Positions count through the segments; ties are broken by document id (descending, as trec_eval does). Fewer than k
     eligible documents give a shorter list.
     """
     found: list[list[tuple[int, float]]] = []
     for chunk_QD in _chunks(queries_QD, k):
-        scored, _ = _scored(chunk_QD, segments, k, None)
+        scored, _ = _scored(chunk_QD, segments, k, None, approximate)
         bounds = np.searchsorted(scored.rows_C, np.arange(len(chunk_QD) + 1))
         for low, high in pairwise(bounds):
             found.append(_best_first(scored.positions_C[low:high], scored.scores_C[low:high], k, id_of))
@@ -95,7 +116,7 @@ def top_documents(queries_QD: np.ndarray, documents_ND: np.ndarray, k: int, belo
     for chunk_QD in _chunks(queries_QD, k, len(queries_QD)):
         rows = slice(start, start + len(chunk_QD))
         limit_Q = None if below_Q is None else np.asarray(below_Q[rows], dtype=np.float32)
-        scored, above_Q[rows] = _scored(chunk_QD, [segment], k, limit_Q)
+        scored, above_Q[rows] = _scored(chunk_QD, [segment], k, limit_Q, approximate=False)
         if limit_Q is not None:
             passed_C = scored.scores_C >= limit_Q[scored.rows_C]
             above_Q[rows] += np.bincount(scored.rows_C[passed_C], minlength=len(chunk_QD))
@@ -153,10 +174,11 @@ def _chunks(queries_QD: np.ndarray, k: int, most: int = QUERIES) -> Iterator[np.
 
 
 def _scored(
-    queries_QD: np.ndarray, segments: Sequence[Vectors], k: int, limit_Q: np.ndarray | None
+    queries_QD: np.ndarray, segments: Sequence[Vectors], k: int, limit_Q: np.ndarray | None, approximate: bool
 ) -> tuple[_Scored, np.ndarray]:
     """Returns every candidate with its exact score, and how many documents surely are not below each limit."""
-    rows_C, positions_C, above_Q = _candidates(queries_QD, segments, k, limit_Q)
+    find = _by_sketches if approximate and scan_library() is not None else _candidates
+    rows_C, positions_C, above_Q = find(queries_QD, segments, k, limit_Q)
     scores_C = np.empty(len(rows_C), dtype=np.float32)
     order_C = np.argsort(positions_C, kind="stable")  # the file is read forwards
     rows_C, positions_C = rows_C[order_C], positions_C[order_C]
@@ -200,10 +222,39 @@ def _candidates(
     return _by_codes(queries_QD, segments, k, limit_Q)
 
 
+def _by_sketches(
+    queries_QD: np.ndarray, segments: Sequence[Vectors], k: int, limit_Q: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns likely candidates of segments that have a sketch, and exact ones of the others.
+
+    A filter that leaves few documents is searched exactly: they need not lie in the nearest clusters.
+    """
+    starts = np.cumsum([0, *(len(segment.values_ND) for segment in segments)])
+    rows, positions, others = [], [], []
+    for number, segment in enumerate(segments):
+        if segment.sketch is None or np.count_nonzero(segment.eligible_N) < LEAST_ELIGIBLE * len(segment.eligible_N):
+            others.append(number)
+            continue
+        for row, query_D in enumerate(queries_QD):
+            found = segment.sketch.candidates(query_D, segment.eligible_N, k)
+            rows.append(np.full(len(found), row))
+            positions.append(found + starts[number])
+    rows_C, places_C, above_Q = _candidates(queries_QD, [segments[number] for number in others], k, limit_Q)
+    ends = np.cumsum([len(segments[number].values_ND) for number in others])
+    which = np.searchsorted(ends, places_C, side="right")
+    shifts = np.array(
+        [starts[number] - (end - len(segments[number].values_ND)) for number, end in zip(others, ends, strict=True)]
+    )
+    exact_C = places_C + shifts[which] if others else places_C
+    return np.concatenate([rows_C, *rows]), np.concatenate([exact_C, *positions]), above_Q
+
+
 def _by_codes(
     queries_QD: np.ndarray, segments: Sequence[Vectors], k: int, limit_Q: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As ``_candidates``, by the compiled scan; queries with too many candidates are searched by products."""
+    if max((segment.norm for segment in segments), default=0.0) * np.linalg.norm(queries_QD, axis=1).max() > LARGEST:
+        return _by_products(queries_QD, segments, k, limit_Q)
     scanner, base, sizes = Scanner(CodedQueries(queries_QD, limit_Q), k), 0, []
     for segment in segments:
         if segment.codes is not None:
@@ -237,18 +288,13 @@ def _by_products(
     """
     lowest, limit_Q = np.finfo(np.float32).min, np.full(len(queries_QD), np.inf) if limit_Q is None else limit_Q
     rounding_Q = queries_QD.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(queries_QD, axis=1)
+    slack_Q = 2 * rounding_Q * max((segment.norm for segment in segments), default=0.0)
+    slack_Q += 2 * queries_QD.shape[1] * np.finfo(np.float32).tiny  # below it floats round to more than a share
     state = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)) for _ in queries_QD]
     floor_Q = np.full(len(queries_QD), lowest, dtype=np.float32)
-    above_Q, base, largest = np.zeros(len(queries_QD), dtype=np.int64), 0, 0.0
+    above_Q, base = np.zeros(len(queries_QD), dtype=np.int64), 0
     for segment in segments:
         for first, block_BD, eligible_B in _blocks(segment, max(4 * k, 1024)):
-            norm = segment.largest_norm
-            if norm is None:
-                norm = float(np.sqrt(np.einsum("bd,bd->b", block_BD, block_BD).max(initial=0.0)))
-            if norm > largest:  # the slack grows: floors set with a smaller one are too high by at most the difference
-                floor_Q = np.maximum(floor_Q - 2 * rounding_Q * (norm - largest), lowest).astype(np.float32)
-                largest = norm
-            slack_Q = 2 * rounding_Q * largest
             scores_QB = queries_QD @ block_BD.T
             if not eligible_B.all():
                 scores_QB[:, ~eligible_B] = -np.inf

@@ -52,6 +52,7 @@ class SegmentInfo(Config):
     deleted: str | None = None
     coded: bool = False
     columns: bool = False
+    sketch: bool = False
 
 
 class Manifest(Config):

@@ -6,6 +6,7 @@ A segment is a folder written whole before the manifest names it, and never chan
     metadata.*                   see ``columns``
     vectors.f32                  float32 (N, D)
     codes.u8, codes.bounds.f32   the vectors as bytes and what that loses (see ``codes``)
+    sketch.*                     of a segment of SKETCHED documents or more (see ``sketch``)
     terms.*, postings.*, lengths see ``lexical``
 """
 
@@ -25,10 +26,14 @@ from openembed.index.columns import ColumnsWriter, SegmentColumns
 from openembed.index.filters import Filter, holds
 from openembed.index.lexical import Analyzer, Postings, PostingsWriter
 from openembed.index.manifest import SegmentInfo
+from openembed.index.sketch import Sketch, map_sketch, write_sketch
 from openembed.index.strings import Strings, StringsWriter, load_array, map_file, named, save_array
+from openembed.progress import progress
 from openembed.records import Document
 
 CODED_AT_ONCE = 16_384
+SKETCHED = 200_000
+"""A segment of so many documents is prepared for approximate search; below it, exact search takes a few milliseconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +91,11 @@ class SegmentWriter:
         self._columns.write(self.directory)
         self.postings.write(self.directory)
         if self._width:
-            write_codes(self.directory, map_file(self._vectors_path, np.float32, (len(self.ids), self._width)))
+            vectors_ND = map_file(self._vectors_path, np.float32, (len(self.ids), self._width))
+            write_codes(self.directory, vectors_ND)
+            if len(self.ids) >= SKETCHED:
+                with progress("cluster", len(self.ids), "documents") as advance:
+                    write_sketch(self.directory, vectors_ND, advance)
         for path in self.directory.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -94,7 +103,8 @@ class SegmentWriter:
 
     def info(self, name: str) -> SegmentInfo:
         """Returns what the manifest says of this segment."""
-        return SegmentInfo(name=name, count=len(self.ids), largest_norm=self.largest_norm, coded=self._width > 0, columns=True)
+        parts = {"coded": self._width > 0, "columns": True, "sketch": self._width > 0 and len(self.ids) >= SKETCHED}
+        return SegmentInfo(name=name, count=len(self.ids), largest_norm=self.largest_norm, **parts)
 
 
 class Segment:
@@ -111,6 +121,7 @@ class Segment:
         self.postings = Postings(directory)
         self.vectors_ND = map_file(directory / "vectors.f32", np.float32, (count, width))
         self.codes = map_codes(directory, count, width) if info.coded else None
+        self.sketch: Sketch | None = map_sketch(directory, count, width) if info.sketch else None
         self.columns = SegmentColumns(directory) if info.columns else None
         self.live_N = np.ones(count, dtype=bool)
         self._order = load_array(directory / "ids.order.npy")

@@ -49,6 +49,7 @@ Hits = dict[str, float]
 Condition = Mapping[str, Any] | Filter | None
 """What a search may find: as ``filters.parse_filter`` takes it; None: everything."""
 CHUNK = 1024
+EXACT_FROM = 16
 SEGMENTS = 16
 """Beyond this many segments the smallest are merged: each costs a dozen open files and a pass of every search."""
 
@@ -136,10 +137,14 @@ class Store:
         self._open()
         return True
 
-    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Condition = None) -> list[Hits]:
-        """Returns for each query vector the k documents of greatest dot product (exact), best first.
+    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Condition = None, exact: bool | None = None) -> list[Hits]:
+        """Returns for each query vector the k documents of greatest dot product, best first.
 
-        With ``filter``, of the documents for which it holds. Raises ``ValueError`` when the store has no vectors, the width
+        With ``filter``, of the documents for which it holds. ``exact``: True looks at every document; False lets segments of
+        ``segments.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
+        so for fewer than ``EXACT_FROM`` queries, since for more at once exact search is as fast. The scores are exact always.
+
+        Raises ``ValueError`` when the store has no vectors, the width
         differs, or the filter is malformed.
         """
         model = self._vectors_of()
@@ -151,10 +156,12 @@ class Store:
             raise ValueError("a query vector holds NaN or infinity")
         masks = self._eligible(filter)
         segments = [
-            Vectors(segment.vectors_ND, mask_N, segment.codes, segment.largest_norm)
+            Vectors(segment.vectors_ND, mask_N, segment.codes, segment.largest_norm, segment.sketch)
             for segment, mask_N in zip(self._segments, masks, strict=True)
         ]
-        return [self._named(ranking) for ranking in search_vectors(queries_QD, segments, k, self._id_at)]
+        approximate = len(queries_QD) < EXACT_FROM if exact is None else not exact
+        found = search_vectors(queries_QD, segments, k, self._id_at, approximate=approximate)
+        return [self._named(ranking) for ranking in found]
 
     def bm25(self, texts: Sequence[str], k: int = 10, *, filter: Condition = None) -> list[Hits]:
         """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit.

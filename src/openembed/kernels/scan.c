@@ -125,7 +125,7 @@ static inline void settle(const Documents *documents, Queries *queries, int64_t 
     int hit = 0;
     for (int lane = 0; lane < LANES; lane++) {
         score[lane] = (float)(products[lane] - offset) * (scale[lane] * scale_q);
-        slack[lane] = inner * error[lane] + outer * norm[lane];
+        slack[lane] = inner * error[lane] + outer * norm[lane] + 1e-37f; /* below it floats round to more than a share */
         hit |= score[lane] + slack[lane] >= floor;
     }
     if (hit) take(documents, queries, query, group, score, slack, scratch);
@@ -194,6 +194,65 @@ static void scan_groups(const Documents *documents, Queries *queries, int64_t gr
                 if (!queries->overflow[number])
                     settle(documents, queries, number, group + g, products[g * width + number - first], scratch);
     }
+}
+
+/* Scores sketches: two components to four bits, a table of 16 products for each pair of components. 64 bytes hold 16 documents
+ * times 4 pairs in their low halves, and 4 other pairs in their high halves. ``tables``: (steps, 2, 4, 16) bytes. */
+static void look_up(const uint8_t *codes, const uint8_t *tables, int64_t steps, int64_t groups, int32_t out[][LANES]) {
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+    const __m512i low = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1), which = _mm512_set1_epi32(0x30201000);
+    __m512i sums[GROUPS];
+    UNROLLED for (int g = 0; g < GROUPS; g++) sums[g] = _mm512_setzero_si512();
+    for (int64_t step = 0; step < steps; step++) {
+        __m512i first = _mm512_loadu_si512(tables + step * 128), second = _mm512_loadu_si512(tables + step * 128 + 64);
+        UNROLLED for (int g = 0; g < GROUPS; g++) {
+            if (g >= groups) break;
+            __m512i both = _mm512_loadu_si512(codes + (g * steps + step) * 64);
+            __m512i one = _mm512_or_si512(_mm512_and_si512(both, low), which);
+            __m512i other = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(both, 4), low), which);
+            sums[g] = _mm512_dpbusd_epi32(sums[g], _mm512_permutexvar_epi8(one, first), ones);
+            sums[g] = _mm512_dpbusd_epi32(sums[g], _mm512_permutexvar_epi8(other, second), ones);
+        }
+    }
+    UNROLLED for (int g = 0; g < GROUPS; g++) _mm512_storeu_si512(out[g], sums[g]);
+#else
+    memset(out, 0, GROUPS * LANES * sizeof(int32_t));
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t step = 0; step < steps; step++) {
+            const uint8_t *both = codes + (g * steps + step) * 64, *table = tables + step * 128;
+            for (int lane = 0; lane < LANES; lane++)
+                for (int part = 0; part < 4; part++) {
+                    uint8_t code = both[lane * 4 + part];
+                    out[g][lane] += table[part * 16 + (code & 15)] + table[64 + part * 16 + (code >> 4)];
+                }
+        }
+#endif
+}
+
+/* Keeps, for the one query of ``queries``, the documents of the ranges whose sketches score best: its k best, and what came
+ * since the last selection. ``documents->scale`` and the like are not read. Returns 0, or 1 when there is no memory. */
+int openembed_sketch_scan(const Documents *documents, Queries *queries, const uint8_t *tables) {
+    float *scratch = malloc(queries->capacity * sizeof(float)), none[LANES] = {0}, score[LANES];
+    int32_t products[GROUPS][LANES];
+    if (!scratch) return 1;
+    for (int64_t range = 0; range < documents->range_count; range++) {
+        int64_t group = documents->ranges[2 * range], end = documents->ranges[2 * range + 1];
+        for (; group < end; group += GROUPS) {
+            int64_t groups = end - group < GROUPS ? end - group : GROUPS;
+            look_up(documents->codes + group * documents->steps * 64, tables, documents->steps, groups, products);
+            for (int64_t g = 0; g < groups; g++) {
+                int hit = 0;
+                for (int lane = 0; lane < LANES; lane++) {
+                    score[lane] = (float)products[g][lane];
+                    hit |= score[lane] >= queries->floor[0];
+                }
+                if (hit) take(documents, queries, 0, group + g, score, none, scratch);
+            }
+        }
+    }
+    select_best(queries, 0, scratch);
+    free(scratch);
+    return 0;
 }
 
 /* Codes one vector of ``padded`` components (a multiple of 16); returns its scale and the squares of norm and rest. */
