@@ -14,8 +14,6 @@ from openembed.index.store import Store, describe_model
 from openembed.records import Document
 
 KILLS = 2000 if os.environ.get("OPENEMBED_SLOW") else 210
-LONGEST = 0.04
-"""Seconds until the kill, where a change takes some 10 ms."""
 MEMORY = Path("/dev/shm")
 """Waiting for a disk changes nothing of what a killed process leaves behind, so where there is a file system in memory, it is
 used: ten times as many kills in the same time."""
@@ -50,8 +48,8 @@ def expected(before, number):
     return before if kind == 6 else before | {f"{number:06d}-{n}": f"text {n} of {number}" for n in range(5)}
 
 
-def changed_until_killed(directory, encoder, first, delay):
-    """Returns how many changes were acknowledged by a process that was killed ``delay`` seconds after it began."""
+def changed_until_killed(directory, encoder, first, awaited, delay):
+    """Returns how many changes a process acknowledged that was killed ``delay`` seconds after ``awaited`` of them."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -62,11 +60,22 @@ def changed_until_killed(directory, encoder, first, delay):
         finally:
             os._exit(1)
     os.close(write)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    with os.fdopen(read, "rb") as pipe:
-        return len(pipe.read())
+    with os.fdopen(read, "rb", buffering=0) as pipe:
+        done = sum(len(pipe.read(1)) for _ in range(awaited))
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        return done + len(pipe.readall())
+
+
+def time_of_a_change(place, encoder):
+    """Returns the seconds a change takes here and now; what it imports is then there for every process forked later."""
+    store = Store.create(place / "trial", model=describe_model("bag", encoder))
+    change(store, encoder, 0)
+    start = time.perf_counter()
+    for number in range(1, 8):
+        change(Store(place / "trial"), encoder, number)
+    return (time.perf_counter() - start) / 7
 
 
 def check_searches(store, encoder, found):
@@ -88,8 +97,10 @@ def test_kill_at_any_moment_leaves_an_acknowledged_state(place, record_property)
     encoder, clock = BagOfWords(8), random.Random(3)
     Store.create(place / "index", model=describe_model("bag", encoder))
     known, number, changes, unacknowledged = {}, 0, 0, 0
+    usual = time_of_a_change(place, encoder)
     for kills in range(KILLS):
-        done = changed_until_killed(place / "index", encoder, number, clock.uniform(0.0, LONGEST))
+        delay = clock.uniform(0.0, 2 * usual)
+        done = changed_until_killed(place / "index", encoder, number, clock.randint(0, 1), delay)
         for _ in range(done):
             known, number = expected(known, number), number + 1
         store = Store(place / "index")

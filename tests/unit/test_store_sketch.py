@@ -1,5 +1,8 @@
 """Approximate search of large segments, the codes it and exact search read, and the library that reads them."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -154,3 +157,15 @@ def test_a_compiler_that_fails_is_told_once_and_search_goes_on(tmp_path, monkeyp
     finally:
         monkeypatch.undo()
         native.scan_library.cache_clear()
+
+
+@compiled
+def test_a_forked_process_searches_with_threads_of_its_own(large, values_ND, monkeypatch):
+    monkeypatch.setattr(codes, "THREADED", 1)
+    monkeypatch.setattr(codes, "threads", lambda: 2)
+    expected = large.dense(values_ND[:3], 5, exact=True)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if large.dense(values_ND[:3], 5, exact=True) == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -119,6 +119,7 @@ def search(
         list[str] | None, typer.Option(help="Only documents with: field=value, field=a|b, field!=v, field>=2000; repeatable.")
     ] = None,
     filter: Annotated[str | None, typer.Option(help='Only documents with, as JSON: {"year": {"gte": 2000}}.')] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Look at every document of a large index too.")] = False,
     model: OtherModel = None,
     task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
     instruction: Instruction = None,
@@ -126,7 +127,7 @@ def search(
     dtype: Dtype = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Search an index: exact dense, BM25, or both fused by reciprocal rank.
+    """Search an index: dense, BM25, or both fused by reciprocal rank.
 
     Scores: dense, the dot product (the cosine of normalized vectors); bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank)
     over the two rankings (0.0328 at most), which says nothing of how alike query and document are.
@@ -137,7 +138,7 @@ def search(
 
     store = Store(directory)
     mode = mode or ("hybrid" if store.model else "bm25")
-    config = _step_config(mode, k, task, instruction, _condition(where, filter))
+    config = _step_config(mode, k, task, instruction, _condition(where, filter), exact or None)
     encoder = None if mode == "bm25" else _load_for(store, model, device, dtype)
     hits = config.build(store, encoder)(Search((Query("query", query),))).run["query"]
     rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
@@ -266,11 +267,19 @@ def _condition(where: list[str] | None, given: str | None) -> dict[str, Any] | N
     return condition
 
 
-def _step_config(mode: str, k: int, task: str | None, instruction: str | None, condition: dict[str, Any] | None = None) -> Any:
+def _step_config(
+    mode: str,
+    k: int,
+    task: str | None,
+    instruction: str | None,
+    condition: dict[str, Any] | None = None,
+    exact: bool | None = None,
+) -> Any:
     from openembed.config import parse
     from openembed.steps import Bm25Config, DenseConfig, FuseConfig
 
-    prompts, found = {"task": task, "instruction": instruction}, {"filter": condition}
+    found = {"filter": condition}
+    prompts = {"task": task, "instruction": instruction, "exact": exact}
     if mode == "dense":
         return parse(DenseConfig, {"k": k, **prompts, **found}, "options")
     if mode == "bm25":

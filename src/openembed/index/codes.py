@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -218,11 +219,12 @@ def eligible_groups(mask_N: np.ndarray) -> np.ndarray:
 
 def in_parallel(run: Callable[[int], int], parts: int) -> list[int]:
     """Returns ``run(0)``, ``run(1)``, ..., each in a thread of its own where there are several."""
-    return [run(0)] if parts == 1 else list(_pool(parts).map(run, range(parts)))
+    return [run(0)] if parts == 1 else list(_pool(parts, os.getpid()).map(run, range(parts)))
 
 
 @functools.cache
-def _pool(size: int) -> ThreadPoolExecutor:
+def _pool(size: int, _process: int) -> ThreadPoolExecutor:
+    """Returns the threads of a process: a forked one has none of its parent's."""
     return ThreadPoolExecutor(size, thread_name_prefix="openembed-scan")
 
 

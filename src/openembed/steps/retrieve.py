@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class DenseConfig(Config):
     """The k documents nearest to each query's vector; ``task`` or ``instruction`` chooses the query's prompt.
 
-    ``filter``: a condition on metadata, see ``openembed.index.filters``.
+    ``filter``: a condition on metadata, see ``openembed.index.filters``. ``exact``: as in ``Store.dense``.
     """
 
     kind: Literal["dense"] = "dense"
@@ -26,6 +26,7 @@ class DenseConfig(Config):
     task: str | None = None
     instruction: str | None = None
     filter: dict[str, Any] | None = None
+    exact: bool | None = None
 
     def build(self, store: Store, encoder: Encoder | None = None) -> Step:
         """Returns the step; raises ``ValueError`` without an encoder or with another than the store's."""
@@ -41,7 +42,7 @@ class DenseConfig(Config):
                 normalize=store.model.normalize,
                 max_length=store.model.max_length,
             )
-            return _with_hits(search, store.dense(queries_QD, self.k, filter=self.filter))
+            return _with_hits(search, store.dense(queries_QD, self.k, filter=self.filter, exact=self.exact))
 
         return step
 
