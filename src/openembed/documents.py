@@ -28,7 +28,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     """Yields the documents of a BEIR folder, a ``.jsonl(.gz)`` file, or a text file of one text a line.
 
     A JSON line has ``text``, and may have ``_id`` or ``id`` (without: its line number) and ``title``; other keys become
-    metadata; blank lines are skipped. A line of a text file is one document, also when empty, with its number as id.
+    metadata. A line of a text file is one document, with its number as id. Blank lines are skipped in both.
     Raises ``ValueError`` naming file and line for malformed JSON, a missing or wrong field, text that is not Unicode (a
     lone surrogate, broken UTF-8) and an id seen before. NUL and empty texts are allowed.
     """
@@ -49,9 +49,11 @@ def holds_json(path: Path) -> bool:
 def parse_documents(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Document]]:
     """Yields (line number, document) of numbered lines of ``path``; raises what :func:`read_documents` does but for ids."""
     for number, line in lines:
+        if not line.strip():
+            continue
         if not holds_json(path):
             yield number, Document(id=str(number), text=line)
-        elif line.strip():
+        else:
             yield number, _document(parse_object(path, number, line), number, f"{path}:{number}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from openembed.config import Config
-from openembed.documents import holds_json, parse_documents
+from openembed.documents import parse_documents
 from openembed.records import Document
 
 
@@ -39,14 +39,14 @@ class Shard(Config):
 
 def divide(path: Path, count: int, wanted: Iterable[int]) -> Iterator[Shard]:
     """Yields the ``wanted`` shards, in order, of ``count`` documents each but the last; ``path`` is not compressed."""
-    wanted, json = set(wanted), holds_json(path)
+    wanted = set(wanted)
     number = documents = start = position = 0
     line, first, digest = 0, 1, hashlib.sha256()
     with path.open("rb") as file:
         for line, data in enumerate(file, 1):
             digest.update(data)
             position += len(data)
-            documents += bool(data.decode("utf-8-sig").strip()) if json else 1
+            documents += bool(data.decode("utf-8-sig").strip())
             if documents == count:
                 if number in wanted:
                     yield _shard(number, start, position, first, count, digest)

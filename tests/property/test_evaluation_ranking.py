@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_paths import forced
 
 from openembed.evaluation.metrics import mean, per_query
 from openembed.evaluation.retrieval import exact_search, top_documents
@@ -68,12 +69,12 @@ def test_top_documents_equals_a_full_sort_with_ties(scores, top_k):
     assert [(s, d) for d, s in top_documents(np.array(scores), ids, top_k).items()] == expected
 
 
-def test_exact_search_in_blocks_equals_one_product(monkeypatch):
+def test_exact_search_in_blocks_equals_one_product():
     rng = np.random.default_rng(0)
     queries, documents = rng.normal(size=(7, 5)).astype("f4"), rng.normal(size=(9, 5)).astype("f4")
     ids = [f"q{i}" for i in range(7)]
     whole = exact_search(queries, ids, documents, DOCUMENTS, 4)
-    monkeypatch.setattr("openembed.evaluation.retrieval.SCORES_PER_BLOCK", 20)
-    blocked = exact_search(queries, ids, documents, DOCUMENTS, 4)
+    with forced("products", 3):
+        blocked = exact_search(queries, ids, documents, DOCUMENTS, 4)
     assert {q: list(r) for q, r in blocked.items()} == {q: list(r) for q, r in whole.items()}
     assert list(whole["q0"]) == [DOCUMENTS[i] for i in np.argsort(-(documents @ queries[0]))[:4]]

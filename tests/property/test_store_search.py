@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_paths import PATHS, forced
 
-from openembed.index import dense
+from openembed.index.codes import quantize
 from openembed.index.dense import Vectors, search
 
 
@@ -21,13 +22,12 @@ def brute_force(queries_QD, values_ND, live_N, ids, k):
     return rankings
 
 
-def cut(values_ND, live_N, bounds):
+def cut(values_ND, live_N, bounds, coded=False):
     edges = [0, *sorted(bounds), len(values_ND)]
     segments = []
     for low, high in itertools.pairwise(edges):
         part = values_ND[low:high]
-        norm = float(np.linalg.norm(part, axis=1).max()) if len(part) else 0.0
-        segments.append(Vectors(part, live_N[low:high], norm))
+        segments.append(Vectors(part, live_N[low:high], quantize(part) if coded else None))
     return segments
 
 
@@ -39,10 +39,12 @@ def cut(values_ND, live_N, bounds):
     k=st.integers(1, 80),
     levels=st.sampled_from([1, 2, 50]),
     dead=st.sampled_from([0.0, 0.3, 1.0]),
-    block=st.sampled_from([3, 16, 1000]),
+    block=st.sampled_from([16, 32, 1000]),
+    path=st.sampled_from(PATHS),
+    coded=st.booleans(),
     real=st.booleans(),
 )
-def test_dense_search_equals_brute_force(seed, count, width, k, levels, dead, block, real):
+def test_dense_search_equals_brute_force(seed, count, width, k, levels, dead, block, path, coded, real):
     """Small whole numbers make many exact ties; real values test that no candidate is lost to rounding."""
     random = np.random.default_rng(seed)
     draw = (
@@ -52,10 +54,8 @@ def test_dense_search_equals_brute_force(seed, count, width, k, levels, dead, bl
     live_N = random.random(count) >= dead
     ids = [str(number) for number in random.permutation(count)]
     bounds = random.integers(0, count + 1, 2).tolist()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense, "BLOCK", block)
-        patch.setattr(dense, "QUERIES", 2)
-        found = search(queries_QD, cut(values_ND, live_N, bounds), k, ids.__getitem__)
+    with forced(path, block):
+        found = search(queries_QD, cut(values_ND, live_N, bounds, coded), k, ids.__getitem__)
     expected = brute_force(queries_QD, values_ND, live_N, ids, k)
     if real:
         assert [[p for p, _ in row] for row in found] == [[p for p, _ in row] for row in expected]
@@ -66,7 +66,8 @@ def test_dense_search_equals_brute_force(seed, count, width, k, levels, dead, bl
         assert found == expected
 
 
-def test_near_ties_are_settled_exactly_and_do_not_depend_on_batch_or_segments():
+@pytest.mark.parametrize("path", PATHS)
+def test_near_ties_are_settled_exactly_and_do_not_depend_on_batch_or_segments(path):
     """Vectors closer together than float32 products can tell apart: the order must still be that of exact products."""
     random = np.random.default_rng(7)
     base_D = random.standard_normal(384)
@@ -74,11 +75,27 @@ def test_near_ties_are_settled_exactly_and_do_not_depend_on_batch_or_segments():
     queries_QD = random.standard_normal((9, 384)).astype(np.float32)
     ids = [f"{n:05d}" for n in range(5000)]
     live_N = np.ones(5000, dtype=bool)
-    whole = search(queries_QD, cut(values_ND, live_N, []), 10, ids.__getitem__)
-    parts = search(queries_QD, cut(values_ND, live_N, [17, 2500]), 10, ids.__getitem__)
-    alone = [search(queries_QD[row : row + 1], cut(values_ND, live_N, [99]), 10, ids.__getitem__)[0] for row in range(9)]
+    with forced(path):
+        whole = search(queries_QD, cut(values_ND, live_N, []), 10, ids.__getitem__)
+        parts = search(queries_QD, cut(values_ND, live_N, [17, 2500], coded=True), 10, ids.__getitem__)
+        alone = [search(queries_QD[row : row + 1], cut(values_ND, live_N, [99]), 10, ids.__getitem__)[0] for row in range(9)]
     assert whole == parts == alone
     exact_QN = (queries_QD.astype(np.float64) @ values_ND.astype(np.float64).T).astype(np.float32)
     for ranking, exact_N in zip(whole, exact_QN, strict=True):
         expected = sorted(range(5000), key=lambda n: (exact_N[n], ids[n]), reverse=True)[:10]
+        assert [position for position, _ in ranking] == expected
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("power", [-40, -22, -10, 10, 18])
+def test_very_small_and_very_large_vectors_are_ranked_exactly(path, power):
+    random = np.random.default_rng(5)
+    values_ND = (random.standard_normal((600, 24)) * 10.0**power).astype(np.float32)
+    queries_QD = (random.standard_normal((3, 24)) * 10.0 ** min(power, 12)).astype(np.float32)
+    ids = [f"{n:03d}" for n in range(600)]
+    with forced(path, 64):
+        found = search(queries_QD, cut(values_ND, np.ones(600, dtype=bool), [100], coded=True), 10, ids.__getitem__)
+    exact_QN = (queries_QD.astype(np.float64) @ values_ND.astype(np.float64).T).astype(np.float32)
+    for ranking, exact_N in zip(found, exact_QN, strict=True):
+        expected = sorted(range(600), key=lambda n: (exact_N[n], ids[n]), reverse=True)[:10]
         assert [position for position, _ in ranking] == expected

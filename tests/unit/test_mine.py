@@ -4,7 +4,7 @@ from tiny_training import tiny_encoder
 
 from openembed.data.margin import MarginConfig
 from openembed.data.mine import MineConfig, mine
-from openembed.index.running import first_places
+from openembed.index.dense import first_places
 from openembed.records import Document, Example, Query
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from crash import dies_at
 from store_fakes import BagOfWords
 
+from openembed.index import segments
 from openembed.index import store as store_module
 from openembed.index.store import Store, describe_model
 from openembed.locks import exclusive
@@ -122,19 +124,22 @@ def test_another_model_another_width_and_bad_vectors_are_refused(store):
     assert len(store) == len(TEXTS)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["vectors.f32", "documents.bin", "ids.bin", "terms.bin", "postings.counts.npy", "ids.starts.npy", "lengths.npy"],
-)
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_damaged_file_is_named_on_opening(store, name, damage):
-    path = store.directory / "segments" / "000001" / name
-    if damage == "truncated":
-        os.truncate(path, path.stat().st_size - 3)
-    else:
+@pytest.mark.parametrize("damage", ["a byte short", "half", "empty", "missing"])
+def test_every_damaged_file_is_named_on_opening(store, damage):
+    store.delete(["d0"])
+    paths = [path for folder in ("segments", "deleted") for path in (store.directory / folder).rglob("*") if path.is_file()]
+    assert len(paths) == 21
+    for path in paths:
+        whole = path.read_bytes()
+        if not whole and damage != "missing":
+            continue
         path.unlink()
-    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        Store(store.directory)
+        if damage != "missing":
+            path.write_bytes(whole[: {"a byte short": len(whole) - 1, "half": len(whole) // 2, "empty": 0}[damage]])
+        with pytest.raises(ValueError, match=rf"{re.escape(path.name)}.*(damaged|not valid)"):
+            Store(store.directory)
+        path.write_bytes(whole)
+    assert len(Store(store.directory)) == len(TEXTS) - 1
 
 
 def test_a_damaged_manifest_or_none_is_named(store, tmp_path):
@@ -143,7 +148,7 @@ def test_a_damaged_manifest_or_none_is_named(store, tmp_path):
     manifest = store.directory / "manifest.json"
     whole = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**whole, "format": 99}))
-    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1 and 2"):
         Store(store.directory)
     manifest.write_text(json.dumps({**whole, "language": 3}))
     with pytest.raises(ValueError, match=r"manifest\.json: language"):
@@ -208,12 +213,12 @@ def test_many_small_additions_are_merged(tmp_path, encoder):
 
 
 def test_opening_while_a_compaction_removes_what_the_manifest_named(store, encoder, monkeypatch):
-    read = store_module._read_manifest
+    read = store_module.read_manifest
     store.add([Document("x", "a")], encoder)
     old = read(store.directory)
     store.compact()
     answers = iter([old])
-    monkeypatch.setattr(store_module, "_read_manifest", lambda directory: next(answers, None) or read(directory))
+    monkeypatch.setattr(store_module, "read_manifest", lambda directory: next(answers, None) or read(directory))
     assert sorted(Store(store.directory).ids()) == sorted(store.ids())
 
 
@@ -232,7 +237,7 @@ def test_no_space_leaves_the_last_state(store, encoder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
+        patch.setattr(segments, "save_array", full)
         with pytest.raises(OSError, match="No space left"):
             store.add([Document("x", "a")], encoder)
     assert [path.name for path in (store.directory / "segments").iterdir()] == ["000001"]
@@ -277,3 +282,90 @@ def test_bare_strings_are_no_lists(tmp_path):
     with pytest.raises(TypeError, match="one string"):
         store.bm25("text")
     assert len(store) == 2
+
+
+def test_filters_apply_to_both_searches_across_segments_and_deletions(store, encoder):
+    store.add(documents(10, 40), encoder)
+    store.delete(["d11", "d3"])
+    condition = {"n": {"gte": 3, "lt": 12}}
+    expected = {"d4", "d5", "d10"}
+    assert set(store.dense(encoder.encode(["hay"]), 100, filter=condition)[0]) == expected
+    assert set(store.bm25(["title"], 100, filter=condition)[0]) == expected
+    everything = store.bm25(["cats"], 100)[0]
+    assert store.bm25(["cats"], 100, filter={"n": {"exists": True}})[0] == everything
+    assert store.bm25(["cats"], 100, filter={"n": {"in": [0, 12]}})[0] == {
+        i: everything[i] for i in everything if i in ("d0", "d12")
+    }
+    assert store.dense(encoder.encode(["hay"]), 5, filter={"n": "x"}) == [{}]
+    with pytest.raises(ValueError, match=r"filter\.n\.near: unknown operator"):
+        store.dense(encoder.encode(["hay"]), 5, filter={"n": {"near": 3}})
+    store.compact()
+    assert set(store.bm25(["title"], 100, filter=condition)[0]) == expected
+
+
+def test_an_index_of_the_first_format_is_read_filtered_and_renewed_by_compacting(store, encoder):
+    query_QD = encoder.encode(["cats in a barn"])
+    found = store.dense(query_QD, 6), store.dense(query_QD, 6, filter={"n": {"lt": 3}})
+    manifest = store.directory / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["format"] = 1
+    for info in values["segments"]:
+        del info["coded"], info["columns"]
+    manifest.write_text(json.dumps(values))
+    for path in (store.directory / "segments" / "000001").iterdir():
+        if path.name.startswith(("codes", "metadata")):
+            path.unlink()
+    old = Store(store.directory)
+    assert (old.dense(query_QD, 6), old.dense(query_QD, 6, filter={"n": {"lt": 3}})) == found
+    old.delete(["d5"])
+    old.compact()
+    assert json.loads(manifest.read_text())["format"] == 2
+    assert (store.directory / "segments" / "000003" / "codes.u8").exists()
+
+
+def test_update_encodes_only_what_changed(store, encoder):
+    before = encoder.encoded
+    changed = [
+        Document("d0", "llamas hum", metadata={"n": 100}),
+        Document("d1", TEXTS[1], title="Title 1", metadata={"n": 101}),
+    ]
+    assert store.update(changed, encoder) == 2
+    assert encoder.encoded == before + 1
+    assert next(iter(store.dense(encoder.encode(["llamas hum"]), 1)[0])) == "d0"
+    assert store.document("d1").metadata == {"n": 101}
+    assert set(store.bm25(["chase"], 5, filter={"n": 101})[0]) == {"d1"}
+    store.update([Document("d2", TEXTS[2], title="Title 2", metadata={"n": 7})])
+    assert len(store) == len(TEXTS)
+    with pytest.raises(ValueError, match="1 texts changed; give the encoder"):
+        store.update([Document("d2", "other")])
+    with pytest.raises(ValueError, match="no document with id 'new'; nothing was updated"):
+        store.update([Document("d1", "x"), Document("new", "y")], encoder)
+    with pytest.raises(ValueError, match="made by bag"):
+        store.update([Document("d1", "x")], BagOfWords(name="other"))
+    assert store.document("d1").text == TEXTS[1]
+
+
+def test_a_reader_keeps_its_state_until_it_refreshes(store, encoder):
+    reader = Store(store.directory)
+    query_QD = encoder.encode(["cats in a barn"])
+    found = reader.dense(query_QD, 10), reader.bm25(["chase"], 10)
+    assert not reader.refresh()
+    store.add([Document("x", "cats in a barn")], encoder)
+    store.delete(["d0"])
+    store.compact()
+    assert (reader.dense(query_QD, 10), reader.bm25(["chase"], 10)) == found
+    assert reader.document("d0").text == TEXTS[0]
+    assert reader.refresh()
+    assert next(iter(reader.dense(query_QD, 10)[0])) == "x"
+    assert "d0" not in reader
+
+
+def test_a_merge_without_space_leaves_what_was_added(tmp_path, encoder, monkeypatch, caplog):
+    store = Store.create(tmp_path / "index", model=describe_model("bag", encoder))
+    for number in range(store_module.SEGMENTS):
+        store.add([Document(f"d{number}", "common")], encoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_merge", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert store.add([Document("last", "common")], encoder) == 1
+    assert "could not be merged" in caplog.text
+    assert "last" in Store(store.directory)

@@ -74,7 +74,8 @@ def test_search_as_a_table(cli, index):
 
 def test_add_delete_compact(cli, index, tmp_path):
     (tmp_path / "more.txt").write_text("zebras graze\nlions sleep\n")
-    assert json.loads(cli("add", index, tmp_path / "more.txt", "--json")) == {"added": 2, "count": 5}
+    report = json.loads(cli("add", index, tmp_path / "more.txt", "--json"))
+    assert (report["added"], report["count"], report["resumed"]) == (2, 5, 0)
     assert json.loads(cli("search", index, "zebra", "--mode", "bm25", "--json"))["hits"][0]["id"] == "1"
     with pytest.raises(ValueError, match="id '1' is already in the index"):
         cli("add", index, tmp_path / "more.txt")
@@ -153,3 +154,65 @@ def test_encode_says_the_format_its_bytes_and_what_to_know_of_truncation(cli, co
     assert "width 16 in int8" in cli("encode", "bag", corpus, "-o", out, "--precision", "int8", "--dimensions", "16")
     with pytest.raises(ValueError, match="options: precision"):
         cli("encode", "bag", corpus, "-o", tmp_path / "other", "--precision", "int4")
+
+
+def test_search_with_conditions(cli, index, tmp_path):
+    (tmp_path / "more.jsonl").write_text(
+        '{"_id": "x", "text": "cats", "year": 2001, "lang": "en"}\n{"_id": "y", "text": "cats", "year": 2010, "lang": "pl"}\n'
+    )
+    cli("add", index, tmp_path / "more.jsonl")
+
+    def ids(*options):
+        return [hit["id"] for hit in json.loads(cli("search", index, "cats", *options, "--json"))["hits"]]
+
+    for mode in ("dense", "bm25", "hybrid"):
+        assert set(ids("--mode", mode, "--where", "year>=2000")) == {"x", "y"}
+        assert ids("--mode", mode, "--where", "year>=2000", "--where", "lang=en|de") == ["x"]
+        assert ids("--mode", mode, "--filter", '{"year": {"gt": 2001}}') == ["y"]
+        assert ids("--mode", mode, "--where", "year=1") == []
+    assert '"year": 2001' in cli("search", index, "cats", "--where", "lang=en")
+    with pytest.raises(ValueError, match="'year' is no condition"):
+        cli("search", index, "cats", "--where", "year")
+    with pytest.raises(ValueError, match="--filter: malformed JSON"):
+        cli("search", index, "cats", "--filter", "{year")
+    with pytest.raises(ValueError, match=r"filter\.year\.near: unknown operator"):
+        cli("search", index, "cats", "--filter", '{"year": {"near": 3}}')
+
+
+def test_json_says_what_a_score_is(cli, index):
+    assert "reciprocal rank" in json.loads(cli("search", index, "cats", "--json"))["score"]
+
+
+def test_an_interrupted_add_resumes_its_encoding(cli, index, tmp_path, loaded, monkeypatch):
+    (tmp_path / "more.txt").write_text("zebras graze\n\nlions sleep\n")
+    monkeypatch.setattr(Store, "add", lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(AssertionError):
+        cli("add", index, tmp_path / "more.txt")
+    monkeypatch.undo()
+    encoder = loaded[-1]
+    monkeypatch.setattr(openembed, "load", lambda *_a, **_k: encoder, raising=False)
+    before = encoder.encoded
+    report = json.loads(cli("add", index, tmp_path / "more.txt", "--json"))
+    assert (report["resumed"], report["added"], encoder.encoded - before) == (2, 2, 0)
+    assert sorted(Store(index).ids()) == ["1", "3", "a", "b", "c"]
+    assert not (index / "adding").exists()
+
+
+def test_nothing_is_loaded_or_encoded_for_input_that_cannot_be_added(cli, index, tmp_path, loaded):
+    loaded.clear()
+    for command in (("index", tmp_path / "none.txt", "-o", tmp_path / "new"), ("add", index, tmp_path / "none.txt")):
+        with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
+            cli(*command)
+    (tmp_path / "again.jsonl").write_text('{"_id": "a", "text": "again"}\n')
+    with pytest.raises(ValueError, match="id 'a' is already in the index"):
+        cli("add", index, tmp_path / "again.jsonl")
+    assert not loaded
+
+
+def test_update(cli, index, tmp_path, loaded):
+    (tmp_path / "new.jsonl").write_text('{"_id": "a", "text": "llamas hum"}\n')
+    assert json.loads(cli("update", index, tmp_path / "new.jsonl", "--json")) == {"updated": 1, "count": 3}
+    assert Store(index).document("a").text == "llamas hum"
+    (tmp_path / "new.jsonl").write_text('{"_id": "nowhere", "text": "x"}\n')
+    with pytest.raises(ValueError, match="no document with id 'nowhere'; nothing was updated"):
+        cli("update", index, tmp_path / "new.jsonl")

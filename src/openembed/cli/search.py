@@ -1,4 +1,4 @@
-"""``index``, ``search``, ``add``, ``delete`` and ``compact``."""
+"""``index``, ``search``, ``add``, ``update``, ``delete`` and ``compact``."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BM25 = "bm25"
+SCORES = {
+    "dense": "dot product of the vectors",
+    "bm25": "BM25 (k1 1.5, b 0.75)",
+    "hybrid": "reciprocal rank fusion: sum of 1 / (60 + rank) over the dense and the BM25 ranking",
+}
+Corpus = Annotated[Path, typer.Argument(help="BEIR folder, JSONL(.gz), or text file (one text a line, blank ones skipped).")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory made by `openembed index`.")]
 OtherModel = Annotated[str | None, typer.Option("--model", help="Where the model is now, if it moved.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module to ``app``."""
-    for command in (index, search, add, delete, compact):
+    for command in (index, search, add, update, delete, compact):
         app.command()(command)
 
 
 def index(
-    corpus: Annotated[Path, typer.Argument(help="BEIR folder, JSONL(.gz), or text file (one text a line).")],
+    corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new index.")],
     model: Annotated[
         str | None, typer.Option(help="Model folder or hub id; bm25: words alone (default: openembed-nano, for English).")
@@ -48,12 +54,13 @@ def index(
     import shutil
 
     from openembed.bulk import BulkConfig
-    from openembed.documents import read_documents
+    from openembed.documents import corpus_file, read_documents
     from openembed.index.lexical import analyzer
     from openembed.index.store import Store, check_absent, describe_model
 
     analyzer(language)
     check_absent(out)
+    _check_file(corpus_file(corpus))
     if model is None:
         model = NANO if language == "en" else BM25
         if model == BM25:
@@ -76,6 +83,11 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     mode: Annotated[str | None, typer.Option(help="dense, bm25 or hybrid (default: hybrid if there is a model).")] = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only documents with: field=value, field=a|b, field!=v, field>=2000; repeatable.")
+    ] = None,
+    filter: Annotated[str | None, typer.Option(help='Only documents with, as JSON: {"year": {"gte": 2000}}.')] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Look at every document of a large index too.")] = False,
     model: OtherModel = None,
     task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
     instruction: Instruction = None,
@@ -83,14 +95,18 @@ def search(
     dtype: Dtype = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Search an index: exact dense, BM25, or both fused by reciprocal rank."""
+    """Search an index: dense, BM25, or both fused by reciprocal rank.
+
+    Scores: dense, the dot product (the cosine of normalized vectors); bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank)
+    over the two rankings (0.0328 at most), which says nothing of how alike query and document are.
+    """
     from openembed.index.store import Store
     from openembed.records import Query
     from openembed.steps import Search
 
     store = Store(directory)
     mode = mode or ("hybrid" if store.model else "bm25")
-    config = _step_config(mode, k, task, instruction)
+    config = _step_config(mode, k, task, instruction, _condition(where, filter), exact or None)
     encoder = None if mode == "bm25" else _load_for(store, model, device, dtype)
     hits = config.build(store, encoder)(Search((Query("query", query),))).run["query"]
     rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
@@ -101,28 +117,58 @@ def search(
         {"rank": rank, "id": i, "score": score, "title": d.title, "text": d.text, "metadata": d.metadata}
         for rank, (i, score, d) in enumerate(rows, 1)
     ]
-    print_json({"query": query, "mode": mode, "hits": found})
+    print_json({"query": query, "mode": mode, "score": SCORES[mode], "hits": found})
 
 
 def add(
     directory: Directory,
-    corpus: Annotated[Path, typer.Argument(help="BEIR folder, JSONL(.gz), or text file (one text a line).")],
+    corpus: Corpus,
     replace: Annotated[bool, typer.Option("--replace", help="Replace documents whose id is already there.")] = False,
+    model: OtherModel = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    restart: Restart = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Add documents to an index without rebuilding it, all or nothing; run again after an interruption, encoding resumes."""
+    import shutil
+
+    from openembed.documents import corpus_file, read_documents
+    from openembed.index.store import Store
+    from openembed.progress import progress
+
+    store = Store(directory)
+    _check_file(corpus_file(corpus))
+    store.check_addable((document.id for document in read_documents(corpus)), replace=replace)
+    encoding, vectors, report = directory / "adding", None, {}
+    if store.model:
+        encoded, report = encode_to(_load_for(store, model, device, dtype), str(corpus), encoding, _as_indexed(store), restart)
+        vectors = encoded.vectors()
+    with progress("add", None, "documents") as advance:
+        count = store.add(read_documents(corpus), vectors=vectors, replace=replace, advance=advance)
+    shutil.rmtree(encoding, ignore_errors=True)
+    report |= {"added": count, "count": len(store)}
+    _say(as_json, report, f"{count:,} added, {len(store):,} documents in {directory}")
+
+
+def update(
+    directory: Directory,
+    corpus: Corpus,
     model: OtherModel = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Add documents to an index without rebuilding it; all or nothing."""
-    from openembed.documents import read_documents
+    """Replace documents by id, all or nothing; only those whose title or text changed are encoded."""
+    from openembed.documents import corpus_file, read_documents
     from openembed.index.store import Store
-    from openembed.progress import progress
 
     store = Store(directory)
+    _check_file(corpus_file(corpus))
+    documents = list(read_documents(corpus))
     encoder = _load_for(store, model, device, dtype) if store.model else None
-    with progress("add", None, "documents") as advance:
-        count = store.add(read_documents(corpus), encoder, replace=replace, advance=advance)
-    _say(as_json, {"added": count, "count": len(store)}, f"{count:,} added, {len(store):,} documents in {directory}")
+    count = store.update(documents, encoder)
+    _say(as_json, {"updated": count, "count": len(store)}, f"{count:,} updated, {len(store):,} documents in {directory}")
 
 
 def delete(
@@ -154,17 +200,60 @@ def compact(directory: Directory, as_json: JsonFlag = False) -> None:
     _say(as_json, {"count": len(store)}, f"{len(store):,} documents in {directory}")
 
 
-def _step_config(mode: str, k: int, task: str | None, instruction: str | None) -> Any:
+def _check_file(path: Path) -> None:
+    """Raises ``FileNotFoundError`` before a model is loaded for nothing."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+
+
+def _as_indexed(store: Store) -> Any:
+    """Returns how the documents of a store were encoded."""
+    from openembed.bulk import BulkConfig
+
+    model = store.model
+    return BulkConfig(instruction=model.document_instruction, normalize=model.normalize, max_length=model.max_length)
+
+
+def _condition(where: list[str] | None, given: str | None) -> dict[str, Any] | None:
+    """Returns the filter that ``--where`` and ``--filter`` ask for together."""
+    import json
+
+    from openembed.index.filters import parse_filter, parse_where
+
+    parts = [parse_where(text) for text in where or []]
+    if given is not None:
+        try:
+            parts.append(json.loads(given))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'--filter: malformed JSON ({error.msg} at column {error.colno}); write {{"lang": "en"}}'
+            ) from None
+    if not parts:
+        return None
+    condition = parts[0] if len(parts) == 1 else {"and": parts}
+    parse_filter(condition)
+    return condition
+
+
+def _step_config(
+    mode: str,
+    k: int,
+    task: str | None,
+    instruction: str | None,
+    condition: dict[str, Any] | None = None,
+    exact: bool | None = None,
+) -> Any:
     from openembed.config import parse
     from openembed.steps import Bm25Config, DenseConfig, FuseConfig
 
-    prompts = {"task": task, "instruction": instruction}
+    found = {"filter": condition}
+    prompts = {"task": task, "instruction": instruction, "exact": exact}
     if mode == "dense":
-        return parse(DenseConfig, {"k": k, **prompts}, "options")
+        return parse(DenseConfig, {"k": k, **prompts, **found}, "options")
     if mode == "bm25":
-        return parse(Bm25Config, {"k": k}, "options")
+        return parse(Bm25Config, {"k": k, **found}, "options")
     if mode == "hybrid":
-        parts = [{"kind": "dense", "k": max(k, 100), **prompts}, {"kind": "bm25", "k": max(k, 100)}]
+        parts = [{"kind": "dense", "k": max(k, 100), **prompts, **found}, {"kind": "bm25", "k": max(k, 100), **found}]
         return parse(FuseConfig, {"k": k, "parts": parts}, "options")
     raise ValueError(f"--mode {mode!r} is not known; allowed: dense, bm25, hybrid")
 
@@ -186,7 +275,9 @@ def _say(as_json: bool, report: dict[str, Any], line: str) -> None:
 
 
 def _table(rows: list[tuple[str, float, Any]], query: str, store: Store) -> Any:
-    """Returns a table of rank, score, id, title and the best part of the text, the query's words highlighted."""
+    """Returns a table of rank, score, id, title, the best part of the text with the query's words highlighted, metadata."""
+    import json
+
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -195,6 +286,8 @@ def _table(rows: list[tuple[str, float, Any]], query: str, store: Store) -> Any:
     for rank, (identifier, score, document) in enumerate(rows, 1):
         title = _highlighted(document.title, query, store, width=None, style="bold")
         body = _highlighted(document.text, query, store, width=200, style="")
+        if document.metadata:
+            body.append("\n" + _printable(json.dumps(document.metadata, ensure_ascii=False))[:200], style="dim")
         both = title.append("\n").append_text(body) if document.title else body
         table.add_row(str(rank), f"{score:.4f}", _printable(identifier), both)
     return table

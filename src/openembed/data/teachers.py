@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from openembed.index.running import Found, dot_products, first_places, top_documents
+from openembed.index.dense import Found, dot_products, first_places, top_documents
 from openembed.records import Example
 from openembed.rerankers import Scale
 from openembed.seeds import generator

@@ -14,10 +14,10 @@ from openembed.evaluation.metrics import RETRIEVAL_METRICS, canonical, mean, per
 from openembed.evaluation.result import Outcome
 from openembed.evaluation.statistics import bootstrap_interval, generator
 from openembed.evaluation.vectors import Vectors
+from openembed.index import dense
 from openembed.records import Document, Qrels, Query, Run
 
 TOP_K = 1_000
-SCORES_PER_BLOCK = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,18 @@ def exact_search(
     queries_QD: np.ndarray, query_ids: Sequence[str], documents_ND: np.ndarray, document_ids: Sequence[str], top_k: int
 ) -> Run:
     """Returns the ``top_k`` documents of each query by inner product; ties, also at the cut, by id descending."""
-    step = max(1, SCORES_PER_BLOCK // max(1, len(document_ids)))
-    run: Run = {}
-    for start in range(0, len(query_ids), step):
-        scores_QN = queries_QD[start : start + step] @ documents_ND.T
-        for query_id, scores_N in zip(query_ids[start : start + step], scores_QN, strict=True):
-            run[query_id] = top_documents(scores_N, document_ids, top_k)
-    return run
+    corpus = dense.Vectors(np.ascontiguousarray(documents_ND, dtype=np.float32), np.ones(len(documents_ND), dtype=bool))
+    rankings = dense.search(queries_QD, [corpus], top_k, document_ids.__getitem__)
+    return {
+        query_id: {document_ids[position]: score for position, score in ranking}
+        for query_id, ranking in zip(query_ids, rankings, strict=True)
+    }
 
 
 def top_documents(scores_N: np.ndarray, document_ids: Sequence[str], top_k: int) -> dict[str, float]:
     """Returns the ``top_k`` best documents with their scores, ordered by (score, id) descending."""
-    candidates = np.arange(len(scores_N))
-    if top_k < len(scores_N):
-        cut = np.partition(scores_N, len(scores_N) - top_k)[len(scores_N) - top_k]
-        candidates = np.flatnonzero(scores_N >= cut)
-    best = sorted(((float(scores_N[i]), document_ids[i]) for i in candidates), reverse=True)[:top_k]
-    return {document_id: score for score, document_id in best}
+    best = dense.best_first(np.arange(len(scores_N)), scores_N, top_k, document_ids.__getitem__)
+    return {document_ids[position]: score for position, score in best}
 
 
 def score_run(run: Run, qrels: Qrels, metric: str, *, seed: int = 42, extra: Sequence[str] = RETRIEVAL_METRICS) -> Outcome:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from openembed.index.strings import Strings, load_array, write_strings
+from openembed.index.strings import Strings, load_array, save_array, write_strings
 
 K1 = 1.5
 B = 0.75
@@ -143,10 +143,10 @@ class PostingsWriter:
         order = np.lexsort((documents, terms))
         starts = np.concatenate([[0], np.cumsum(np.bincount(terms, minlength=len(names)))]).astype(np.int64)
         write_strings(directory, "terms", names)
-        np.save(directory / "postings.starts.npy", starts)
-        np.save(directory / "postings.documents.npy", documents[order])
-        np.save(directory / "postings.counts.npy", counts[order])
-        np.save(directory / "lengths.npy", _concatenated(self._lengths))
+        save_array(directory / "postings.starts.npy", starts)
+        save_array(directory / "postings.documents.npy", documents[order])
+        save_array(directory / "postings.counts.npy", counts[order])
+        save_array(directory / "lengths.npy", _concatenated(self._lengths))
 
 
 class Postings:

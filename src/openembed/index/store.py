@@ -4,92 +4,64 @@
     DIR/segments/000001/         immutable segments, written and synced before the manifest names them
     DIR/deleted/000001-000004.npy  positions deleted from segment 1 as of change 4
 
-A crash at any time leaves the manifest of the last acknowledged change; what it does not name is removed by the next
-change. Readers take no lock; one writer at a time does.
+A segment holds documents, metadata by value, vectors, their int8 codes and inverted lists (see ``segments``). A crash at any
+time leaves the manifest of the last acknowledged change; what it does not name is removed by the next change. Readers take no
+lock; one writer at a time does.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from openembed.config import Config, parse
 from openembed.documents import check_document
-from openembed.files import atomic_write, fsync_directory, read_json, remove_temporary, write_json
-from openembed.index.dense import Hits, Vectors, best_first
+from openembed.files import atomic_write, fsync_directory, remove_temporary
+from openembed.index.dense import Vectors, best_first
 from openembed.index.dense import search as search_vectors
+from openembed.index.filters import Filter, parse_filter
 from openembed.index.lexical import Analyzer, Bm25, analyzer
+from openembed.index.manifest import (
+    EncodesDocuments,
+    Manifest,
+    ModelInfo,
+    SegmentInfo,
+    check_absent,
+    describe_model,
+    read_manifest,
+    write_manifest,
+)
 from openembed.index.segments import Segment, SegmentWriter
+from openembed.index.strings import named, write_array
 from openembed.locks import exclusive
 from openembed.records import Document
 
-FORMAT = 1
+__all__ = ["Hits", "ModelInfo", "Store", "check_absent", "describe_model"]
+
+Hits = dict[str, float]
+"""Document id → score, best first."""
+Condition = Mapping[str, Any] | Filter | None
+"""What a search may find: as ``filters.parse_filter`` takes it; None: everything."""
 CHUNK = 1024
+EXACT_FROM = 16
 SEGMENTS = 16
 """Beyond this many segments the smallest are merged: each costs a dozen open files and a pass of every search."""
 
 logger = logging.getLogger(__name__)
 
 
-class EncodesDocuments(Protocol):
-    """What the store needs of an encoder."""
-
-    fingerprint: str
-    width: int
-
-    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, width)."""
-        ...
-
-    def document_prompt(self, *, instruction: str | None = None) -> str:
-        """Returns the text put before every document."""
-        ...
-
-
-class ModelInfo(Config):
-    """Which model made the vectors, and how; ``name`` is a path or hub id that ``openembed.load`` takes."""
-
-    name: str
-    fingerprint: str
-    width: int
-    document_instruction: str | None = None
-    document_prompt: str = ""
-    normalize: bool = True
-    max_length: int | None = None
-
-
-class SegmentInfo(Config):
-    """A segment as the manifest names it."""
-
-    name: str
-    count: int
-    largest_norm: float
-    deleted: str | None = None
-
-
-class Manifest(Config):
-    """The state of a store after its ``change``-th change."""
-
-    format: int = FORMAT
-    change: int = 0
-    language: str
-    model: ModelInfo | None = None
-    segments: tuple[SegmentInfo, ...] = ()
-
-
 class Store:
     """Documents, their vectors and their terms in one directory.
 
     ``Store.create`` makes one, ``Store(directory)`` opens one; without a model it serves BM25 alone. Opening maps files
-    and loads neither documents nor weights. A reader sees the state at its opening; every change of its own includes
-    the changes of others made meanwhile.
+    and loads neither documents nor weights. A reader sees the state at its opening, whatever others write meanwhile, until
+    it calls ``refresh``; every change of its own includes the changes of others.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -119,7 +91,7 @@ class Store:
             check_absent(store.directory)
             with store._cleaned():
                 if store._append(manifest, documents, vectors=vectors) == 0:
-                    _write_manifest(store.directory, manifest)
+                    write_manifest(store.directory, manifest)
         return store
 
     # ---- reading
@@ -158,10 +130,22 @@ class Store:
         for segment in self._segments:
             yield from segment.live_documents()
 
-    def dense(self, queries_QD: np.ndarray, k: int = 10) -> list[Hits]:
-        """Returns for each query vector the k documents of greatest dot product (exact), best first.
+    def refresh(self) -> bool:
+        """Opens the newest state; returns whether there was a newer one."""
+        if read_manifest(self.directory).change == self._manifest.change:
+            return False
+        self._open()
+        return True
 
-        Raises ``ValueError`` when the store has no vectors or the width differs.
+    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Condition = None, exact: bool | None = None) -> list[Hits]:
+        """Returns for each query vector the k documents of greatest dot product, best first.
+
+        With ``filter``, of the documents for which it holds. ``exact``: True looks at every document; False lets segments of
+        ``segments.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
+        so for fewer than ``EXACT_FROM`` queries, since for more at once exact search is as fast. The scores are exact always.
+
+        Raises ``ValueError`` when the store has no vectors, the width
+        differs, or the filter is malformed.
         """
         model = self._vectors_of()
         _check_k(k)
@@ -170,19 +154,28 @@ class Store:
             raise ValueError(f"queries of shape {queries_QD.shape}; this index needs (count, {model.width}) ({model.name})")
         if not np.isfinite(queries_QD).all():
             raise ValueError("a query vector holds NaN or infinity")
-        segments = [Vectors(s.vectors_ND, s.live_N, s.largest_norm) for s in self._segments]
-        return [self._named(ranking) for ranking in search_vectors(queries_QD, segments, k, self._id_at)]
+        masks = self._eligible(filter)
+        segments = [
+            Vectors(segment.vectors_ND, mask_N, segment.codes, segment.largest_norm, segment.sketch)
+            for segment, mask_N in zip(self._segments, masks, strict=True)
+        ]
+        approximate = len(queries_QD) < EXACT_FROM if exact is None else not exact
+        found = search_vectors(queries_QD, segments, k, self._id_at, approximate=approximate)
+        return [self._named(ranking) for ranking in found]
 
-    def bm25(self, texts: Sequence[str], k: int = 10) -> list[Hits]:
-        """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit."""
+    def bm25(self, texts: Sequence[str], k: int = 10, *, filter: Condition = None) -> list[Hits]:
+        """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit.
+
+        With ``filter``, of the documents for which it holds; scores do not depend on it.
+        """
         _check_k(k)
         _refuse_string(texts, "texts")
         if self._bm25 is None:
             self._bm25 = Bm25([s.postings for s in self._segments], [s.live_N for s in self._segments])
-        hits = []
+        hits, masks = [], None if filter is None else self._eligible(filter)
         for text in texts:
             scores_N = self._bm25.scores(self._analyzer.terms(text))
-            matching = np.flatnonzero(scores_N)
+            matching = np.flatnonzero(scores_N if masks is None else scores_N * np.concatenate(masks))
             hits.append(self._named(best_first(matching, scores_N[matching], k, self._id_at)))
         return hits
 
@@ -214,7 +207,7 @@ class Store:
 
         All or nothing. Raises ``ValueError`` for an id twice in ``documents``, an id already in the store (unless
         ``replace``, which deletes the old document in the same change), another model, and vectors of a wrong shape.
-        Documents are streamed; their ids and term counts are held in memory until the end.
+        Documents are streamed; their ids, metadata and term counts are held in memory until the end.
         """
         if self.model is not None and vectors is None:
             if encoder is None:
@@ -223,9 +216,30 @@ class Store:
         with self._change() as manifest:
             count = self._append(manifest, documents, encoder, vectors, replace=replace, advance=advance)
             if len(self._segments) > SEGMENTS:
-                smallest = sorted(range(len(self._segments)), key=lambda number: self._segments[number].count)
-                self._merge(self._manifest, smallest[:SEGMENTS])
+                self._merge_smallest()
         return count
+
+    def update(
+        self, documents: Iterable[Document], encoder: EncodesDocuments | None = None, *, vectors: np.ndarray | None = None
+    ) -> int:
+        """Puts documents in the place of those with their ids; returns how many. All or nothing.
+
+        Without ``vectors``, only documents whose title or text changed are encoded; the others keep their vectors, and where
+        none changed ``encoder`` may be None. Raises ``ValueError`` for an id that is not there, and what ``add`` raises.
+        """
+        documents = list(documents)
+        for document in documents:
+            if document.id not in self:
+                raise ValueError(f"{self.directory}: no document with id {document.id!r}; nothing was updated")
+        if self.model is not None and vectors is None:
+            vectors = self._updated_vectors(documents, encoder)
+        return self.add(documents, encoder, vectors=vectors, replace=True)
+
+    def check_addable(self, identifiers: Iterable[str], *, replace: bool = False) -> None:
+        """Raises the ``ValueError`` that ``add`` would raise for these ids, before anything is encoded."""
+        seen: set[str] = set()
+        for identifier in identifiers:
+            self._admit(identifier, seen, {}, replace)
 
     def delete(self, identifiers: Iterable[str]) -> int:
         """Deletes documents; returns how many. All or nothing: raises ``ValueError`` naming an id that is not there.
@@ -255,12 +269,12 @@ class Store:
 
     def _open(self) -> None:
         for attempt in range(3):
-            manifest = _read_manifest(self.directory)
+            manifest = read_manifest(self.directory)
             try:
                 segments = [self._open_segment(info, manifest.model) for info in manifest.segments]
                 break
             except ValueError:  # a compaction may have removed what was just named; then the manifest has moved on
-                if attempt == 2 or _read_manifest(self.directory).change == manifest.change:
+                if attempt == 2 or read_manifest(self.directory).change == manifest.change:
                     raise
         self._use(manifest, segments)
 
@@ -273,7 +287,7 @@ class Store:
 
     def _open_segment(self, info: SegmentInfo, model: ModelInfo | None) -> Segment:
         directory = self.directory / "segments" / info.name
-        segment = Segment(directory, info.count, model.width if model else 0, info.largest_norm)
+        segment = Segment(directory, info, model.width if model else 0)
         if info.deleted:
             path = self.directory / "deleted" / info.deleted
             try:
@@ -281,6 +295,13 @@ class Store:
             except (OSError, ValueError, EOFError, IndexError) as error:
                 raise ValueError(f"{path}: damaged ({error}); build the index anew") from None
         return segment
+
+    def _eligible(self, condition: Condition) -> list[np.ndarray]:
+        """Returns for each segment which documents may be found."""
+        if condition is None:
+            return [segment.live_N for segment in self._segments]
+        parsed = parse_filter(condition) if isinstance(condition, Mapping) else condition
+        return [segment.live_N & segment.matching(parsed) for segment in self._segments]
 
     @contextmanager
     def _change(self) -> Iterator[Manifest]:
@@ -301,7 +322,7 @@ class Store:
 
     def _commit(self, manifest: Manifest, segments: tuple[SegmentInfo, ...]) -> None:
         fsync_directory(self.directory / "segments")
-        _write_manifest(self.directory, manifest.model_copy(update={"change": manifest.change + 1, "segments": segments}))
+        write_manifest(self.directory, manifest.model_copy(update={"change": manifest.change + 1, "segments": segments}))
         self._open()
 
     def _remove_unnamed(self) -> None:
@@ -330,7 +351,8 @@ class Store:
         stream = iter(documents)
         while chunk := list(islice(stream, CHUNK)):
             for document in chunk:
-                self._admit(document, seen, superseded, replace)
+                check_document(document, f"document {document.id!r}")
+                self._admit(document.id, seen, superseded, replace)
             start = len(writer.ids)
             writer.add(chunk, self._vectors_for(chunk, encoder, vectors, start), self._analyzer)
             advance(len(chunk))
@@ -339,9 +361,16 @@ class Store:
         if writer.ids:
             writer.close()
             kept = self._with_deleted(manifest, superseded)
-            added = SegmentInfo(name=name, count=len(writer.ids), largest_norm=writer.largest_norm)
-            self._commit(manifest, (*kept, added))
+            self._commit(manifest, (*kept, writer.info(name)))
         return len(writer.ids)
+
+    def _merge_smallest(self) -> None:
+        """Merges the smallest segments. What was added stays when this fails: the next addition tries again."""
+        smallest = sorted(range(len(self._segments)), key=lambda number: self._segments[number].count)
+        try:
+            self._merge(self._manifest, smallest[:SEGMENTS])
+        except OSError as error:
+            logger.warning("%s: the documents were added, but segments could not be merged: %s", self.directory, error)
 
     def _merge(self, manifest: Manifest, numbers: Iterable[int]) -> None:
         """Commits a manifest where one new segment holds the live documents of the segments ``numbers``."""
@@ -358,7 +387,7 @@ class Store:
         writer.close()
         kept = [info for number, info in enumerate(manifest.segments) if number not in merged]
         if writer.ids:
-            kept.append(SegmentInfo(name=name, count=len(writer.ids), largest_norm=writer.largest_norm))
+            kept.append(writer.info(name))
         self._commit(manifest, tuple(kept))
 
     def _with_deleted(self, manifest: Manifest, positions: dict[int, list[int]]) -> tuple[SegmentInfo, ...]:
@@ -368,22 +397,22 @@ class Store:
             live_N = self._segments[number].live_N.copy()
             live_N[added] = False
             name = f"{segments[number].name}-{manifest.change + 1:06d}.npy"
-            with atomic_write(self.directory / "deleted" / name, "wb") as file:
-                np.save(file, np.flatnonzero(~live_N))
+            path = self.directory / "deleted" / name
+            with named(path), atomic_write(path, "wb") as file:
+                write_array(file, np.flatnonzero(~live_N))
             segments[number] = segments[number].model_copy(update={"deleted": name})
         return tuple(segments)
 
-    def _admit(self, document: Document, seen: set[str], superseded: dict[int, list[int]], replace: bool) -> None:
-        check_document(document, f"document {document.id!r}")
-        if document.id in seen:
-            raise ValueError(f"id {document.id!r} is given twice; nothing was added")
-        seen.add(document.id)
-        place = self._find(document.id)
+    def _admit(self, identifier: str, seen: set[str], superseded: dict[int, list[int]], replace: bool) -> None:
+        if identifier in seen:
+            raise ValueError(f"id {identifier!r} is given twice; nothing was added")
+        seen.add(identifier)
+        place = self._find(identifier)
         if place is None:
             return
         if not replace:
             raise ValueError(
-                f"{self.directory}: id {document.id!r} is already in the index; nothing was added "
+                f"{self.directory}: id {identifier!r} is already in the index; nothing was added "
                 "(replace=True, or --replace, puts new documents in the place of old ones)"
             )
         superseded.setdefault(place[0], []).append(place[1])
@@ -403,6 +432,24 @@ class Store:
             max_length=model.max_length,
         )
 
+    def _updated_vectors(self, documents: list[Document], encoder: EncodesDocuments | None) -> np.ndarray:
+        """Returns the vectors of documents that are there: those of unchanged texts as they are, the others encoded."""
+        vectors_ND = np.empty((len(documents), self._vectors_of().width), dtype=np.float32)
+        changed = []
+        for number, document in enumerate(documents):
+            segment, position = self._find(document.id)
+            vectors_ND[number] = self._segments[segment].vectors_ND[position]
+            if self._segments[segment].document(position).full_text != document.full_text:
+                changed.append(number)
+        if changed and encoder is None:
+            raise ValueError(f"{self.directory}: {len(changed)} texts changed; give the encoder ({self.model.name})")
+        if encoder is not None:
+            self.check_encoder(encoder)
+        for start in range(0, len(changed), CHUNK):
+            part = changed[start : start + CHUNK]
+            vectors_ND[part] = self._vectors_for([documents[number] for number in part], encoder, None, 0)
+        return vectors_ND
+
     def _vectors_of(self) -> ModelInfo:
         if self.model is None:
             raise ValueError(f"{self.directory}: was built without a model, so it serves BM25 only; index with a model")
@@ -421,47 +468,6 @@ class Store:
 
     def _named(self, ranking: list[tuple[int, float]]) -> Hits:
         return {self._id_at(position): score for position, score in ranking}
-
-
-def describe_model(
-    name: str,
-    encoder: EncodesDocuments,
-    *,
-    instruction: str | None = None,
-    normalize: bool = True,
-    max_length: int | None = None,
-) -> ModelInfo:
-    """Returns what a new store records of the model that will make its vectors; an existing path is made absolute."""
-    return ModelInfo(
-        name=str(Path(name).resolve()) if Path(name).exists() else name,
-        fingerprint=encoder.fingerprint,
-        width=encoder.width,
-        document_instruction=instruction,
-        document_prompt=encoder.document_prompt(instruction=instruction),
-        normalize=normalize,
-        max_length=max_length,
-    )
-
-
-def check_absent(directory: Path) -> None:
-    """Raises ``FileExistsError`` when ``directory`` holds a store."""
-    if (directory / "manifest.json").exists():
-        raise FileExistsError(f"{directory}: already an index; add documents with `openembed add`, or use another directory")
-
-
-def _write_manifest(directory: Path, manifest: Manifest) -> None:
-    write_json(directory / "manifest.json", manifest.model_dump())
-
-
-def _read_manifest(directory: Path) -> Manifest:
-    path = directory / "manifest.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{directory}: no openembed index (no manifest.json); make one with `openembed index`")
-    values = read_json(path)
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path}: format {found!r}, this version reads {FORMAT}; build the index anew")
-    return parse(Manifest, values, str(path))
 
 
 def _refuse_string(given: object, what: str) -> None:

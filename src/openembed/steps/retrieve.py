@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 
 class DenseConfig(Config):
-    """The k documents nearest to each query's vector; ``task`` or ``instruction`` chooses the query's prompt."""
+    """The k documents nearest to each query's vector; ``task`` or ``instruction`` chooses the query's prompt.
+
+    ``filter``: a condition on metadata, see ``openembed.index.filters``. ``exact``: as in ``Store.dense``.
+    """
 
     kind: Literal["dense"] = "dense"
     k: int = Field(100, ge=1)
     task: str | None = None
     instruction: str | None = None
+    filter: dict[str, Any] | None = None
+    exact: bool | None = None
 
     def build(self, store: Store, encoder: Encoder | None = None) -> Step:
         """Returns the step; raises ``ValueError`` without an encoder or with another than the store's."""
@@ -37,7 +42,7 @@ class DenseConfig(Config):
                 normalize=store.model.normalize,
                 max_length=store.model.max_length,
             )
-            return _with_hits(search, store.dense(queries_QD, self.k))
+            return _with_hits(search, store.dense(queries_QD, self.k, filter=self.filter, exact=self.exact))
 
         return step
 
@@ -47,12 +52,13 @@ class Bm25Config(Config):
 
     kind: Literal["bm25"] = "bm25"
     k: int = Field(100, ge=1)
+    filter: dict[str, Any] | None = None
 
     def build(self, store: Store, encoder: Encoder | None = None) -> Step:
         """Returns the step."""
 
         def step(search: Search) -> Search:
-            return _with_hits(search, store.bm25([query.text for query in search.queries], self.k))
+            return _with_hits(search, store.bm25([query.text for query in search.queries], self.k, filter=self.filter))
 
         return step
 

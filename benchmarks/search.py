@@ -1,0 +1,162 @@
+"""Measures dense search, filters, reopening and changes of a store on real passages, beside faiss.
+
+    python benchmarks/passages.py DATA
+    openembed encode openembed-nano DATA/passages.jsonl -o DATA/d
+    openembed encode openembed-nano DATA/queries.jsonl -o DATA/q --kind query
+    python benchmarks/search.py DATA --count 100000 --out benchmarks/search-DATE.json
+
+Milliseconds are medians of single queries, rates those of all queries at once; the processor's time is given beside the
+clock's, since it tells more on a machine that does other things too. Recall is of the ten best by float64 products.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from openembed.documents import read_documents
+from openembed.index import dense, sketch
+from openembed.index.native import threads
+from openembed.index.store import ModelInfo, Store
+
+K = 10
+REOPEN = """
+import sys, time
+from openembed.index.store import Store
+start = time.perf_counter()
+len(Store(sys.argv[1]))
+print(time.perf_counter() - start)
+"""
+
+
+def clocks(action):
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = action()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def single(action, queries_QD, count):
+    for query_D in queries_QD[:3]:
+        action(query_D[None])
+    taken = [clocks(lambda query_D=query_D: action(query_D[None]))[1:] for query_D in queries_QD[:count]]
+    wall, cpu = np.median(taken, axis=0) * 1e3
+    return {"single_ms": round(float(wall), 3), "single_cpu_ms": round(float(cpu), 3)}
+
+
+def batch(action, queries_QD):
+    found, wall, cpu = clocks(lambda: action(queries_QD))
+    return found, {"batch_qps": round(len(queries_QD) / wall, 1), "batch_cpu_qps": round(len(queries_QD) / cpu, 1)}
+
+
+def recall(found, best):
+    return round(float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found, best, strict=True)])), 4)
+
+
+def of_store(store, queries_QD, best, rows, **options):
+    def search(part_QD):
+        return store.dense(part_QD, K, **options)
+
+    found, speed = batch(search, queries_QD)
+    return {"recall": recall([list(hits) for hits in found], best), **speed, **single(search, queries_QD, rows)}
+
+
+def of_faiss(name, documents_ND, queries_QD, best, ids):
+    import faiss
+
+    faiss.omp_set_num_threads(threads())
+    index = faiss.index_factory(documents_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+    _, build, _ = clocks(lambda: (index.train(documents_ND[:100_000]), index.add(documents_ND)))
+    if "HNSW" in name:
+        index.hnsw.efSearch = 192
+    (_, found), speed = batch(lambda part_QD: index.search(part_QD, K), queries_QD)
+    rows = {"recall": recall([[ids[n] for n in row] for row in found.tolist()], best), **speed}
+    return rows | single(lambda part_QD: index.search(part_QD, K), queries_QD, 30) | {"build_s": round(build, 1)}
+
+
+def build(options, documents_ND):
+    place = options.data / f"store-{options.count}"
+    shutil.rmtree(place, ignore_errors=True)
+    model = ModelInfo(name="openembed-nano", fingerprint="benchmark", width=documents_ND.shape[1])
+    rows = islice(read_documents(options.data / "passages.jsonl"), options.count)
+    store, wall, cpu = clocks(lambda: Store.create(place, rows, documents_ND, model=model))
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    return store, {"build_s": round(wall, 1), "build_cpu_s": round(cpu, 1), "disk_bytes_a_document": round(size / len(store))}
+
+
+def filters(store, query_D):
+    rows = {}
+    for name, condition in {
+        "source=medquad": {"source": "medquad"},
+        "year>=1900": {"year": {"gte": 1900}},
+        "10<=words<20, not from books": {"words": {"gte": 10, "lt": 20}, "not": {"source": "prose-books"}},
+        "words=50 (few)": {"words": 50},
+    }.items():
+        masks, wall, _ = clocks(lambda condition=condition: store._eligible(condition))
+        times = [clocks(lambda condition=condition: store.dense(query_D[None], K, filter=condition))[1] for _ in range(7)]
+        matching = int(sum(mask_N.sum() for mask_N in masks))
+        rows[name] = {
+            "matching": matching,
+            "mask_ms": round(wall * 1e3, 2),
+            "search_ms": round(float(np.median(times)) * 1e3, 2),
+        }
+    return rows
+
+
+def changes(store, documents_ND):
+    """Times adding and deleting ten documents, and BM25, on the whole index."""
+    from openembed.records import Document
+
+    added = [Document(f"new{n}", f"a new text {n}") for n in range(10)]
+    _, add_s, _ = clocks(lambda: store.add(added, vectors=documents_ND[:10]))
+    _, delete_s, _ = clocks(lambda: store.delete([document.id for document in added]))
+    texts = [document.text for document in islice(store.documents(), 20)]
+    store.bm25(texts[:1], K)
+    _, bm25_s, _ = clocks(lambda: store.bm25(texts, K))
+    return {"add_10_s": round(add_s, 3), "delete_10_s": round(delete_s, 3), "bm25_ms": round(bm25_s / len(texts) * 1e3, 2)}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=504)
+    parser.add_argument("--faiss", nargs="*", default=["Flat"], help="Names of faiss indexes, as its index_factory takes them.")
+    parser.add_argument("--shares", nargs="*", type=float, default=[], help="Shares of clusters to try beside the default.")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    documents_ND = np.array(np.load(options.data / "d" / "vectors.npy", mmap_mode="r")[: options.count])
+    queries_QD = np.load(options.data / "q" / "vectors.npy")
+    queries_QD = np.ascontiguousarray(queries_QD[:: max(1, len(queries_QD) // options.queries)][: options.queries])
+    ids = [f"p{number}" for number in range(options.count)]
+    best = [[ids[n] for n in row] for row in dense.top_documents(queries_QD, documents_ND, K).documents_QK.tolist()]
+    store, rows = build(options, documents_ND)
+    report = {"count": options.count, "width": documents_ND.shape[1], "threads": threads(), "store": rows}
+    report["store, exact"] = of_store(store, queries_QD, best, 100, exact=True)
+    for share in [sketch.SHARE, *options.shares] if store._segments[0].sketch is not None else []:
+        sketch.SHARE = share
+        report[f"store, approximate, share {share}"] = of_store(store, queries_QD, best, 200, exact=False)
+    for name in options.faiss:
+        report[f"faiss {name}"] = of_faiss(name, documents_ND, queries_QD, best, ids)
+    report["filters"] = filters(store, queries_QD[0])
+    report["changes"] = changes(store, documents_ND)
+    command = [sys.executable, "-c", REOPEN, str(store.directory)]
+    report["reopen_s"] = round(
+        float(subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout), 3
+    )
+    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What a store's one mutable file says: the model, the segments, the deletions. Replaced atomically at every change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from openembed.config import Config, parse
+from openembed.files import read_json, write_json
+
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 had no codes and no columns: its segments are searched more slowly until they are merged or compacted."""
+
+
+class EncodesDocuments(Protocol):
+    """What the store needs of an encoder."""
+
+    fingerprint: str
+    width: int
+
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Returns float32 (N, width)."""
+        ...
+
+    def document_prompt(self, *, instruction: str | None = None) -> str:
+        """Returns the text put before every document."""
+        ...
+
+
+class ModelInfo(Config):
+    """Which model made the vectors, and how; ``name`` is a path or hub id that ``openembed.load`` takes."""
+
+    name: str
+    fingerprint: str
+    width: int
+    document_instruction: str | None = None
+    document_prompt: str = ""
+    normalize: bool = True
+    max_length: int | None = None
+
+
+class SegmentInfo(Config):
+    """A segment as the manifest names it."""
+
+    name: str
+    count: int
+    largest_norm: float
+    deleted: str | None = None
+    coded: bool = False
+    columns: bool = False
+    sketch: bool = False
+
+
+class Manifest(Config):
+    """The state of a store after its ``change``-th change."""
+
+    format: int = FORMAT
+    change: int = 0
+    language: str
+    model: ModelInfo | None = None
+    segments: tuple[SegmentInfo, ...] = ()
+
+
+def describe_model(
+    name: str,
+    encoder: EncodesDocuments,
+    *,
+    instruction: str | None = None,
+    normalize: bool = True,
+    max_length: int | None = None,
+) -> ModelInfo:
+    """Returns what a new store records of the model that will make its vectors; an existing path is made absolute."""
+    return ModelInfo(
+        name=str(Path(name).resolve()) if Path(name).exists() else name,
+        fingerprint=encoder.fingerprint,
+        width=encoder.width,
+        document_instruction=instruction,
+        document_prompt=encoder.document_prompt(instruction=instruction),
+        normalize=normalize,
+        max_length=max_length,
+    )
+
+
+def check_absent(directory: Path) -> None:
+    """Raises ``FileExistsError`` when ``directory`` holds a store."""
+    if (directory / "manifest.json").exists():
+        raise FileExistsError(f"{directory}: already an index; add documents with `openembed add`, or use another directory")
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Replaces the manifest; a crash leaves the old one or the new one."""
+    write_json(directory / "manifest.json", manifest.model_dump())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Returns the manifest; raises ``FileNotFoundError`` where there is none and ``ValueError`` for a damaged one."""
+    path = directory / "manifest.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{directory}: no openembed index (no manifest.json); make one with `openembed index`")
+    values = read_json(path)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found not in READABLE:
+        allowed = " and ".join(map(str, READABLE))
+        raise ValueError(f"{path}: format {found!r}, this version reads {allowed}; build the index anew")
+    return parse(Manifest, {**values, "format": FORMAT}, str(path))

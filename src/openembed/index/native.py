@@ -1,0 +1,42 @@
+"""The compiled scan of int8 codes, called with ctypes.
+
+Without a compiler, or with ``OPENEMBED_KERNELS=off``, there is none and the search uses float32 products alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+
+from openembed.kernels.compile import compiled
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def scan_library() -> ctypes.CDLL | None:
+    """Returns the compiled ``scan.c``; None where it cannot be had, which is logged."""
+    library, reason = compiled("scan", "scan.c")
+    if library is None:
+        logger.info("dense search uses float32 products: %s", reason)
+        return None
+    library.openembed_scan.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.openembed_scan.restype = ctypes.c_int
+    library.openembed_sketch_scan.argtypes = [ctypes.c_void_p] * 3
+    library.openembed_sketch_scan.restype = ctypes.c_int
+    sizes = [ctypes.c_int64] * 3
+    library.openembed_quantize.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_double, *[ctypes.c_void_p] * 4]
+    library.openembed_quantize.restype = ctypes.c_int
+    pointers = [ctypes.c_void_p] * 2
+    library.openembed_products.argtypes = [*pointers, ctypes.c_int64, *pointers, ctypes.c_int64, ctypes.c_void_p]
+    library.openembed_products.restype = None
+    return library
+
+
+def threads() -> int:
+    """Returns how many threads to search with: ``OMP_NUM_THREADS``, but no more than the processors given to this process."""
+    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(given, int(wanted))) if wanted.isdigit() else given

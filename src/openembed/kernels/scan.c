@@ -1,0 +1,345 @@
+/* Candidates of an exact top-k search over int8 codes.
+ *
+ * A document d is coded as c with d = scale * c + r and |r| <= error, a query likewise. Then
+ *     |q.d - scale_q scale_d (c_q.c_d)| <= inner_q * error_d + outer_q * norm_d,
+ * where inner_q >= |scale_q c_q| and outer_q >= |r_q|, both with room for float32 rounding. A document stays a candidate
+ * while its upper bound reaches the k-th greatest lower bound seen, so no document of the true top k is ever dropped.
+ *
+ * Codes lie in groups of 16 documents, four components at a time: (group, step, document, 4), stored as c + 128. One
+ * instruction (VNNI) then multiplies four components of 16 documents, and no sum runs across lanes.
+ */
+#define EXPORT __attribute__((visibility("default")))
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <math.h>
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+enum { LANES = 16, WIDE = 6, GROUPS = 4 };
+
+typedef struct {
+    const uint8_t *codes;     /* (groups, steps, 16, 4) */
+    const float *scale;       /* (groups * 16) */
+    const float *norm;
+    const float *error;
+    const uint16_t *eligible; /* (groups): one bit a document */
+    const int64_t *ranges;    /* (ranges, 2): groups to scan, from and to */
+    int64_t range_count;
+    int64_t steps;
+    int64_t first;            /* position of the first document of group 0 */
+} Documents;
+
+typedef struct {
+    const int32_t *codes;     /* (tiles, steps, width): four int8 in each */
+    const int32_t *offset;    /* (queries): 128 * sum of the query's codes */
+    const float *scale;
+    const float *inner;
+    const float *outer;
+    const float *limit;       /* documents at or above it are counted, not kept */
+    int64_t count;
+    int64_t width;            /* queries of a tile: WIDE or 1 */
+    int64_t k;
+    int64_t capacity;
+    int32_t *positions;       /* (queries, capacity), in the order of the codes */
+    float *lower;             /* (queries, capacity); -inf: may be at or above the limit */
+    float *upper;
+    int64_t *filled;
+    int64_t *next;            /* where the next selection is due */
+    float *floor;
+    int64_t *above;
+    uint8_t *overflow;        /* more candidates than there is room for: the query must be searched otherwise */
+} Queries;
+
+static float kth_greatest(float *values, int64_t count, int64_t k) {
+    int64_t low = 0, high = count - 1;
+    k -= 1;
+    while (low < high) {
+        float pivot = values[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (values[i] > pivot) i++;
+            while (values[j] < pivot) j--;
+            if (i <= j) {
+                float swap = values[i];
+                values[i++] = values[j];
+                values[j--] = swap;
+            }
+        }
+        if (k <= j) high = j;
+        else if (k >= i) low = i;
+        else break;
+    }
+    return values[k];
+}
+
+static void select_best(Queries *queries, int64_t query, float *scratch) {
+    int64_t base = query * queries->capacity, filled = queries->filled[query], kept = 0;
+    float *lower = queries->lower + base, *upper = queries->upper + base;
+    int32_t *positions = queries->positions + base;
+    if (filled >= queries->k) {
+        memcpy(scratch, lower, filled * sizeof(float));
+        float floor = kth_greatest(scratch, filled, queries->k);
+        if (floor > queries->floor[query]) queries->floor[query] = floor;
+    }
+    for (int64_t i = 0; i < filled; i++)
+        if (upper[i] >= queries->floor[query]) {
+            lower[kept] = lower[i];
+            upper[kept] = upper[i];
+            positions[kept++] = positions[i];
+        }
+    queries->filled[query] = kept;
+    int64_t last = queries->capacity - LANES;
+    if (kept > last) queries->overflow[query] = 1;
+    queries->next[query] = 2 * kept + 64 < last ? 2 * kept + 64 : last;
+}
+
+static void take(const Documents *documents, Queries *queries, int64_t query, int64_t group, const float *score,
+                 const float *slack, float *scratch) {
+    int64_t base = query * queries->capacity;
+    uint16_t eligible = documents->eligible[group];
+    float floor = queries->floor[query], limit = queries->limit[query];
+    for (int lane = 0; lane < LANES; lane++) {
+        float lower = score[lane] - slack[lane], upper = score[lane] + slack[lane];
+        if (!(eligible >> lane & 1) || upper < floor) continue;
+        if (lower >= limit) {
+            queries->above[query]++;
+            continue;
+        }
+        int64_t place = base + queries->filled[query]++;
+        queries->positions[place] = (int32_t)(documents->first + group * LANES + lane);
+        queries->lower[place] = upper >= limit ? -INFINITY : lower;
+        queries->upper[place] = upper;
+    }
+    if (queries->filled[query] > queries->next[query]) select_best(queries, query, scratch);
+}
+
+static inline void settle(const Documents *documents, Queries *queries, int64_t query, int64_t group,
+                          const int32_t *products, float *scratch) {
+    const float *scale = documents->scale + group * LANES, *norm = documents->norm + group * LANES;
+    const float *error = documents->error + group * LANES;
+    float scale_q = queries->scale[query], inner = queries->inner[query], outer = queries->outer[query];
+    float floor = queries->floor[query];
+    int32_t offset = queries->offset[query];
+    float score[LANES], slack[LANES];
+    int hit = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        score[lane] = (float)(products[lane] - offset) * (scale[lane] * scale_q);
+        slack[lane] = inner * error[lane] + outer * norm[lane] + 1e-37f; /* below it floats round to more than a share */
+        hit |= score[lane] + slack[lane] >= floor;
+    }
+    if (hit) take(documents, queries, query, group, score, slack, scratch);
+}
+
+#define UNROLLED _Pragma("GCC unroll 32")
+#define DOTS(NAME, COUNT, WIDTH)                                                                                         \
+    static void NAME(const uint8_t *codes, const int32_t *query, int64_t steps, int32_t out[][LANES]) {                  \
+        VECTOR sums[COUNT][WIDTH];                                                                                       \
+        UNROLLED for (int g = 0; g < COUNT; g++)                                                                         \
+            UNROLLED for (int w = 0; w < WIDTH; w++) sums[g][w] = ZERO;                                                  \
+        for (int64_t step = 0; step < steps; step++) {                                                                   \
+            FOUR part[COUNT];                                                                                            \
+            UNROLLED for (int g = 0; g < COUNT; g++) part[g] = LOAD(codes + (g * steps + step) * 64);                    \
+            UNROLLED for (int w = 0; w < WIDTH; w++)                                                                     \
+                UNROLLED for (int g = 0; g < COUNT; g++) sums[g][w] = ADD(sums[g][w], part[g], query[step * WIDTH + w]); \
+        }                                                                                                                \
+        UNROLLED for (int g = 0; g < COUNT; g++)                                                                         \
+            UNROLLED for (int w = 0; w < WIDTH; w++) STORE(out[g * WIDTH + w], sums[g][w]);                              \
+    }
+
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#define VECTOR __m512i
+#define FOUR __m512i
+#define ZERO _mm512_setzero_si512()
+#define LOAD(at) _mm512_loadu_si512((const void *)(at))
+#define ADD(sum, part, query) _mm512_dpbusd_epi32(sum, part, _mm512_set1_epi32(query))
+#define STORE(at, sum) _mm512_storeu_si512((void *)(at), sum)
+#else
+typedef struct { int32_t lane[LANES]; } Sums;
+static inline Sums add_four(Sums sums, const uint8_t *part, int32_t query) {
+    int8_t q[4];
+    memcpy(q, &query, 4);
+    for (int lane = 0; lane < LANES; lane++) {
+        const uint8_t *d = part + 4 * lane;
+        sums.lane[lane] += (int16_t)d[0] * q[0] + (int16_t)d[1] * q[1] + (int16_t)d[2] * q[2] + (int16_t)d[3] * q[3];
+    }
+    return sums;
+}
+#define VECTOR Sums
+#define FOUR const uint8_t *
+#define ZERO (Sums){{0}}
+#define LOAD(at) (at)
+#define ADD(sum, part, query) add_four(sum, part, query)
+#define STORE(at, sum) memcpy(at, (sum).lane, sizeof(sum))
+#endif
+
+DOTS(dots_wide_four, GROUPS, WIDE)
+DOTS(dots_wide_one, 1, WIDE)
+DOTS(dots_narrow_four, GROUPS, 1)
+DOTS(dots_narrow_one, 1, 1)
+
+typedef void (*Dots)(const uint8_t *, const int32_t *, int64_t, int32_t[][LANES]);
+
+static void scan_groups(const Documents *documents, Queries *queries, int64_t group, int64_t groups, float *scratch) {
+    int32_t products[GROUPS * WIDE][LANES];
+    int64_t steps = documents->steps, width = queries->width;
+    const uint8_t *codes = documents->codes + group * steps * 64;
+    Dots dots = width == WIDE ? (groups == GROUPS ? dots_wide_four : dots_wide_one)
+                              : (groups == GROUPS ? dots_narrow_four : dots_narrow_one);
+    for (int64_t first = 0; first < queries->count; first += width) {
+        dots(codes, queries->codes + first * steps, steps, products);
+        int64_t last = first + width < queries->count ? first + width : queries->count;
+        for (int64_t g = 0; g < groups; g++)
+            for (int64_t number = first; number < last; number++)
+                if (!queries->overflow[number])
+                    settle(documents, queries, number, group + g, products[g * width + number - first], scratch);
+    }
+}
+
+/* Scores sketches: two components to four bits, a table of 16 products for each pair of components. 64 bytes hold 16 documents
+ * times 4 pairs in their low halves, and 4 other pairs in their high halves. ``tables``: (steps, 2, 4, 16) bytes. */
+static void look_up(const uint8_t *codes, const uint8_t *tables, int64_t steps, int64_t groups, int32_t out[][LANES]) {
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+    const __m512i low = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1), which = _mm512_set1_epi32(0x30201000);
+    __m512i sums[GROUPS];
+    UNROLLED for (int g = 0; g < GROUPS; g++) sums[g] = _mm512_setzero_si512();
+    for (int64_t step = 0; step < steps; step++) {
+        __m512i first = _mm512_loadu_si512(tables + step * 128), second = _mm512_loadu_si512(tables + step * 128 + 64);
+        UNROLLED for (int g = 0; g < GROUPS; g++) {
+            if (g >= groups) break;
+            __m512i both = _mm512_loadu_si512(codes + (g * steps + step) * 64);
+            __m512i one = _mm512_or_si512(_mm512_and_si512(both, low), which);
+            __m512i other = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(both, 4), low), which);
+            sums[g] = _mm512_dpbusd_epi32(sums[g], _mm512_permutexvar_epi8(one, first), ones);
+            sums[g] = _mm512_dpbusd_epi32(sums[g], _mm512_permutexvar_epi8(other, second), ones);
+        }
+    }
+    UNROLLED for (int g = 0; g < GROUPS; g++) _mm512_storeu_si512(out[g], sums[g]);
+#else
+    memset(out, 0, GROUPS * LANES * sizeof(int32_t));
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t step = 0; step < steps; step++) {
+            const uint8_t *both = codes + (g * steps + step) * 64, *table = tables + step * 128;
+            for (int lane = 0; lane < LANES; lane++)
+                for (int part = 0; part < 4; part++) {
+                    uint8_t code = both[lane * 4 + part];
+                    out[g][lane] += table[part * 16 + (code & 15)] + table[64 + part * 16 + (code >> 4)];
+                }
+        }
+#endif
+}
+
+/* Keeps, for the one query of ``queries``, the documents of the ranges whose sketches score best: its k best, and what came
+ * since the last selection. ``documents->scale`` and the like are not read. Returns 0, or 1 when there is no memory. */
+EXPORT int openembed_sketch_scan(const Documents *documents, Queries *queries, const uint8_t *tables) {
+    float *scratch = malloc(queries->capacity * sizeof(float)), none[LANES] = {0}, score[LANES];
+    int32_t products[GROUPS][LANES];
+    if (!scratch) return 1;
+    for (int64_t range = 0; range < documents->range_count; range++) {
+        int64_t group = documents->ranges[2 * range], end = documents->ranges[2 * range + 1];
+        for (; group < end; group += GROUPS) {
+            int64_t groups = end - group < GROUPS ? end - group : GROUPS;
+            look_up(documents->codes + group * documents->steps * 64, tables, documents->steps, groups, products);
+            for (int64_t g = 0; g < groups; g++) {
+                int hit = 0;
+                for (int lane = 0; lane < LANES; lane++) {
+                    score[lane] = (float)products[g][lane];
+                    hit |= score[lane] >= queries->floor[0];
+                }
+                if (hit) take(documents, queries, 0, group + g, score, none, scratch);
+            }
+        }
+    }
+    select_best(queries, 0, scratch);
+    free(scratch);
+    return 0;
+}
+
+/* Codes one vector of ``padded`` components (a multiple of 16); returns its scale and the squares of norm and rest. */
+static float code_one(const float *value, int64_t padded, int8_t *whole, double *squares, double *lost) {
+    float most[LANES] = {0}, unit = 0;
+    double square[LANES] = {0}, rest[LANES] = {0};
+    for (int64_t i = 0; i < padded; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            most[lane] = fabsf(value[i + lane]) > most[lane] ? fabsf(value[i + lane]) : most[lane];
+    for (int lane = 0; lane < LANES; lane++) unit = most[lane] > unit ? most[lane] : unit;
+    unit /= 127;
+    if (unit < 1.17549435e-38f) unit = 1;
+    for (int64_t i = 0; i < padded; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            float rounded = nearbyintf(value[i + lane] / unit);
+            double off = (double)value[i + lane] - (double)rounded * unit;
+            square[lane] += (double)value[i + lane] * value[i + lane];
+            rest[lane] += off * off;
+            whole[i + lane] = (int8_t)(int32_t)rounded;
+        }
+    for (int lane = 0; lane < LANES; lane++) *squares += square[lane], *lost += rest[lane];
+    return unit;
+}
+
+/* Codes documents (count, width): bytes of whole groups, and their bounds. Padding is of scale, norm and error 0. ``room`` is
+ * the relative room for rounding in norm and error. Returns 0, or 1 when there is no memory. */
+EXPORT int openembed_quantize(const float *values, int64_t count, int64_t width, int64_t steps, double room, uint8_t *codes,
+                       float *scale, float *norm, float *error) {
+    int64_t padded = (width + LANES - 1) / LANES * LANES;
+    float *value = calloc(padded, sizeof(float));
+    int8_t *whole = malloc(padded);
+    if (!value || !whole) {
+        free(value);
+        free(whole);
+        return 1;
+    }
+    memset(codes, 128, (size_t)((count + LANES - 1) / LANES * steps * 64));
+    for (int64_t number = 0; number < count; number++) {
+        uint8_t *code = codes + number / LANES * steps * 64 + number % LANES * 4;
+        double squares = 0, lost = 0;
+        memcpy(value, values + number * width, width * sizeof(float));
+        scale[number] = code_one(value, padded, whole, &squares, &lost);
+        norm[number] = (float)(sqrt(squares) * (1 + room));
+        error[number] = (float)(sqrt(lost) * (1 + room));
+        for (int64_t step = 0; step < steps; step++)
+            for (int part = 0; part < 4; part++) code[step * 64 + part] = (uint8_t)(whole[step * 4 + part] + 128);
+    }
+    free(value);
+    free(whole);
+    return 0;
+}
+
+/* Dot products of pairs (queries[i], documents[i]), summed in float64 in one fixed order, rounded to float32. */
+EXPORT void openembed_products(const float *queries, const float *documents, int64_t width, const int64_t *rows,
+                        const int64_t *positions, int64_t count, float *scores) {
+    for (int64_t pair = 0; pair < count; pair++) {
+        const float *query = queries + rows[pair] * width, *document = documents + positions[pair] * width;
+        double sums[LANES] = {0}, total = 0;
+        int64_t whole = width / LANES * LANES;
+        for (int64_t i = 0; i < whole; i += LANES)
+            for (int lane = 0; lane < LANES; lane++) sums[lane] += (double)query[i + lane] * document[i + lane];
+        for (int64_t i = whole; i < width; i++) sums[i - whole] += (double)query[i] * document[i];
+        for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+        scores[pair] = (float)total;
+    }
+}
+
+/* Scans the ranges for every query; returns 0, or 1 when there is no memory. */
+EXPORT int openembed_scan(const Documents *documents, Queries *queries) {
+    float *scratch = malloc(queries->capacity * sizeof(float));
+    if (!scratch) return 1;
+    for (int64_t range = 0; range < documents->range_count; range++) {
+        int64_t group = documents->ranges[2 * range], end = documents->ranges[2 * range + 1];
+        while (group < end) {
+            if (!documents->eligible[group]) {
+                group++;
+                continue;
+            }
+            int64_t groups = end - group >= GROUPS ? GROUPS : 1;
+            scan_groups(documents, queries, group, groups, scratch);
+            group += groups;
+        }
+    }
+    for (int64_t query = 0; query < queries->count; query++)
+        if (!queries->overflow[query]) select_best(queries, query, scratch);
+    free(scratch);
+    return 0;
+}

@@ -1,0 +1,171 @@
+"""Approximate search of large segments, the codes it and exact search read, and the library that reads them."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from openembed.index import codes, native, segments, sketch
+from openembed.index.codes import quantize
+from openembed.index.native import scan_library
+from openembed.index.store import ModelInfo, Store
+from openembed.records import Document
+
+COUNT, WIDTH = 3000, 40
+compiled = pytest.mark.skipif(scan_library() is None, reason="no C compiler here")
+
+
+@pytest.fixture(scope="module")
+def values_ND():
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((30, WIDTH))
+    values_ND = centres[random.integers(0, 30, COUNT)] + 0.7 * random.standard_normal((COUNT, WIDTH))
+    return (values_ND / np.linalg.norm(values_ND, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def large(tmp_path, values_ND, monkeypatch):
+    monkeypatch.setattr(segments, "SKETCHED", 500)
+    monkeypatch.setattr(sketch, "LEAST", 100)
+    model = ModelInfo(name="given", fingerprint="given", width=WIDTH)
+    documents = [Document(f"d{n}", f"text {n}", metadata={"n": n}) for n in range(COUNT)]
+    return Store.create(tmp_path / "index", documents, values_ND, model=model)
+
+
+def overlap(found, expected):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, expected, strict=True)])
+
+
+@compiled
+def test_approximate_search_finds_nearly_all_with_exact_scores(large, values_ND):
+    queries_QD = values_ND[:60] + 0.2 * values_ND[100:160]
+    exact = large.dense(queries_QD, 10, exact=True)
+    found = large.dense(queries_QD, 10, exact=False)
+    assert overlap(found, exact) >= 0.9
+    assert all(exact[row][i] == score for row, hits in enumerate(found) for i, score in hits.items() if i in exact[row])
+    assert all(list(hits.values()) == sorted(hits.values(), reverse=True) for hits in found)
+    few = large.dense(queries_QD[:3], 10)
+    assert few == large.dense(queries_QD[:3], 10, exact=False)
+    assert large.dense(queries_QD, 10) == exact
+
+
+@compiled
+def test_with_every_cluster_and_enough_candidates_it_is_exact(large, values_ND, monkeypatch):
+    monkeypatch.setattr(sketch, "SHARE", 1.0)
+    monkeypatch.setattr(sketch, "LEAST", COUNT)
+    monkeypatch.setattr(sketch, "THREADED", 10)
+    for number in (1, 3):
+        monkeypatch.setattr(sketch, "threads", lambda number=number: number)
+        assert large.dense(values_ND[:5], 10, exact=False) == large.dense(values_ND[:5], 10, exact=True)
+
+
+@compiled
+def test_deletions_filters_and_small_segments_beside_a_large_one(large, values_ND):
+    query_QD = values_ND[:1]
+    gone = list(large.dense(query_QD, 5, exact=True)[0])
+    large.delete(gone)
+    large.add([Document("small", "x", metadata={"n": 7})], vectors=query_QD)
+    found = large.dense(query_QD, 10)[0]
+    assert next(iter(found)) == "small"
+    assert not set(gone) & set(found)
+    half = large.dense(query_QD, 10, filter={"n": {"lt": 1500}})[0]
+    assert len(half) == 10
+    assert all(i == "small" or int(i[1:]) < 1500 for i in half)
+    few = {"n": {"in": [7, 8, 2999]}}
+    assert set(large.dense(query_QD, 10, filter=few)[0]) == {"small", "d7", "d8", "d2999"} - set(gone)
+    assert large.dense(query_QD, 10, filter=few) == large.dense(query_QD, 10, filter=few, exact=True)
+    before = large.dense(query_QD, 10, exact=True)
+    large.compact()
+    assert large.dense(query_QD, 10, exact=True) == before
+    assert Store(large.directory).dense(query_QD, 10)[0]
+
+
+def test_a_damaged_sketch_is_named(large):
+    folder = large.directory / "segments" / "000001"
+    names = sorted(path.name for path in folder.glob("sketch*"))
+    assert names == sorted(sketch.FILES)
+    for name in names:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-1])
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            Store(large.directory)
+        (folder / name).write_bytes(whole)
+
+
+@compiled
+def test_sketch_scores_are_the_sums_of_the_tables(tmp_path, values_ND):
+    sketch.write_sketch(tmp_path, values_ND)
+    made = sketch.map_sketch(tmp_path, COUNT, WIDTH)
+    order_P, query_D = made.order_P, values_ND[5]
+    assert sorted(order_P[order_P >= 0]) == list(range(COUNT))
+    pairs = len(made.points_MP)
+    tables_MP = made._tables(query_D).transpose(1, 0, 2, 3).reshape(pairs, sketch.POINTS)
+    both = made.codes_GS.transpose(0, 2, 1, 3).reshape(len(order_P), -1)
+    points = np.concatenate([both & 15, both >> 4], axis=1)
+    expected_P = tables_MP[np.arange(pairs), points].astype(np.int64).sum(axis=1)
+    room = codes.Room(1, COUNT, codes.capacity(COUNT))
+    mask_G = codes.eligible_groups(order_P >= 0)
+    documents = codes.documents_argument(made.codes_GS, None, mask_G, np.array([[0, len(mask_G)]]), 0)
+    queries = codes.queries_argument(None, COUNT, room)
+    tables = made._tables(query_D)
+    assert scan_library().openembed_sketch_scan(documents.pointer, queries.pointer, tables.ctypes.data) == 0
+    places = room.positions[0, : room.filled[0]]
+    assert sorted(order_P[places]) == list(range(COUNT))
+    assert room.upper[0, : len(places)].tolist() == expected_P[places].tolist()
+
+
+@compiled
+@pytest.mark.parametrize("width", [1, 3, 16, 40])
+def test_codes_are_the_same_with_and_without_the_library_and_bounds_hold(width, monkeypatch):
+    random = np.random.default_rng(1)
+    values_ND = (random.standard_normal((37, width)) * 10.0 ** random.integers(-30, 30, (37, 1))).astype(np.float32)
+    values_ND[3] = 0
+    values_ND[4] = 1e-39
+    with_library = quantize(values_ND)
+    monkeypatch.setattr(codes, "scan_library", lambda: None)
+    without = quantize(values_ND)
+    np.testing.assert_array_equal(with_library.codes_GS, without.codes_GS)
+    np.testing.assert_allclose(with_library.bounds_3P, without.bounds_3P, rtol=1e-5)
+    scale_P, norm_P, error_P = with_library.bounds_3P
+    codes_PD = with_library.codes_GS.transpose(0, 2, 1, 3).reshape(len(scale_P), -1)[:37, :width].astype(np.float64) - 128
+    exact_ND = values_ND.astype(np.float64)
+    assert (np.linalg.norm(exact_ND, axis=1) <= norm_P[:37] + 1e-44).all()
+    assert (np.linalg.norm(exact_ND - codes_PD * scale_P[:37, None], axis=1) <= error_P[:37] + 1e-44).all()
+
+
+def test_without_a_compiler_search_is_the_same(large, values_ND, monkeypatch):
+    expected = large.dense(values_ND[:4], 5, exact=True)
+    monkeypatch.setenv("OPENEMBED_KERNELS", "off")
+    native.scan_library.cache_clear()
+    try:
+        assert scan_library() is None
+        found = Store(large.directory).dense(values_ND[:4], 5)
+    finally:
+        monkeypatch.undo()
+        native.scan_library.cache_clear()
+    assert [list(hits) for hits in found] == [list(hits) for hits in expected]
+
+
+def test_a_compiler_that_fails_is_told_once_and_search_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "/bin/false")
+    native.scan_library.cache_clear()
+    try:
+        assert scan_library() is None
+        assert "could not be built" in caplog.text
+    finally:
+        monkeypatch.undo()
+        native.scan_library.cache_clear()
+
+
+@compiled
+def test_a_forked_process_searches_with_threads_of_its_own(large, values_ND, monkeypatch):
+    monkeypatch.setattr(codes, "THREADED", 1)
+    monkeypatch.setattr(codes, "threads", lambda: 2)
+    expected = large.dense(values_ND[:3], 5, exact=True)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if large.dense(values_ND[:3], 5, exact=True) == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
