@@ -12,6 +12,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
+from openembed.server import page as search_page
+
 router = APIRouter(include_in_schema=False)
 
 INLINE = re.compile(r"<(script|style)(?:\s[^>]*)?>(.*?)</\1\s*>", re.S | re.I)
@@ -19,15 +21,17 @@ INLINE = re.compile(r"<(script|style)(?:\s[^>]*)?>(.*?)</\1\s*>", re.S | re.I)
 
 @router.get("/")
 async def page(request: Request) -> Response:
-    """The search page; where there is none, or nothing to search, the API's description."""
-    html = _file("page/index.html") if request.app.state.settings.page and request.app.state.catalog.indexes else None
-    return RedirectResponse("/docs") if html is None else _html(html)
+    """The search page; where it is switched off, or nothing to search, the API's description."""
+    if not (request.app.state.settings.page and request.app.state.catalog.indexes):
+        return RedirectResponse("/docs")
+    return _html(search_page.html(), search_page.content_security_policy())
 
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """The API's description for people."""
-    return _html(_described(request.app))
+    html = _described(request.app)
+    return _html(html, _policy(html))
 
 
 def policy(html: str) -> str:
@@ -41,8 +45,8 @@ def policy(html: str) -> str:
     return "; ".join([*parts, "frame-ancestors 'none'"])
 
 
-def _html(html: str) -> Response:
-    headers = {"content-security-policy": _policy(html), "cache-control": "no-cache"}
+def _html(html: str, allowed: str) -> Response:
+    headers = {"content-security-policy": allowed, "cache-control": "no-cache"}
     return Response(html, media_type="text/html; charset=utf-8", headers=headers)
 
 
