@@ -79,7 +79,9 @@ class ServedIndex:
             self._reopen()
             return result
 
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writing, run))
+        changing = asyncio.get_running_loop().run_in_executor(self._writing, run)
+        changing.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, though nobody may wait for it
+        return await asyncio.shield(changing)
 
     def close(self) -> None:
         """Ends its threads when what they do is done."""
