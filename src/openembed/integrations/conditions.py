@@ -1,147 +1,167 @@
-"""Filters over metadata, parsed once and translated by each database.
+"""Conditions on the metadata of documents, parsed once and translated by each database.
 
-    {"lang": "en"}                      equal; of a list: one of its elements is
-    {"year": {"gte": 2000, "lt": 2020}} gt, gte, lt, lte
-    {"tag": {"in": ["a", "b"]}}         equal to one of them
-    {"isbn": {"exists": true}}          there, and neither null nor an empty list
-    {"not": {...}}  {"and": [...]}  {"or": [...]}; several keys of one object must all hold
+    {"lang": "en"}                      equal; of a list: one of its values is
+    {"year": {"gte": 2000, "lt": 2020}} gt, gte, lt, lte: numbers, or strings in order
+    {"tag": {"in": ["a", "b"]}}         one of several values
+    {"isbn": {"exists": true}}          whether there is a value (null and an empty list are none)
+    {"and": [...]}  {"or": [...]}  {"not": {...}}; several keys of one object all hold
 
-Values are strings, numbers and booleans; a boolean is no number. Numbers are compared with numbers, strings with strings.
+The parts of a nested object are named by dots. Strings, numbers and true/false are kept apart.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Value = str | int | float | bool
-COMPARISONS = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
+from openembed.records import Document
+
+Value = str | float | bool
+RANGES = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
+OPERATORS = (*RANGES, "in", "exists")
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """The field equals one of ``values``."""
+class Field:
+    """One or several conditions on one field: all hold. A list holds the ranges when one of its values lies in them."""
 
-    field: str
-    values: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Within:
-    """The field lies within ``bounds``: (gt, gte, lt or lte; number or string)."""
-
-    field: str
-    bounds: tuple[tuple[str, Value], ...]
+    name: str
+    conditions: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
-class Exists:
-    """The field is there."""
+class All:
+    """Every part holds."""
 
-    field: str
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Any_:
+    """At least one part holds."""
+
+    parts: tuple[Filter, ...]
 
 
 @dataclass(frozen=True)
 class Not:
-    """``part`` does not hold."""
+    """The part does not hold: also where the field is missing."""
 
-    part: Condition
-
-
-@dataclass(frozen=True)
-class AllOf:
-    """Every part holds; without parts: true."""
-
-    parts: tuple[Condition, ...]
+    part: Filter
 
 
-@dataclass(frozen=True)
-class AnyOf:
-    """At least one part holds; without parts: false."""
-
-    parts: tuple[Condition, ...]
+Filter = Field | All | Any_ | Not
 
 
-Condition = OneOf | Within | Exists | Not | AllOf | AnyOf
+def parse_filter(given: Mapping[str, Any]) -> Filter:
+    """Returns the filter that ``given`` describes; raises ``ValueError`` naming what cannot be understood, and where."""
+    return _parse(given, "filter")
 
 
-def parse_conditions(given: Mapping[str, Any]) -> Condition:
-    """Returns the condition of a filter; raises ``ValueError`` naming the part that cannot be understood."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"a filter is an object such as {{'lang': 'en'}}, got {given!r:.80}")
-    parts = tuple(_entry(key, value) for key, value in given.items())
-    return parts[0] if len(parts) == 1 else AllOf(parts)
+def flat_values(metadata: Mapping[str, Any]) -> dict[str, list[Value]]:
+    """Returns the distinct values of each field: those of a list one by one, those of an object under ``field.key``."""
+    found: dict[str, list[Value]] = {}
+    _flatten("", metadata, found)
+    return found
 
 
-def holds(condition: Condition, metadata: Mapping[str, Any]) -> bool:
-    """Returns whether ``condition`` is true of ``metadata``: what every translation has to agree with."""
+def holds(condition: Filter, document: Document) -> bool:
+    """Returns whether the condition holds for one document: what every translation has to agree with."""
+    return _holds(condition, flat_values(document.metadata))
+
+
+def kind(value: object) -> str | None:
+    """Returns what a filter takes a value for: ``boolean``, ``number`` or ``string``; None for anything else."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number" if math.isfinite(value) else None
+    return "string" if isinstance(value, str) else None
+
+
+def _holds(condition: Filter, fields: Mapping[str, list[Value]]) -> bool:
     match condition:
-        case OneOf(field, values):
-            return any(_same_kind(a, b) and a == b for a in _elements(metadata, field) for b in values)
-        case Within(field, bounds):
-            elements = _elements(metadata, field)
-            return any(all(_same_kind(a, b) and COMPARISONS[name](a, b) for name, b in bounds) for a in elements)
-        case Exists(field):
-            return metadata.get(field) not in (None, [])
+        case Field(name, conditions):
+            values, ranges = fields.get(name, []), [pair for pair in conditions if pair[0] in RANGES]
+            held = [_one(values, name, value) for name, value in conditions if name not in RANGES]
+            return all(held) and (not ranges or any(all(_within(v, *pair) for pair in ranges) for v in values))
         case Not(part):
-            return not holds(part, metadata)
-        case AllOf(parts):
-            return all(holds(part, metadata) for part in parts)
-        case AnyOf(parts):
-            return any(holds(part, metadata) for part in parts)
+            return not _holds(part, fields)
+        case All(parts):
+            return all(_holds(part, fields) for part in parts)
+        case Any_(parts):
+            return any(_holds(part, fields) for part in parts)
 
 
-def _entry(key: str, value: Any) -> Condition:
-    if key in ("and", "or"):
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"filter: {key!r} takes a list of filters, got {value!r:.80}")
-        parts = tuple(parse_conditions(part) for part in value)
-        return AllOf(parts) if key == "and" else AnyOf(parts)
-    if key == "not":
-        return Not(parse_conditions(value))
+def _one(values: list[Value], name: str, wanted: Any) -> bool:
+    if name == "exists":
+        return bool(values) == wanted
+    return any(kind(a) == kind(b) and a == b for a in values for b in wanted)
+
+
+def _within(value: Value, name: str, bound: Value) -> bool:
+    return kind(value) == kind(bound) and RANGES[name](value, bound)
+
+
+def _flatten(prefix: str, value: Any, found: dict[str, list[Value]]) -> None:
     if isinstance(value, Mapping):
-        return _field(key, value)
-    return OneOf(key, (_value(key, value),))
+        for key, part in value.items():
+            _flatten(f"{prefix}.{key}" if prefix else str(key), part, found)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _flatten(prefix, part, found)
+    elif prefix and kind(value) is not None:
+        values = found.setdefault(prefix, [])
+        if not any(kind(v) == kind(value) and v == value for v in values):
+            values.append(value)
 
 
-def _field(key: str, given: Mapping[str, Any]) -> Condition:
-    names = set(given)
-    if names == {"in"}:
-        if not isinstance(given["in"], list | tuple):
-            raise ValueError(f"filter: {key!r}: 'in' takes a list, got {given['in']!r:.80}")
-        return OneOf(key, tuple(_value(key, value) for value in given["in"]))
-    if names == {"exists"}:
-        if not isinstance(given["exists"], bool):
-            raise ValueError(f"filter: {key!r}: 'exists' takes true or false, got {given['exists']!r:.80}")
-        return Exists(key) if given["exists"] else Not(Exists(key))
-    if names and names <= COMPARISONS.keys():
-        bounds = tuple((name, _value(key, value)) for name, value in given.items())
-        if any(isinstance(value, bool) or not _same_kind(value, bounds[0][1]) for _, value in bounds):
-            raise ValueError(f"filter: {key!r}: bounds are numbers, or all strings, got {dict(given)!r:.80}")
-        return Within(key, bounds)
-    allowed = "a value, {'in': [...]}, {'exists': true} or bounds (gt, gte, lt, lte)"
-    raise ValueError(f"filter: {key!r}: {dict(given)!r:.80} is not known; use {allowed}")
+def _parse(given: Any, where: str) -> Filter:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: must be an object such as {{'lang': 'en'}}, got {type(given).__name__}")
+    parts = tuple(_entry(key, value, f"{where}.{key}") for key, value in given.items())
+    return parts[0] if len(parts) == 1 else All(parts)
 
 
-def _value(key: str, value: Any) -> Value:
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"filter: {key!r}: values are strings, numbers and booleans, got {value!r:.80}")
+def _entry(key: Any, value: Any, where: str) -> Filter:
+    if key in ("and", "or"):
+        parts = tuple(_parse(part, f"{where}[{number}]") for number, part in enumerate(_list(value, where)))
+        return All(parts) if key == "and" else Any_(parts)
+    if key == "not":
+        return Not(_parse(value, where))
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"{where}: a field is named by a string, got {key!r}")
+    if not isinstance(value, Mapping):
+        return Field(key, (("in", (_value(value, where),)),))
+    if not value:
+        raise ValueError(f"{where}: no operator; allowed: {', '.join(OPERATORS)}")
+    return Field(key, tuple((name, _operand(name, operand, f"{where}.{name}")) for name, operand in value.items()))
+
+
+def _operand(name: object, value: Any, where: str) -> Any:
+    if name == "in":
+        return tuple(_value(one, f"{where}[{number}]") for number, one in enumerate(_list(value, where)))
+    if name == "exists":
+        if not isinstance(value, bool):
+            raise ValueError(f"{where}: must be true or false, got {value!r}")
+        return value
+    if name in RANGES:
+        if kind(value) not in ("number", "string"):
+            raise ValueError(f"{where}: must be a number or a string, got {value!r}")
+        return value
+    raise ValueError(f"{where}: unknown operator {name!r}; allowed: {', '.join(OPERATORS)}, and above fields and, or, not")
+
+
+def _list(value: Any, where: str) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where}: must be a list, got {type(value).__name__}")
     return value
 
 
-def _elements(metadata: Mapping[str, Any], field: str) -> list[Any]:
-    value = metadata.get(field)
-    return value if isinstance(value, list) else [value]
-
-
-def _same_kind(a: Any, b: Any) -> bool:
-    return _kind(a) == _kind(b)
-
-
-def _kind(value: Any) -> type | None:
-    for kind in (bool, str):
-        if isinstance(value, kind):
-            return kind
-    return float if isinstance(value, int | float) else None
+def _value(value: Any, where: str) -> Value:
+    if kind(value) is None:
+        raise ValueError(f"{where}: must be a string, a finite number, true or false, got {value!r}")
+    return value

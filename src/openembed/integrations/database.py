@@ -21,7 +21,6 @@ from openembed.records import Document
 from openembed.vectors import Precision, VectorFormat
 
 BATCH = 256
-Filter = Mapping[str, Any]
 
 
 class DatabaseInfo(Config):
@@ -73,7 +72,7 @@ class VectorDatabase(ABC):
         """Removes documents; an id that is not there is passed over."""
 
     @abstractmethod
-    def _search(self, queries_QD: np.ndarray, k: int, filter: Filter | None) -> list[list[tuple[str, float]]]:
+    def _search(self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None) -> list[list[tuple[str, float]]]:
         """The k nearest (id, inner product) of each query."""
 
     @abstractmethod
@@ -88,7 +87,7 @@ class VectorDatabase(ABC):
         """Returns one document; raises ``ValueError`` when there is none of that id."""
         return self.documents([identifier])[0]
 
-    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> list[Hits]:
+    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Mapping[str, Any] | None = None) -> list[Hits]:
         """Returns for each query vector the k documents of greatest inner product, best first.
 
         ``filter``: see :mod:`openembed.integrations.conditions`. Queries of the model's whole width are cut to what is

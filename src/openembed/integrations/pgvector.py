@@ -1,31 +1,23 @@
 """Documents and vectors in PostgreSQL with the pgvector extension, through psycopg 3. Needs the extra ``openembed[pgvector]``.
 
-A row a document: ``id text primary key, title, text, metadata jsonb, embedding vector(D) or halfvec(D), digest``. The
-table's comment says which model made the vectors. Search is exact until :meth:`PgVectorIndex.create_index` makes an HNSW index.
+A row a document: ``id text primary key, title, text, metadata jsonb, fields jsonb, embedding vector(D) or halfvec(D),
+digest``; ``fields`` are the values that filters ask for, by their dotted names. The table's comment says which model made the
+vectors. Search is exact until :meth:`PgVectorIndex.create_index` makes an HNSW index.
 Whatever a user gives reaches the server as a parameter; names of tables as quoted identifiers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from openembed.config import parse
-from openembed.integrations.conditions import (
-    AllOf,
-    AnyOf,
-    Condition,
-    Exists,
-    Not,
-    OneOf,
-    Within,
-    parse_conditions,
-)
-from openembed.integrations.database import DatabaseInfo, Filter, VectorDatabase, require
+from openembed.integrations.conditions import RANGES, All, Any_, Field, Filter, Not, flat_values, parse_filter
+from openembed.integrations.database import DatabaseInfo, VectorDatabase, require
 from openembed.records import Document
 
 TABLE = "openembed"
@@ -88,7 +80,7 @@ class PgVectorIndex(VectorDatabase):
         columns = sql.SQL("{} ({})").format(sql.Identifier(TYPES[info.precision][0]), sql.Literal(info.width))
         create = sql.SQL(
             "CREATE TABLE {} (id text PRIMARY KEY, title text NOT NULL, text text NOT NULL, metadata jsonb NOT NULL, "
-            "embedding {} NOT NULL, digest text NOT NULL)"
+            "fields jsonb NOT NULL, embedding {} NOT NULL, digest text NOT NULL)"
         )
         note = json.dumps({"openembed": info.model_dump(mode="json")})
         with self._connection.transaction():
@@ -144,12 +136,12 @@ class PgVectorIndex(VectorDatabase):
             metadata = json.dumps(document.metadata, ensure_ascii=False)
             if any("\0" in part for part in (document.id, document.title, document.text)) or "\\u0000" in metadata:
                 raise ValueError(f"document {document.id!r}: holds NUL, which PostgreSQL cannot keep; remove it")
-            value = self._vector(vector)
-            rows.append((document.id, document.title, document.text, Jsonb(document.metadata), value, digest))
-        names = ("title", "text", "metadata", "embedding", "digest")
+            texts, fields = (document.id, document.title, document.text), flat_values(document.metadata)
+            rows.append((*texts, Jsonb(document.metadata), Jsonb(fields), self._vector(vector), digest))
+        names = ("title", "text", "metadata", "fields", "embedding", "digest")
         updates = self._sql.SQL(", ".join(f"{name} = EXCLUDED.{name}" for name in names))
         command = self._sql.SQL(
-            "INSERT INTO {} (id, title, text, metadata, embedding, digest) VALUES (%s, %s, %s, %s, %s, %s) "
+            "INSERT INTO {} (id, title, text, metadata, fields, embedding, digest) VALUES (%s, %s, %s, %s, %s, %s, %s) "
             "ON CONFLICT (id) DO UPDATE SET {}"
         )
         with self._connection.transaction(), self._connection.cursor() as cursor:
@@ -160,8 +152,8 @@ class PgVectorIndex(VectorDatabase):
 
         return HalfVector(values_D) if self.info.precision == "float16" else Vector(values_D)
 
-    def _search(self, queries_QD: np.ndarray, k: int, filter: Filter | None) -> list[list[tuple[str, float]]]:
-        clause, values = translate(AllOf(()) if filter is None else parse_conditions(filter))
+    def _search(self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None) -> list[list[tuple[str, float]]]:
+        clause, values = translate(All(()) if filter is None else parse_filter(filter))
         text = f"SELECT id, embedding <#> %s FROM {{}} WHERE {clause} ORDER BY embedding <#> %s LIMIT %s"
         hits = []
         with self._connection.transaction():
@@ -203,33 +195,33 @@ def shown(target: str) -> str:
     return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl() if parts.password else target
 
 
-def translate(condition: Condition) -> tuple[str, list[Any]]:
-    """Returns an SQL expression over ``metadata``, all names and values of the filter left out of it, and those, in order."""
+def translate(condition: Filter) -> tuple[str, list[Any]]:
+    """Returns an SQL expression over ``fields``, all names and values of the filter left out of it, and those, in order."""
     match condition:
-        case OneOf(field, values):
-            return _any([_path(field, [("==", value)]) for value in values])
-        case Within(field, bounds):
-            return _path(field, [(SYMBOLS[name], value) for name, value in bounds])
-        case Exists(field):
-            return "coalesce(metadata -> %s, 'null') NOT IN ('null', '[]')", [field]
+        case Field(name, conditions):
+            parts = [_field(name, operator, value) for operator, value in conditions if operator not in RANGES]
+            ranges = [(SYMBOLS[operator], value) for operator, value in conditions if operator in RANGES]
+            return _joined(" AND ", "TRUE", [*parts, *([_path(name, ranges)] if ranges else [])])
         case Not(part):
             text, values = translate(part)
             return f"NOT ({text})", values
-        case AllOf(parts):
+        case All(parts):
             return _joined(" AND ", "TRUE", [translate(part) for part in parts])
-        case AnyOf(parts):
-            return _any([translate(part) for part in parts])
+        case Any_(parts):
+            return _joined(" OR ", "FALSE", [translate(part) for part in parts])
 
 
-def _path(field: str, tests: list[tuple[str, Any]]) -> tuple[str, list[Any]]:
+def _field(name: str, operator: str, value: Any) -> tuple[str, list[Any]]:
+    if operator == "exists":
+        return f"fields -> %s IS {'NOT ' if value else ''}NULL", [name]
+    return _joined(" OR ", "FALSE", [_path(name, [("==", one)]) for one in value])
+
+
+def _path(name: str, tests: list[tuple[str, Any]]) -> tuple[str, list[Any]]:
     """A JSON path, whose lax mode looks into lists, and finds false instead of failing where kinds differ."""
     path = " && ".join(f"@ {symbol} $v{number}" for number, (symbol, _) in enumerate(tests))
     variables = json.dumps({f"v{number}": value for number, (_, value) in enumerate(tests)})
-    return f"coalesce(jsonb_path_exists(metadata -> %s, '$ ? ({path})', %s::jsonb, true), FALSE)", [field, variables]
-
-
-def _any(parts: list[tuple[str, list[Any]]]) -> tuple[str, list[Any]]:
-    return _joined(" OR ", "FALSE", parts)
+    return f"coalesce(jsonb_path_exists(fields -> %s, '$ ? ({path})', %s::jsonb, true), FALSE)", [name, variables]
 
 
 def _joined(word: str, none: str, parts: list[tuple[str, list[Any]]]) -> tuple[str, list[Any]]:

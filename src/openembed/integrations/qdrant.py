@@ -1,6 +1,7 @@
 """Documents and vectors in Qdrant, through its own client. Needs the extra ``openembed[qdrant]``.
 
-A point a document: its id is the UUID (version 5) of the document's id, its payload ``{"_id", "title", "text", "metadata"}``.
+A point a document: its id is the UUID (version 5) of the document's id, its payload ``{"_id", "title", "text",
+"metadata", "fields"}``; ``fields`` are the values that filters ask for, by their dotted names.
 The collection's own metadata say which model made the vectors. ``float16`` is the datatype of the vectors; ``int8`` and
 ``binary`` are Qdrant's scalar and binary quantization, held in memory beside the float32 vectors on disk, which rescore.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,17 +18,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from openembed.config import parse
-from openembed.integrations.conditions import (
-    AllOf,
-    AnyOf,
-    Condition,
-    Exists,
-    Not,
-    OneOf,
-    Within,
-    parse_conditions,
-)
-from openembed.integrations.database import DatabaseInfo, Filter, VectorDatabase, require
+from openembed.integrations.conditions import RANGES, All, Any_, Field, Filter, Not, flat_values, kind, parse_filter
+from openembed.integrations.database import DatabaseInfo, VectorDatabase, require
 from openembed.records import Document
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/openembed/openembed#document")
@@ -116,18 +108,25 @@ class QdrantIndex(VectorDatabase):
 
     def _upsert(self, documents: Sequence[Document], vectors_ND: np.ndarray, digests: Sequence[str]) -> None:
         payloads = [
-            {"_id": d.id, "title": d.title, "text": d.text, "metadata": d.metadata, "_digest": digest}
+            {
+                "_id": d.id,
+                "title": d.title,
+                "text": d.text,
+                "metadata": d.metadata,
+                "fields": flat_values(d.metadata),
+                "_digest": digest,
+            }
             for d, digest in zip(documents, digests, strict=True)
         ]
         batch = self._models.Batch(ids=[_point(d.id) for d in documents], vectors=vectors_ND.tolist(), payloads=payloads)
         self._client.upsert(self._collection, batch, wait=True)
 
-    def _search(self, queries_QD: np.ndarray, k: int, filter: Filter | None) -> list[list[tuple[str, float]]]:
+    def _search(self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None) -> list[list[tuple[str, float]]]:
         models = self._models
         quantized = self.info.precision in ("int8", "binary")
         rescoring = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING) if quantized else None
         parameters = models.SearchParams(exact=self._exact, quantization=rescoring)
-        condition = None if filter is None else _all([translate(models, parse_conditions(filter))], models)
+        condition = None if filter is None else models.Filter(must=[translate(models, parse_filter(filter))])
         hits = []
         for start in range(0, len(queries_QD), QUERIES):
             requests = [
@@ -161,26 +160,30 @@ def connect(target: str, *, api_key: str | None = None) -> tuple[Any, str]:
     return client, collection
 
 
-def translate(models: Any, condition: Condition) -> Any:
+def translate(models: Any, condition: Filter) -> Any:
     """Returns ``condition`` in Qdrant's words; raises ``ValueError`` for what Qdrant cannot ask."""
     match condition:
-        case OneOf(field, values):
-            words = [value for value in values if isinstance(value, str)]
-            parts = [_equal(models, _key(field), value) for value in values if not isinstance(value, str)]
-            if words:
-                parts.append(models.FieldCondition(key=_key(field), match=models.MatchAny(any=words)))
-            return parts[0] if len(parts) == 1 else _any(parts, models)
-        case Within(field, bounds):
-            return models.FieldCondition(key=_key(field), range=_range(models, field, dict(bounds)))
-        case Exists(field):
-            empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=_key(field)))
-            return models.Filter(must_not=[empty])
+        case Field(name, conditions):
+            parts = [_field(models, name, operator, value) for operator, value in conditions if operator not in RANGES]
+            ranges = {operator: value for operator, value in conditions if operator in RANGES}
+            return models.Filter(must=[*parts, *([_range(models, name, ranges)] if ranges else [])])
         case Not(part):
             return models.Filter(must_not=[translate(models, part)])
-        case AllOf(parts):
-            return _all([translate(models, part) for part in parts], models)
-        case AnyOf(parts):
-            return _any([translate(models, part) for part in parts], models)
+        case All(parts):
+            return models.Filter(must=[translate(models, part) for part in parts])
+        case Any_(parts):
+            return _any(models, [translate(models, part) for part in parts])
+
+
+def _field(models: Any, name: str, operator: str, value: Any) -> Any:
+    if operator == "exists":
+        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=_key(name)))
+        return models.Filter(must_not=[empty]) if value else models.Filter(must=[empty])
+    words = [one for one in value if isinstance(one, str)]
+    parts = [_equal(models, _key(name), one) for one in value if not isinstance(one, str)]
+    if words:
+        parts.append(models.FieldCondition(key=_key(name), match=models.MatchAny(any=words)))
+    return _any(models, parts)
 
 
 def _equal(models: Any, key: str, value: bool | int | float) -> Any:
@@ -189,30 +192,29 @@ def _equal(models: Any, key: str, value: bool | int | float) -> Any:
     return models.FieldCondition(key=key, range=models.Range(gte=value, lte=value))  # matches are of integers alone
 
 
-def _range(models: Any, field: str, bounds: dict[str, Any]) -> Any:
-    if not any(isinstance(value, str) for value in bounds.values()):
-        return models.Range(**bounds)
+def _range(models: Any, name: str, bounds: dict[str, Any]) -> Any:
+    kinds = {kind(value) for value in bounds.values()}
+    if len(kinds) > 1:
+        return _any(models, [])  # no value is a number and a string
+    if kinds == {"number"}:
+        return models.FieldCondition(key=_key(name), range=models.Range(**bounds))
     try:
-        return models.DatetimeRange(**{name: datetime.fromisoformat(value) for name, value in bounds.items()})
+        dates = models.DatetimeRange(**{operator: datetime.fromisoformat(value) for operator, value in bounds.items()})
     except ValueError:
-        raise ValueError(f"filter: {field!r}: Qdrant orders numbers and dates (2024-01-31), not {bounds!r:.80}") from None
+        raise ValueError(f"filter.{name}: Qdrant orders numbers and dates (2024-01-31), not {bounds!r:.80}") from None
+    return models.FieldCondition(key=_key(name), range=dates)
 
 
-def _all(parts: list[Any], models: Any) -> Any:
-    return models.Filter(must=parts)
-
-
-def _any(parts: list[Any], models: Any) -> Any:
+def _any(models: Any, parts: list[Any]) -> Any:
     if parts:
         return models.Filter(should=parts)
     return models.Filter(must=[models.HasIdCondition(has_id=[])])  # no part holds: nothing does
 
 
-def _key(field: str) -> str:
-    if '"' in field:
-        raise ValueError(f"filter: {field!r}: Qdrant cannot ask for a name with a double quote")
-    plain = re.fullmatch(r"[A-Za-z0-9_-]+", field)
-    return f"metadata.{field}" if plain else f'metadata."{field}"'
+def _key(name: str) -> str:
+    if '"' in name:
+        raise ValueError(f"filter.{name}: Qdrant cannot ask for a name with a double quote")
+    return f"fields.{name}" if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'fields."{name}"'
 
 
 def _point(identifier: str) -> str:
