@@ -67,9 +67,6 @@ SEMANTIC = {
     ids=str,
 )
 def test_answers_are_as_described(operations, label, mode):
-    if label == "POST /v1/search":
-        pytest.importorskip("openembed.index.filters")
-
     @settings(
         max_examples=EXAMPLES,
         deadline=None,

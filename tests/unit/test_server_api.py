@@ -220,7 +220,6 @@ def test_hits_say_where_the_words_are(client):
 
 @pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
 def test_filters_keep_what_they_say(client, mode):
-    pytest.importorskip("openembed.index.filters")
     answer = post(client, "/v1/search", query="cats and birds", mode=mode, filter={"year": {"gte": 2021}})
     assert [hit["id"] for hit in answer["hits"]] == ["dog"]
     refused = client.post("/v1/search", json={"query": "a", "mode": mode, "filter": {"year": {"nonsense": 1}}})

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from openembed.contributions import contributions
+from openembed.index.filters import parse_filter
 from openembed.server.body import answer, read
 from openembed.server.engine import Prompt
 from openembed.server.errors import CONFLICT, ApiError, refused
@@ -124,8 +125,6 @@ def _mode(body: SearchRequest, modes: list[str]) -> str:
 def _check_filter(given: dict[str, Any] | None) -> None:
     if given is None:
         return
-    from openembed.index.filters import parse_filter
-
     try:
         parse_filter(given)
     except ValueError as error:
