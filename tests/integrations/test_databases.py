@@ -12,8 +12,8 @@ from store_fakes import BagOfWords
 from typer.testing import CliRunner
 
 from openembed.cli import app
+from openembed.index.filters import holds, parse_filter
 from openembed.index.store import Store, describe_model
-from openembed.integrations.conditions import holds, parse_filter
 from openembed.integrations.database import DatabaseInfo, fill
 from openembed.integrations.export import export, open_database, stored_rows
 from openembed.integrations.pgvector import PgVectorIndex
@@ -110,9 +110,10 @@ def test_it_is_searched_like_the_store_it_came_from(store, target):
         assert (document, document.metadata) == (store.document(name), store.document(name).metadata)
     with pytest.raises(ValueError, match="no document with id 'd20'"):
         database.document("d20")
-    step = DenseConfig(k=5).build(database, BagOfWords())
-    found = step(Search((Query("q", "dog dog fish"),))).run["q"]
-    assert list(found) == list(DenseConfig(k=5).build(store, BagOfWords())(Search((Query("q", "dog dog fish"),))).run["q"])
+    for config in (DenseConfig(k=5), DenseConfig(k=5, exact=True, filter={"year": {"gte": 2000}, "author.name": "cat"})):
+        here, there = (config.build(place, BagOfWords())(Search((Query("q", "dog dog fish"),))) for place in (store, database))
+        assert list(there.run["q"]) == list(here.run["q"])
+        assert there.run["q"]
     close(database)
 
 
@@ -301,9 +302,9 @@ def test_qdrant_quantizes_and_rescores(store, tmp_path, precision):
     pytest.importorskip("qdrant_client")
     target = f"qdrant://{tmp_path}/qdrant/quantized"
     export(store, target, precision=precision)
-    database = open_database(target, exact=True)
+    database = open_database(target)
     assert database.info.precision == precision
-    (hits,) = database.dense(queries("cat dog"), 10)
+    (hits,) = database.dense(queries("cat dog"), 10, exact=True)
     assert list(hits) == list(store.dense(queries("cat dog"), 10)[0])
     close(database)
 
@@ -331,6 +332,8 @@ def test_postgres_with_an_hnsw_index_and_a_rare_filter(postgres):
         found = database.dense(noise[:20], 10)
         shared = np.mean([len(a.keys() & b.keys()) / 10 for a, b in zip(exact, found, strict=True)])
         assert shared > 0.9
+        for ours, theirs in zip(exact, database.dense(noise[:20], 10, exact=True), strict=True):
+            assert list(ours) == list(theirs)
         assert all(len(hits) == 30 for hits in database.dense(noise[:5], 30, filter={"rare": True}))
         connection.execute("DROP TABLE graph")
 

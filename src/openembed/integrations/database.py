@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from openembed.config import Config, parse
-from openembed.index.dense import Hits
-from openembed.index.store import EncodesDocuments, ModelInfo
+from openembed.index.filters import All, Any_, Field, Filter, Not, parse_filter
+from openembed.index.store import Condition, EncodesDocuments, Hits, ModelInfo
 from openembed.records import Document
 from openembed.vectors import Precision, VectorFormat
 
@@ -72,8 +72,8 @@ class VectorDatabase(ABC):
         """Removes documents; an id that is not there is passed over."""
 
     @abstractmethod
-    def _search(self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None) -> list[list[tuple[str, float]]]:
-        """The k nearest (id, inner product) of each query."""
+    def _search(self, queries_QD: np.ndarray, k: int, condition: Filter, exact: bool) -> list[list[tuple[str, float]]]:
+        """The k nearest (id, inner product) of each query, of the documents for which ``condition`` holds."""
 
     @abstractmethod
     def _digests(self, identifiers: Sequence[str]) -> dict[str, str]:
@@ -87,15 +87,17 @@ class VectorDatabase(ABC):
         """Returns one document; raises ``ValueError`` when there is none of that id."""
         return self.documents([identifier])[0]
 
-    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Mapping[str, Any] | None = None) -> list[Hits]:
+    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Condition = None, exact: bool | None = None) -> list[Hits]:
         """Returns for each query vector the k documents of greatest inner product, best first.
 
-        ``filter``: see :mod:`openembed.integrations.conditions`. Queries of the model's whole width are cut to what is
+        ``filter``: see :mod:`openembed.index.filters`. ``exact``: every vector is compared, whatever graph the database
+        has; by default it decides. Queries of the model's whole width are cut to what is
         kept here. Raises ``ValueError`` for another width, a vector that is not finite, and a filter not understood.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
-        found = self._search(self._fitted(np.asarray(queries_QD, dtype=np.float32)), k, filter)
+        condition = filter if isinstance(filter, Field | All | Any_ | Not) else parse_filter(filter or {})
+        found = self._search(self._fitted(np.asarray(queries_QD, dtype=np.float32)), k, condition, bool(exact))
         return [{name: score for score, name in sorted(((s, n) for n, s in hits), reverse=True)} for hits in found]
 
     def check_encoder(self, encoder: EncodesDocuments) -> None:

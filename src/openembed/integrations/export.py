@@ -16,16 +16,16 @@ from openembed.records import Document
 CHUNK = 1024
 
 
-def open_database(target: str, info: DatabaseInfo | None = None, *, exact: bool = False) -> VectorDatabase:
+def open_database(target: str, info: DatabaseInfo | None = None) -> VectorDatabase:
     """Returns the database at ``qdrant://HOST:6333/COLLECTION`` or ``postgresql://USER@HOST/DATABASE#TABLE``.
 
-    With ``info`` it is made where it is not there. The key of a Qdrant server comes from ``QDRANT_API_KEY``. ``exact``: of
-    Qdrant's searches; PostgreSQL's are exact without an index. Raises ``ValueError`` for a target that is neither.
+    With ``info`` it is made where it is not there. The key of a Qdrant server comes from ``QDRANT_API_KEY``.
+    Raises ``ValueError`` for a target that is neither.
     """
     scheme = urlsplit(target).scheme
     if scheme in ("qdrant", "qdrants"):
         client, collection = qdrant.connect(target, api_key=os.environ.get("QDRANT_API_KEY"))
-        return qdrant.QdrantIndex(client, collection, info, exact=exact)
+        return qdrant.QdrantIndex(client, collection, info)
     if scheme in ("postgresql", "postgres"):
         connection, table = pgvector.connect(target)
         return pgvector.PgVectorIndex(connection, table, info)

@@ -9,14 +9,14 @@ Whatever a user gives reaches the server as a parameter; names of tables as quot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from openembed.config import parse
-from openembed.integrations.conditions import RANGES, All, Any_, Field, Filter, Not, flat_values, parse_filter
+from openembed.index.filters import RANGES, All, Any_, Field, Filter, Not, flat_values
 from openembed.integrations.database import DatabaseInfo, VectorDatabase, require
 from openembed.records import Document
 
@@ -152,11 +152,13 @@ class PgVectorIndex(VectorDatabase):
 
         return HalfVector(values_D) if self.info.precision == "float16" else Vector(values_D)
 
-    def _search(self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None) -> list[list[tuple[str, float]]]:
-        clause, values = translate(All(()) if filter is None else parse_filter(filter))
+    def _search(self, queries_QD: np.ndarray, k: int, condition: Filter, exact: bool) -> list[list[tuple[str, float]]]:
+        clause, values = translate(condition)
         text = f"SELECT id, embedding <#> %s FROM {{}} WHERE {clause} ORDER BY embedding <#> %s LIMIT %s"
         hits = []
         with self._connection.transaction():
+            if exact:
+                self._connection.execute("SET LOCAL enable_indexscan = off")
             self._connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(min(EF_SEARCH, max(40, 2 * k)))])
             if self._version >= (0, 8):  # a filter must not leave fewer than k where there are more
                 self._connection.execute("SELECT set_config('hnsw.iterative_scan', 'strict_order', true)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from openembed.config import parse
-from openembed.integrations.conditions import RANGES, All, Any_, Field, Filter, Not, flat_values, kind, parse_filter
+from openembed.index.filters import RANGES, All, Any_, Field, Filter, Not, flat_values, kind
 from openembed.integrations.database import DatabaseInfo, VectorDatabase, require
 from openembed.records import Document
 
@@ -33,12 +33,12 @@ OVERSAMPLING = 3.0
 class QdrantIndex(VectorDatabase):
     """A collection. Opens the one that is there; makes it where there is none and ``info`` says of what.
 
-    ``exact`` searches compare every vector; others use Qdrant's graph. Raises ``ValueError`` for a collection that is not
+    Raises ``ValueError`` for a collection that is not
     there, that was not made here, or that holds other vectors than ``info`` says.
     """
 
-    def __init__(self, client: Any, collection: str, info: DatabaseInfo | None = None, *, exact: bool = False) -> None:
-        self._client, self._collection, self._exact = client, collection, exact
+    def __init__(self, client: Any, collection: str, info: DatabaseInfo | None = None) -> None:
+        self._client, self._collection = client, collection
         self._models = require("qdrant_client.models", "qdrant")
         self.place = f"Qdrant collection {collection!r}"
         if not client.collection_exists(collection):
@@ -121,16 +121,16 @@ class QdrantIndex(VectorDatabase):
         batch = self._models.Batch(ids=[_point(d.id) for d in documents], vectors=vectors_ND.tolist(), payloads=payloads)
         self._client.upsert(self._collection, batch, wait=True)
 
-    def _search(self, queries_QD: np.ndarray, k: int, filter: Mapping[str, Any] | None) -> list[list[tuple[str, float]]]:
+    def _search(self, queries_QD: np.ndarray, k: int, condition: Filter, exact: bool) -> list[list[tuple[str, float]]]:
         models = self._models
         quantized = self.info.precision in ("int8", "binary")
         rescoring = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING) if quantized else None
-        parameters = models.SearchParams(exact=self._exact, quantization=rescoring)
-        condition = None if filter is None else models.Filter(must=[translate(models, parse_filter(filter))])
+        parameters = models.SearchParams(exact=exact, quantization=rescoring)
+        wanted = models.Filter(must=[translate(models, condition)])
         hits = []
         for start in range(0, len(queries_QD), QUERIES):
             requests = [
-                models.QueryRequest(query=query, limit=k, filter=condition, params=parameters, with_payload=["_id"])
+                models.QueryRequest(query=query, limit=k, filter=wanted, params=parameters, with_payload=["_id"])
                 for query in queries_QD[start : start + QUERIES].tolist()
             ]
             for response in self._client.query_batch_points(self._collection, requests):
