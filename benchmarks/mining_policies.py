@@ -141,7 +141,7 @@ def _noisy(meanings, strength, random):
 class Teacher:
     """Gives the vectors of a world by text."""
 
-    device, dtype = "cpu", "float32"
+    device, computed_in = "cpu", "float32"
 
     def __init__(self, vectors):
         self.vectors, self.width = vectors, TOPIC + DETAIL + OTHER

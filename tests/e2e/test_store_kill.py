@@ -14,7 +14,7 @@ from store_fakes import BagOfWords
 from openembed.index.store import Store, describe_model
 from openembed.records import Document
 
-KILLS = 2000 if os.environ.get("OPENEMBED_SLOW") else 210
+KILLS = 1000 if os.environ.get("OPENEMBED_SLOW") else 210
 MEMORY = Path("/dev/shm")
 """Waiting for a disk changes nothing of what a killed process leaves behind, so where there is a file system in memory, it is
 used: ten times as many kills in the same time."""
