@@ -186,8 +186,7 @@ def filled(request, tmp_path_factory):
         client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
         database = QdrantIndex(client, "filled", INFO)
     else:
-        import psycopg
-
+        psycopg = pytest.importorskip("psycopg")
         connection = psycopg.connect(request.getfixturevalue("postgres"), autocommit=True)
         connection.execute("DROP TABLE IF EXISTS filled")
         database = PgVectorIndex(connection, "filled", INFO)

@@ -320,12 +320,12 @@ def test_the_model_is_probed_once_and_as_it_will_run(make_encoder, tmp_path, mon
 
 
 def test_precision_drift_is_that_of_a_model_loaded_so(make_encoder, tmp_path):
-    from openembed.verify import _rounded
+    from openembed.verify import _in_precision
 
     encoder = make_encoder()
     encoder.save(tmp_path / "model")
     loaded = openembed.load(tmp_path / "model", dtype="bfloat16")
-    np.testing.assert_array_equal(_rounded(encoder, torch.bfloat16).encode(TEXTS), loaded.encode(TEXTS))
+    np.testing.assert_array_equal(_in_precision(encoder, "bfloat16").encode(TEXTS), loaded.encode(TEXTS))
     assert encoder.dtype == torch.float32
 
 
