@@ -9,8 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -20,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openembed.backbones.text import BackboneConfig, TextBackbone
+from openembed.backbones.text import BackboneConfig, TextBackbone, inference
 from openembed.config import Config, chosen, parse
 from openembed.heads import HeadConfig
 from openembed.heads.projection import ProjectionConfig
@@ -90,18 +89,6 @@ class EncoderConfig(Config):
     prompts: PromptConfig = PromptConfig()
     max_length: int = Field(512, gt=0)
     matryoshka: tuple[int, ...] = ()
-
-
-@contextmanager
-def _inference(module: nn.Module) -> Iterator[None]:
-    """Puts ``module`` in inference mode and afterwards every part of it back in its own mode."""
-    training = [part for part in module.modules() if part.training]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -193,7 +180,7 @@ class Encoder(nn.Module):
         out_NC = np.empty((len(rows), out.columns(self.width)), dtype=out.dtype)
         token_budget = self.token_budget if token_budget is None else token_budget
         with (
-            _inference(self),
+            inference(self),
             torch.inference_mode(),
             progress_bar("encode", len(rows), "texts", show=progress) as advance,
         ):

@@ -228,3 +228,49 @@ def test_a_copy_and_a_pickle_run_without_kernels_of_the_original(minilm_dir):
             for parameter in other.parameters():
                 parameter.zero_()
     assert (encoder.encode(["a text"]) == before).all()
+
+
+def replace_parameter(model):
+    linear = model.layers[0].mlp.up_proj
+    linear.weight = torch.nn.Parameter(2 * linear.weight.detach())
+
+
+def assign_state(model):
+    model.load_state_dict({name: 1.5 * tensor for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def set_hook(model):
+    model.layers[0].register_forward_hook(lambda _module, _inputs, output: 2 * output)
+
+
+@kernels
+@pytest.mark.parametrize("change", [replace_parameter, assign_state, set_hook])
+def test_what_takes_anothers_place_is_seen(change):
+    backbone, batch = build("llama"), packed([12, 5])
+    use_kernels(backbone, "exact")
+    before = states(backbone, batch)
+    change(backbone.model)
+    after = states(backbone, batch)
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, own_states(backbone, batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_of_any_optimizer_is_seen(fused):
+    backbone, batch = build("llama"), packed([12, 5])
+    use_kernels(backbone, "exact")
+    before = states(backbone, batch)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=0.05, fused=fused)
+    backbone(batch).square().sum().backward()
+    optimizer.step()
+    after = states(backbone, batch)
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, own_states(backbone, batch), atol=1e-5, rtol=1e-5)
+
+
+@kernels
+def test_a_model_made_in_inference_mode_runs():
+    with torch.inference_mode():
+        backbone = build("llama")
+        use_kernels(backbone, "exact")
+    assert backbone.fused is not None

@@ -211,3 +211,40 @@ def test_the_library_is_compiled_once_and_into_no_folder_of_others(tmp_path):
     assert len(list((tmp_path / "openembed").iterdir())) == 1
     (tmp_path / "openembed").chmod(0o777)
     assert not run(code, XDG_CACHE_HOME=str(tmp_path)).stdout.startswith(str(tmp_path))
+
+
+def test_long_texts_stay_exact():
+    shape = Heads(1, 1, 16, 0.25)
+    qkv = torch.cat([torch.zeros(9000, 16), torch.randn(9000, 16), 1.1 + 0.01 * torch.randn(9000, 16)], 1)
+    found = attention(qkv, offsets([9000]), shape, causal=False, half=False, rotary=None)
+    torch.testing.assert_close(found[0], qkv[:, 32:].double().mean(0).float(), atol=0, rtol=4e-6)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 5, 39])
+def test_what_is_not_finite_never_becomes_a_number(wrong, place):
+    x = torch.randn(7, 40)
+    x[3, place] = wrong
+    found = PackedLinear(*layer(70, 40), int8=True).store(quantize(x))[:, :70]
+    assert found[3].isnan().all()
+    assert found[[0, 1, 2, 4, 5, 6]].isfinite().all()
+
+
+def test_threads_that_end_give_their_memory_back():
+    import threading
+
+    resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096  # noqa: E731, SIM115
+    shape, qkv = Heads(12, 12, 32, 0.2), torch.randn(1024, 1152)
+
+    def work():
+        attention(qkv, offsets([512, 512]), shape, causal=False, half=False, rotary=None)
+
+    def many(count):
+        for _ in range(count):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        return resident()
+
+    before = many(8)
+    assert many(24) - before < 60e6

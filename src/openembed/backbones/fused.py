@@ -12,6 +12,7 @@ Shapes: ``T`` tokens, ``D`` width.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,37 +99,66 @@ class _Layer:
         return out_TN
 
 
+@dataclass(frozen=True)
+class _State:
+    """A plan with its packed weights, and what the model was when they were read."""
+
+    plan: Plan | None
+    layers: tuple[_Layer, ...]
+    parts: list[Any]
+    versions: list[tuple[int, int]]
+
+
 class FusedLayers:
     """Runs the plan that ``read`` finds; its packed weights are made at first use, and anew when the model changes.
 
-    A model changes when a weight does, or when a module takes another's place (an adapter, say).
+    A model changes when a weight does, when a module or a parameter takes another's place (an adapter, say), or when a
+    hook is set. Changes that torch does not count (``.data``, fused optimizers) are covered by :meth:`forget`, which
+    every pass with gradients and every change of mode calls.
     """
 
     def __init__(self, model: nn.Module, read: Callable[[], Plan | None], precision: Precision) -> None:
         self.precision: Precision = precision
         self._model, self._read = model, read
-        self._plan: Plan | None = None
-        self._layers: tuple[_Layer, ...] = ()
-        self._links: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
-        self._weights: list[Tensor] = []
-        self._versions: list[tuple[int, int]] = []
+        self._state: _State | None = None
+        self._lock = threading.Lock()
+        self._holders: list[dict[str, Any]] = []
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A copy of a model, or one that is pickled, comes without: it runs by its own code until it is fused anew."""
         return type(None), ()
 
-    def _changed(self) -> bool:
-        moved = any(modules.get(name) is not child for modules, name, child in self._links)
-        return moved or self._versions != [(w.data_ptr(), w._version) for w in self._weights]
+    def forget(self) -> None:
+        """Has the weights packed anew at the next use."""
+        self._state = None
 
     def plan(self) -> Plan | None:
         """Returns the plan of the model as it is now, None when its structure is not known (any more)."""
-        if not self._links or self._changed():
-            self._links = [(m._modules, name, child) for m in self._model.modules() for name, child in m.named_children()]
-            self._weights = list(self._model.parameters())
-            self._versions = [(w.data_ptr(), w._version) for w in self._weights]
-            self._plan, self._layers = self._read(), ()
-        return self._plan
+        return self._current().plan
+
+    def _current(self) -> _State:
+        state = self._state
+        if state is None or self._changed(state):
+            with self._lock:
+                state = self._state
+                if state is None or self._changed(state):
+                    self._state = None
+                    self._state = state = self._made()
+        return state
+
+    def _made(self) -> _State:
+        modules = list(self._model.modules())
+        self._holders = [d for m in modules for d in (m._modules, m._parameters, m._forward_hooks, m._forward_pre_hooks)]
+        parts = [part for holder in self._holders for part in holder.values()]
+        versions = [_version(part) for part in parts if isinstance(part, Tensor)]
+        plan = self._read()
+        return _State(plan, () if plan is None else _packed(plan, self.precision), parts, versions)
+
+    def _changed(self, state: _State) -> bool:
+        parts = [part for holder in self._holders for part in holder.values()]
+        if len(parts) != len(state.parts) or any(new is not old for new, old in zip(parts, state.parts, strict=True)):
+            return True
+        return state.versions != [_version(part) for part in parts if isinstance(part, Tensor)]
 
     def serves(self, packed: Packed, *, bidirectional: bool) -> bool:
         """True when the plan is whole and no text is so long that a sliding window would hide part of it."""
@@ -139,9 +169,9 @@ class FusedLayers:
 
     def __call__(self, packed: Packed, *, bidirectional: bool) -> Tensor:
         """Returns the last hidden state of every token, ``(T, D)`` float32."""
-        plan = self.plan()
+        state = self._current()
+        plan, layers = state.plan, state.layers
         assert plan is not None, "ask serves() first"
-        layers = self._layers = self._layers or _packed(plan, self.precision)
         stream_TD, rotary = plan.embed(packed)
         first, tokens = layers[0].entry, len(stream_TD)
         if plan.post_norm:
@@ -158,6 +188,11 @@ class FusedLayers:
             x = layer.up.codes(x) if layer.down.int8 else layer.up.store(x)
             inputs = layer.down.add_norm(x, stream_TD, end, following, post_norm=plan.post_norm)
         return stream_TD if plan.post_norm else inputs[0]
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor does; tensors made in inference mode do not count their changes."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def _packed(plan: Plan, precision: Precision) -> tuple[_Layer, ...]:

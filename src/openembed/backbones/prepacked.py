@@ -41,6 +41,8 @@ class PrepackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``x Wᵀ + b``."""
+        if torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling():
+            self._prepared = self._codes = None  # an optimizer may follow, and some do not count their changes
         if self.int8 and self._without_gradient() and x.device.type == "cpu":
             return self._int8_weights()(x)
         if self.serves(x):
@@ -66,13 +68,13 @@ class PrepackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed_weight(), self.bias, activation, [], algorithm)
 
     def _int8_weights(self) -> Int8Weights:
-        version = (self.weight.data_ptr(), self.weight._version)
+        version = (self.weight.data_ptr(), -1 if self.weight.is_inference() else self.weight._version)
         if self._codes is None or self._codes[0] != version:
             self._codes = (version, Int8Weights(self.weight, self.bias))
         return self._codes[1]
 
     def _packed_weight(self) -> Tensor:
-        version = (self.weight.data_ptr(), self.weight._version)
+        version = (self.weight.data_ptr(), -1 if self.weight.is_inference() else self.weight._version)
         if self._prepared is None or self._prepared[0] != version:
             self._prepared = (version, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None))
         return self._prepared[1]

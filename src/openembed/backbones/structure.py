@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from openembed.backbones.fused import FusedLayers, LayerPlan, Plan, Precision, Weights, used_weights
 from openembed.backbones.prepacked import MAX_WEIGHT_BYTES, LinearGelu, use_int8
-from openembed.backbones.text import TextBackbone
+from openembed.backbones.text import TextBackbone, inference
 from openembed.kernels.calls import Heads, Norm
 from openembed.kernels.library import library, missing
 from openembed.packing import Packed, TokenRows, pack
@@ -42,6 +42,9 @@ def use_kernels(backbone: TextBackbone, precision: Precision) -> None:
 
     There, linear layers multiply 8-bit codes inside the model's own code.
     """
+    if precision == "int8":
+        use_int8(backbone.model)  # first, for it replaces modules
+        use_int8(backbone.model, False)
     backbone.fused, backbone.precision = fuse(backbone, precision), precision
     if precision == "int8":
         use_int8(backbone.model)
@@ -66,7 +69,11 @@ def fuse(backbone: TextBackbone, precision: Precision) -> FusedLayers | None:
     plan = fused.plan()
     if plan is None or (precision == "exact" and not _small_float32(plan)):
         return None
-    difference = _difference(backbone, fused, plan.window)
+    try:
+        difference = _difference(backbone, fused, plan.window)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        logger.info("%s: not run by our kernels: %s", type(backbone.model).__name__, error)
+        return None
     if difference <= TOLERANCE[precision]:
         return fused
     logger.info("%s: not run by our kernels, which differ by %.1e", type(backbone.model).__name__, difference)
@@ -83,6 +90,8 @@ def read(backbone: TextBackbone) -> Plan | None:
     model = backbone.model
     if any(p.device.type != "cpu" or not p.is_floating_point() for p in model.parameters()):
         return None
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return None  # they would not be called
     try:
         return _read_decoder(model) if hasattr(model, "layers") else _read_encoder(model, backbone.position_offset)
     except (AttributeError, TypeError, LookupError):
@@ -164,6 +173,8 @@ def _decoder_layer(layer: Any, after: Norm) -> LayerPlan:
         *(None if norm is None else norm.gain_D for norm in norms),
         epsilon=next((norm.epsilon for norm in norms if norm is not None), 0.0),
     )
+    if attention.v_proj.out_features != attention.k_proj.out_features or attention.q_proj.out_features % width:
+        raise LookupError("heads of several widths")
     return LayerPlan(
         heads=_checked(heads),
         qkv=Weights((_linear(attention.q_proj), _linear(attention.k_proj), _linear(attention.v_proj))),
@@ -235,12 +246,9 @@ def _difference(backbone: TextBackbone, fused: FusedLayers, window: int | None) 
     lengths = [n if window is None else min(n, window) for n in (7, 40, 23, 16)]
     texts = [rng.integers(0, backbone.vocabulary, size=n).astype(np.int32) for n in lengths]
     packed = pack(TokenRows(texts, np.zeros(len(texts), dtype=np.int32)))
-    training = backbone.training
-    backbone.eval()
-    with torch.inference_mode():
+    with inference(backbone), torch.inference_mode():
         own_TD = backbone.own_forward(packed).float()
         difference = (fused(packed, bidirectional=backbone.bidirectional) - own_TD).square().mean().sqrt()
-    backbone.train(training)
     scale = own_TD.square().mean().sqrt().clamp_min(1e-12)
     found = float(difference / scale)
     return found if np.isfinite(found) else float("inf")

@@ -99,9 +99,17 @@ class TextBackbone(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """Returns the last hidden state of every token, ``(T, D)``."""
         if self.fused is None or self.training or torch.is_grad_enabled():
+            if self.fused is not None and torch.is_grad_enabled():
+                self.fused.forget()  # an optimizer may follow, and some do not count their changes
             return self.own_forward(packed)
         serves = self.fused.serves(packed, bidirectional=self.bidirectional)
         return self.fused(packed, bidirectional=self.bidirectional) if serves else self.own_forward(packed)
+
+    def train(self, mode: bool = True) -> TextBackbone:
+        """Sets the mode, as torch does; weights may have changed in between."""
+        if self.fused is not None and mode != self.training:
+            self.fused.forget()
+        return super().train(mode)
 
     def own_forward(self, packed: Packed) -> Tensor:
         """What :meth:`forward` returns, by the model's own code."""
@@ -243,6 +251,18 @@ def _four_bits() -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )
+
+
+@contextmanager
+def inference(module: nn.Module) -> Iterator[None]:
+    """Puts ``module`` in inference mode and afterwards every part of it back in its own mode."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @contextmanager

@@ -43,12 +43,15 @@ INLINE void products(int rows, int cols, int half, const float *a, int64_t a_str
     }
 }
 
-INLINE void store(int rows, int cols, f32x16 sums[ROWS][4], const float *factors, float *out, int64_t stride) {
+INLINE void store(int rows, int cols, f32x16 sums[ROWS][4], const float *factors, int add, float *out, int64_t stride) {
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
         f32x16 factor = factors ? _mm512_set1_ps(factors[r]) : _mm512_set1_ps(1.0f);
 #pragma GCC unroll 4
-        for (int c = 0; c < cols; c++) _mm512_storeu_ps(out + r * stride + 16 * c, _mm512_mul_ps(sums[r][c], factor));
+        for (int c = 0; c < cols; c++) {
+            f32x16 before = add ? _mm512_loadu_ps(out + r * stride + 16 * c) : _mm512_setzero_ps();
+            _mm512_storeu_ps(out + r * stride + 16 * c, _mm512_fmadd_ps(sums[r][c], factor, before));
+        }
     }
 }
 
@@ -56,7 +59,7 @@ INLINE void store(int rows, int cols, f32x16 sums[ROWS][4], const float *factors
     do {                                                                          \
         f32x16 sums[ROWS][4];                                                     \
         products(R, C, H, a, a_stride, b, b_step, b_vector, steps, sums);         \
-        store(R, C, sums, factors, out, stride);                                  \
+        store(R, C, sums, factors, add, out, stride);                             \
         return;                                                                   \
     } while (0)
 #define TILES(R, H)             \
@@ -70,23 +73,27 @@ INLINE void store(int rows, int cols, f32x16 sums[ROWS][4], const float *factors
     }
 
 static void tile_f32(int rows, int cols, const float *a, int64_t a_stride, const float *b, int64_t b_step, int64_t b_vector,
-                     int steps, const float *factors, float *out, int64_t stride) {
+                     int steps, const float *factors, int add, float *out, int64_t stride) {
     ALL_ROWS(0)
 }
 
 static void tile_half(int rows, int cols, const float *a, int64_t a_stride, const float *b, int64_t b_step, int64_t b_vector,
-                      int steps, const float *factors, float *out, int64_t stride) {
+                      int steps, const float *factors, int add, float *out, int64_t stride) {
     ALL_ROWS(1)
 }
 
-/* `rows` rows times all `vectors` vectors of b. */
+#define SUMMED 512 /* steps between two roundings into `out`: one long sum would lose digits on long texts */
+
+/* `rows` rows times all `vectors` vectors of b, times `factors`. */
 static void product_rows(int half, int rows, int vectors, const float *a, int64_t a_stride, const float *b, int64_t b_step,
                          int64_t b_vector, int steps, const float *factors, float *out, int64_t stride) {
-    for (int v = 0; v < vectors;) {
-        int cols = vectors - v >= 4 ? 4 : vectors - v >= 2 ? 2 : 1;
-        (half ? tile_half : tile_f32)(rows, cols, a, a_stride, b + v * b_vector, b_step, b_vector, steps, factors, out + 16 * v, stride);
-        v += cols;
-    }
+    for (int s = 0; s < steps; s += SUMMED)
+        for (int v = 0; v < vectors;) {
+            int cols = vectors - v >= 4 ? 4 : vectors - v >= 2 ? 2 : 1;
+            (half ? tile_half : tile_f32)(rows, cols, a + s, a_stride, b + s * b_step + v * b_vector, b_step, b_vector,
+                                          MIN(SUMMED, steps - s), factors, s > 0, out + 16 * v, stride);
+            v += cols;
+        }
 }
 
 /* d values times `factor` as words. */
@@ -216,6 +223,7 @@ INLINE float softmax_row(const float *scores, int visible, int padded, int half,
 
 /* One text; returns -1 without memory. */
 static int one_text(const Attention *at, int64_t first, int n) {
+    if (n <= 0) return 0;
     int d = at->width, half = at->half, words = half ? d / 2 : d, padded = (n + 15) / 16 * 16, steps = half ? padded / 2 : padded;
     Heads of = {.words = words, .padded = padded};
     of.queries = scratch(SCRATCH_QUERIES, sizeof(float) * at->heads * padded * words);

@@ -258,6 +258,8 @@ def attention(
     """
     out = torch.empty(len(qkv_TN), heads.heads * heads.width)
     cosine, sine = rotary or (None, None)
+    if cosine is not None and cosine.shape[1] > heads.width:
+        raise ValueError(f"rotary positions for {cosine.shape[1]} dimensions, but heads are {heads.width} wide")
     struct = _Attention(
         qkv_TN.data_ptr(),
         qkv_TN.shape[1],

@@ -62,8 +62,9 @@ INLINE __mmask16 first_lanes(int count) {
     return (__mmask16)(count >= LANES ? 0xffff : (1u << count) - 1);
 }
 
-/* 2^x for finite x <= 127; relative error below 2e-7, `rough` below 5e-5. Taylor coefficients ln(2)^n / n!. */
+/* 2^x for x <= 127; relative error below 2e-7, `rough` below 5e-5. Taylor coefficients ln(2)^n / n!. */
 INLINE f32x16 exp2_f32(f32x16 x, int rough) {
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x); /* in this order NaN stays */
     f32x16 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     f32x16 part = _mm512_sub_ps(x, whole), sum = _mm512_set1_ps(9.6181291e-3f);
     if (!rough) {
@@ -125,7 +126,7 @@ INLINE f32x16 activate(f32x16 x, int activation, int rough) {
     case ACT_GELU: return gelu_f32(x, rough);
     case ACT_GELU_TANH: return gelu_tanh_f32(x, rough);
     case ACT_SILU: return times_sigmoid(x, x, rough);
-    case ACT_RELU: return _mm512_max_ps(x, _mm512_setzero_ps());
+    case ACT_RELU: return _mm512_max_ps(_mm512_setzero_ps(), x);
     default: return x;
     }
 }

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -30,8 +31,9 @@ def compiled(name: str, *sources: str) -> tuple[ctypes.CDLL | None, str]:
     """Returns the library made of ``sources`` (files of this folder), or None and why it cannot be had."""
     if os.environ.get(SWITCH) == "off":
         return None, f"{SWITCH}=off"
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    named = shlex.split(os.environ.get("CC", ""))
+    compiler = named or [found for found in map(shutil.which, ("cc", "gcc", "clang")) if found][:1]
+    if not compiler:
         return None, "there is no C compiler (cc); install gcc"
     folder = Path(__file__).parent
     try:
@@ -41,7 +43,7 @@ def compiled(name: str, *sources: str) -> tuple[ctypes.CDLL | None, str]:
         return ctypes.CDLL(str(path)), ""
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or str(error)).strip()
-        return None, f"{compiler} could not make {name} ({detail.splitlines()[0] if detail else error})"
+        return None, f"{' '.join(compiler)} could not make {name} ({detail.splitlines()[0] if detail else error})"
 
 
 @cache
@@ -57,13 +59,13 @@ def processor_features() -> frozenset[str]:
 
 def _cache() -> Path:
     """A folder only this user writes to: what lies there is run."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openembed"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openembed"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = folder.stat()
         if state.st_uid == os.getuid() and os.access(folder, os.W_OK) and not state.st_mode & 0o022:
             return folder
-    except OSError:
+    except (OSError, RuntimeError, AttributeError):  # no home, or no such thing as a user's id
         pass
     return Path(_private_folder())
 
@@ -73,8 +75,8 @@ def _private_folder() -> str:
     return tempfile.mkdtemp(prefix="openembed-kernels-")
 
 
-def _key(compiler: str, files: list[Path]) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+def _key(compiler: list[str], files: list[Path]) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     machine = platform.machine(), sorted(processor_features())
     digest = hashlib.sha256(repr((version, FLAGS, machine)).encode())
     for file in files:
@@ -82,11 +84,11 @@ def _key(compiler: str, files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(compiler: str, sources: list[Path], path: Path) -> None:
+def _compile(compiler: list[str], sources: list[Path], path: Path) -> None:
     """Compiles beside ``path`` and renames, so that several processes may do it at once."""
     logger.info("compiling %s once, into %s", path.name, path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *FLAGS, "-o", str(made), *map(str, sources), "-lm"]
+        command = [*compiler, *FLAGS, "-o", str(made), *map(str, sources), "-lm"]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         os.replace(made, path)

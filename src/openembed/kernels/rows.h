@@ -23,14 +23,21 @@ INLINE f32x16 scaled(const float *x, const float *factors, int k, __mmask16 mask
 
 INLINE void quantize_row(const float *x, const float *factors, int K, uint8_t *codes, float *scale, int32_t *zero) {
     f32x16 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+    __mmask16 broken = 0;
     int k;
     for (k = 0; k < K; k += LANES) {
         f32x16 values = scaled(x, factors, k, first_lanes(K - k));
+        broken |= _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
         low = _mm512_min_ps(low, values);
         high = _mm512_max_ps(high, values);
     }
     float lowest = _mm512_reduce_min_ps(low), highest = _mm512_reduce_max_ps(high);
     float step = (highest - lowest) / 255.0f;
+    if (broken || !(step < __builtin_inff())) { /* NaN or infinity must not become a number */
+        memset(codes, 0, K);
+        *scale = __builtin_nanf(""), *zero = 0;
+        return;
+    }
     if (!(step > 1e-30f)) step = 1.0f;
     f32x16 inverse = _mm512_set1_ps(1.0f / step);
     int32_t origin = (int32_t)(-lowest / step + 0.5f);
