@@ -274,3 +274,21 @@ def test_a_model_made_in_inference_mode_runs():
         backbone = build("llama")
         use_kernels(backbone, "exact")
     assert backbone.fused is not None
+
+
+@kernels
+def test_weights_are_held_once_and_once_packed(minilm_dir):
+    from openembed.backbones.prepacked import PrepackedLinear
+
+    encoder = openembed.load(minilm_dir)
+    encoder.encode(["a text that is long enough for the prepared layers of the model's own code to be of use to it"])
+    layers = [m for m in encoder.backbone.modules() if isinstance(m, PrepackedLinear)]
+    assert layers
+    assert all(layer._prepared is None for layer in layers)
+
+
+@kernels
+def test_a_model_too_large_for_a_second_copy_is_not_packed_at_all(monkeypatch):
+    monkeypatch.setattr(structure, "MAX_WEIGHT_BYTES", 0)
+    monkeypatch.setattr("openembed.backbones.fused._packed", lambda *_: pytest.fail("packed"))
+    assert fuse(build("llama"), "exact") is None

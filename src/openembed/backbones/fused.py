@@ -132,10 +132,6 @@ class FusedLayers:
         """Has the weights packed anew at the next use."""
         self._state = None
 
-    def plan(self) -> Plan | None:
-        """Returns the plan of the model as it is now, None when its structure is not known (any more)."""
-        return self._current().plan
-
     def _current(self) -> _State:
         state = self._state
         if state is None or self._changed(state):
@@ -162,16 +158,14 @@ class FusedLayers:
 
     def serves(self, packed: Packed, *, bidirectional: bool) -> bool:
         """True when the plan is whole and no text is so long that a sliding window would hide part of it."""
-        plan = self.plan()
-        if plan is None or plan.window is None:
-            return plan is not None
-        return packed.layout.max_length - int(bidirectional) <= plan.window
+        return _serves(self._current().plan, packed, bidirectional)
 
-    def __call__(self, packed: Packed, *, bidirectional: bool) -> Tensor:
-        """Returns the last hidden state of every token, ``(T, D)`` float32."""
+    def __call__(self, packed: Packed, *, bidirectional: bool) -> Tensor | None:
+        """Returns the last hidden state of every token, ``(T, D)`` float32; None where it does not serve."""
         state = self._current()
         plan, layers = state.plan, state.layers
-        assert plan is not None, "ask serves() first"
+        if plan is None or not _serves(plan, packed, bidirectional):
+            return None
         stream_TD, rotary = plan.embed(packed)
         first, tokens = layers[0].entry, len(stream_TD)
         if plan.post_norm:
@@ -188,6 +182,12 @@ class FusedLayers:
             x = layer.up.codes(x) if layer.down.int8 else layer.up.store(x)
             inputs = layer.down.add_norm(x, stream_TD, end, following, post_norm=plan.post_norm)
         return stream_TD if plan.post_norm else inputs[0]
+
+
+def _serves(plan: Plan | None, packed: Packed, bidirectional: bool) -> bool:
+    if plan is None or plan.window is None:
+        return plan is not None
+    return packed.layout.max_length - int(bidirectional) <= plan.window
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:

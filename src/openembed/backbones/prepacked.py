@@ -112,6 +112,13 @@ def use_int8(module: nn.Module, wanted: bool = True) -> None:
             layer.int8 = wanted
 
 
+def release_copies(module: nn.Module) -> None:
+    """Frees the copies that linear layers inside ``module`` have prepared; one that is needed is made anew."""
+    for layer in module.modules():
+        if isinstance(layer, PrepackedLinear):
+            layer._prepared = layer._codes = None
+
+
 def prepack(module: nn.Module) -> None:
     """Replaces the float32 linear layers inside ``module`` by prepared ones, where that is possible and affordable."""
     layers = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()]

@@ -2,7 +2,7 @@
 
 Two shapes are known: encoders of BERT's kind (norms after the residual sums, biases, a two-matrix network) and decoders of
 Llama's kind (root-mean-square norms first, rotary positions, shared key and value heads, a gated network). Nothing is read
-from names of models or classes; a structure that is not recognised gives None, and :func:`agrees` compares the result with
+from names of models or classes; a structure that is not recognised gives None, and :func:`fuse` compares the result with
 the model's own code.
 """
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openembed.backbones.fused import FusedLayers, LayerPlan, Plan, Precision, Weights, used_weights
-from openembed.backbones.prepacked import MAX_WEIGHT_BYTES, LinearGelu, use_int8
+from openembed.backbones.prepacked import MAX_WEIGHT_BYTES, LinearGelu, release_copies, use_int8
 from openembed.backbones.text import TextBackbone, inference
 from openembed.kernels.calls import Heads, Norm
 from openembed.kernels.library import library, missing
@@ -46,6 +46,8 @@ def use_kernels(backbone: TextBackbone, precision: Precision) -> None:
         use_int8(backbone.model)  # first, for it replaces modules
         use_int8(backbone.model, False)
     backbone.fused, backbone.precision = fuse(backbone, precision), precision
+    if backbone.fused is not None:
+        release_copies(backbone.model)  # loading has run the model's own code, which will not run again
     if precision == "int8":
         use_int8(backbone.model)
         if library() is None:
@@ -65,10 +67,10 @@ def fuse(backbone: TextBackbone, precision: Precision) -> FusedLayers | None:
     """
     if library() is None or not backbone.packable:
         return None
-    fused = FusedLayers(backbone.model, lambda: read(backbone), precision)
-    plan = fused.plan()
+    plan = read(backbone)  # before anything is packed: a large model's weights would not fit twice
     if plan is None or (precision == "exact" and not _small_float32(plan)):
         return None
+    fused = FusedLayers(backbone.model, lambda: read(backbone), precision)
     try:
         difference = _difference(backbone, fused, plan.window)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:

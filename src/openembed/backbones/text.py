@@ -102,8 +102,8 @@ class TextBackbone(nn.Module):
             if self.fused is not None and torch.is_grad_enabled():
                 self.fused.forget()  # an optimizer may follow, and some do not count their changes
             return self.own_forward(packed)
-        serves = self.fused.serves(packed, bidirectional=self.bidirectional)
-        return self.fused(packed, bidirectional=self.bidirectional) if serves else self.own_forward(packed)
+        states_TD = self.fused(packed, bidirectional=self.bidirectional)
+        return self.own_forward(packed) if states_TD is None else states_TD
 
     def train(self, mode: bool = True) -> TextBackbone:
         """Sets the mode, as torch does; weights may have changed in between."""
