@@ -9,6 +9,9 @@ import logging
 import os
 import re
 import socket
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from server_fuzz import request_of
@@ -20,7 +23,11 @@ from openembed.server.settings import Limits, Settings
 SLOW = os.environ.get("OPENEMBED_SLOW") == "1"
 IN_PROCESS = 10_000 if SLOW else 2_000
 OVER_A_SOCKET = 2_000 if SLOW else 200
-TELLTALE = re.compile(r"Traceback|File \"|site-packages|\.py\b|/tmp/|/root/|/home/|/work/|openembed/|Error\(|0x[0-9a-f]{6,}")
+PLACES = [Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(__file__).parents[2], Path("/home"), Path("/tmp")]
+TELLTALE = re.compile(
+    "|".join(re.escape(f"{place}/") for place in PLACES)
+    + r"|Traceback|File \"|site-packages|\.py\b|openembed/|Error\(|0x[0-9a-f]{6,}"
+)
 LIMITS = Limits(body_bytes=262_144, texts=128, rerank_documents=64, request_tokens=20_000, request_s=20, read_s=5)
 
 
