@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -153,6 +154,15 @@ def test_what_is_no_http_has_the_same_error_body(running):
         found = raw(running.url, data)
         assert found.startswith(b"HTTP/1.1 400 ")
         assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_head_sends_no_body(running, path):
+    found = raw(running.url, f"HEAD {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert int(re.search(rb"content-length: (\d+)", head)[1]) > 0
+    assert body == b""
 
 
 def test_heads_are_bounded(running):
