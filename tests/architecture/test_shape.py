@@ -25,7 +25,7 @@ LAYERS = [
         "packaged",
         "nano",
     },
-    {"representations", "packing", "similarity", "losses", "vectors"},
+    {"representations", "packing", "similarity", "losses", "vectors", "vector_files", "bulk_output"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},
