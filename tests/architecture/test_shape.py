@@ -13,6 +13,7 @@ LAYERS = [
     {
         "config",
         "files",
+        "forks",
         "kernels",
         "records",
         "seeds",
@@ -24,7 +25,7 @@ LAYERS = [
         "packaged",
         "nano",
     },
-    {"representations", "packing", "similarity", "losses", "vectors"},
+    {"representations", "packing", "similarity", "losses", "vectors", "vector_files", "bulk_output"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},
