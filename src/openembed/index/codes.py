@@ -189,15 +189,11 @@ def documents_argument(
     return Argument(_Documents(*map(_address, arrays), len(ranges), codes_GS.shape[1], first), arrays)
 
 
-def queries_argument(queries: CodedQueries | None, k: int, room: Room) -> Argument:
-    """Returns what the kernel reads of queries, and where it puts their candidates; None: one query, of a sketch."""
-    if queries is None:
-        given: tuple[np.ndarray | None, ...] = (*(None,) * 5, np.full(1, np.inf, dtype=np.float32))
-    else:
-        given = (queries.codes, queries.offset_Q, queries.scale_Q, queries.inner_Q, queries.outer_Q, queries.limit_Q)
+def queries_argument(queries: CodedQueries, k: int, room: Room) -> Argument:
+    """Returns what the kernel reads of queries, and where it puts their candidates."""
+    given = (queries.codes, queries.offset_Q, queries.scale_Q, queries.inner_Q, queries.outer_Q, queries.limit_Q)
     taken = (room.positions, room.lower, room.upper, room.filled, room.next, room.floor, room.above, room.overflow)
-    count, tile = (1, 1) if queries is None else (queries.count, queries.tile)
-    sizes = (count, tile, k, room.positions.shape[1])
+    sizes = (queries.count, queries.tile, k, room.positions.shape[1])
     return Argument(_Queries(*map(_address, given), *sizes, *map(_address, taken)), (*given, *taken))
 
 
