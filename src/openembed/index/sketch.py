@@ -37,10 +37,11 @@ REACH = 0.15
 So an easy question looks at less than a hard one: a fifth of a million real passages on average. See docs/index.md.
 """
 LEAST_SHARE = 0.05
-"""As many of the documents are scanned at least, whatever the products of their clusters."""
+LEAST_TIMES = 4
+"""This share of the documents is scanned at least, and this many for each of the candidates to be scored exactly."""
 RESCORED = 16
 """Candidates scored exactly for each of the k wanted, and at least ``LEAST``."""
-LEAST = 192
+LEAST = 256
 VERSION = 2
 """Which sketches this module reads: a segment with those of another version is searched exactly until it is compacted."""
 THREADED = 4_096
@@ -117,7 +118,7 @@ class Sketch:
     def candidates(self, query_D: np.ndarray, eligible_N: np.ndarray, k: int) -> np.ndarray:
         """Returns positions of eligible documents that are likely the k of greatest product with the query."""
         wanted, tables = max(RESCORED * k, LEAST), self.coder.tables(query_D)
-        ranges, mask_G = self._near(tables), self._mask(eligible_N)[0]
+        ranges, mask_G = self._near(tables, wanted), self._mask(eligible_N)[0]
         parts = min(threads(), max(1, int((ranges[:, 1] - ranges[:, 0]).sum()) // THREADED))
         room = 2 * wanted + LANES
         places, sums = np.empty((parts, room), dtype=np.int32), np.empty((parts, room), dtype=np.float32)
@@ -141,18 +142,18 @@ class Sketch:
         return self._mask(eligible_N)[1]
 
     def _mask(self, eligible_N: np.ndarray) -> tuple[np.ndarray, int]:
-        """Returns uint16 (G), the mask in the order of the clusters, and its count; the last is kept, being most often the next."""
+        """Returns uint16 (G), the mask in the order of the clusters, and its count; the last is kept, most often the next."""
         last = self._masks
         if last is None or last[0] is not eligible_N:
             mask_G = eligible_groups(np.append(eligible_N, False)[self.order_P])
             last = self._masks = eligible_N, mask_G, int(np.count_nonzero(eligible_N))
         return last[1:]
 
-    def _near(self, tables: np.ndarray) -> np.ndarray:
+    def _near(self, tables: np.ndarray, wanted: int) -> np.ndarray:
         """Returns int64 (R, 2): the groups of the clusters near the query."""
         centroids_GS, ranges_L = self._clusters
         scores_L = sketch_scores(centroids_GS, tables)[: len(ranges_L)]
-        mean, needed = float(scores_L.mean()), LEAST_SHARE * self.starts_L[-1]
+        mean, needed = float(scores_L.mean()), max(LEAST_SHARE * self.starts_L[-1], LEAST_TIMES * wanted / LANES)
         ranges = ranges_L[scores_L >= mean + REACH * (int(scores_L.max()) - mean)]
         if (ranges[:, 1] - ranges[:, 0]).sum() < needed:
             order_L = np.argsort(-scores_L, kind="stable")
