@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from openembed.index import codes, native, segments, sketch
+from openembed.index import codes, native, quantizer, segments, sketch
 from openembed.index.codes import quantize
 from openembed.index.native import scan_library
 from openembed.index.store import ModelInfo, Store
@@ -98,7 +98,7 @@ def test_a_damaged_sketch_is_named(large):
 def plain_scores(made, codes_GS, tables):
     """The sums of table entries, in numpy alone."""
     parts = len(made.coder.parts_MC)
-    tables_MP = tables.transpose(1, 0, 2, 3).reshape(parts, sketch.POINTS).astype(np.int64)
+    tables_MP = tables.transpose(1, 0, 2, 3).reshape(parts, quantizer.POINTS).astype(np.int64)
     both = codes_GS.transpose(0, 2, 1, 3).reshape(-1, parts // 2)
     return tables_MP[np.arange(parts), np.concatenate([both & 15, both >> 4], axis=1)].sum(axis=1)
 
@@ -119,7 +119,7 @@ def test_a_scan_finds_the_best_sums_of_the_tables(tmp_path, values_ND, k):
     order_P, tables = made.order_P, made.coder.tables(values_ND[5])
     assert sorted(order_P[order_P >= 0]) == list(range(COUNT))
     expected_P = plain_scores(made, made.codes_GS, tables)
-    assert sketch.sketch_scores(made.codes_GS, tables).tolist() == expected_P.tolist()
+    assert quantizer.sketch_scores(made.codes_GS, tables).tolist() == expected_P.tolist()
     groups = len(made.codes_GS)
     ranges = [[3, 3], [0, 40], [60, 61], [61, groups], [7, 7]]
     seen_P = (order_P >= 0) & ~((np.arange(len(order_P)) // 16 >= 40) & (np.arange(len(order_P)) // 16 < 60))
@@ -165,7 +165,7 @@ def test_many_equal_vectors_are_searched_without_more_room(tmp_path, monkeypatch
 @compiled
 def test_components_are_dealt_by_how_much_they_vary():
     variance_D = np.array([4.0, 1.0, *[0.01] * 60, 0.0, 0.0])
-    dealt = sketch._dealt(variance_D, 24)
+    dealt = quantizer._dealt(variance_D, 24)
     with_most = next(part for part in dealt if 0 in part)
     assert sum(map(len, dealt)) <= len(variance_D)
     assert sorted(component for part in dealt for component in part) == sorted({c for part in dealt for c in part})
