@@ -103,12 +103,11 @@ def plain_scores(made, codes_GS, tables):
     return tables_MP[np.arange(parts), np.concatenate([both & 15, both >> 4], axis=1)].sum(axis=1)
 
 
-def scanned(made, tables, ranges, k, mask_G):
-    places, sums = np.empty(2 * k + 16, dtype=np.int32), np.empty(2 * k + 16, dtype=np.float32)
-    documents = codes.documents_argument(made.codes_GS, None, mask_G, np.array(ranges), 0)
-    pointers = (places.ctypes.data, sums.ctypes.data)
-    found = scan_library().openembed_sketch_scan(documents.pointer, tables.ctypes.data, k, *pointers)
-    return places[:found], sums[:found]
+def scanned(made, tables, ranges, k, eligible_N):
+    found, sums = np.empty(2 * k + 16, dtype=np.int32), np.empty(2 * k + 16, dtype=np.float32)
+    given = codes.sketch_argument(made.codes_GS, np.array(ranges).reshape(-1, 2), made.order_P, eligible_N)
+    count = scan_library().openembed_sketch_scan(given.pointer, tables.ctypes.data, k, found.ctypes.data, sums.ctypes.data)
+    return found[:count], sums[:count]
 
 
 @compiled
@@ -121,14 +120,17 @@ def test_a_scan_finds_the_best_sums_of_the_tables(tmp_path, values_ND, k):
     expected_P = plain_scores(made, made.codes_GS, tables)
     assert quantizer.sketch_scores(made.codes_GS, tables).tolist() == expected_P.tolist()
     groups = len(made.codes_GS)
+    eligible_N = np.arange(COUNT) % 3 != 1
     ranges = [[3, 3], [0, 40], [60, 61], [61, groups], [7, 7]]
-    seen_P = (order_P >= 0) & ~((np.arange(len(order_P)) // 16 >= 40) & (np.arange(len(order_P)) // 16 < 60))
-    places, sums = scanned(made, tables, ranges, k, codes.eligible_groups(order_P >= 0))
-    assert len(set(places.tolist())) == len(places) == min(k, seen_P.sum())
-    assert seen_P[places].all()
-    assert sums.tolist() == expected_P[places].tolist()
-    assert sorted(sums) == sorted(expected_P[seen_P])[-len(places) :]
-    assert not len(scanned(made, tables, np.empty((0, 2), dtype=np.int64), k, codes.eligible_groups(order_P >= 0))[0])
+    groups_P = np.arange(len(order_P)) // 16
+    seen_P = (order_P >= 0) & eligible_N[order_P] & ((groups_P < 40) | (groups_P >= 60))
+    found, sums = scanned(made, tables, ranges, k, eligible_N)
+    assert len(set(found.tolist())) == len(found) == min(k, seen_P.sum())
+    assert set(found.tolist()) <= set(order_P[seen_P].tolist())
+    place_of = np.argsort(order_P)[-COUNT:]
+    assert sums.tolist() == expected_P[place_of[found]].tolist()
+    assert sorted(sums) == sorted(expected_P[seen_P])[-len(found) :]
+    assert len(scanned(made, tables, [], k, eligible_N)[0]) == 0
 
 
 @compiled

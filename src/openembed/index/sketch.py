@@ -19,13 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openembed.index.codes import (
-    LANES,
-    documents_argument,
-    eligible_groups,
-    groups_of,
-    in_parallel,
-)
+from openembed.index.codes import LANES, groups_of, in_parallel, sketch_argument
 from openembed.index.native import scan_library, threads
 from openembed.index.quantizer import POINTS, Coder, aligned, parts_of, sketch_scores, trained
 from openembed.index.strings import load_array, map_file, named, save_array
@@ -72,7 +66,7 @@ class Sketch:
     order_P: np.ndarray
     centroids_GS: np.ndarray
     starts_L: np.ndarray
-    _masks: tuple[np.ndarray, np.ndarray, int] | None = None
+    _counted: tuple[np.ndarray, int] | None = None
 
     @cached_property
     def _loaded_GS(self) -> np.ndarray:
@@ -87,36 +81,29 @@ class Sketch:
     def candidates(self, query_D: np.ndarray, eligible_N: np.ndarray, k: int) -> np.ndarray:
         """Returns positions of eligible documents that are likely the k of greatest product with the query."""
         wanted, tables = max(RESCORED * k, LEAST), self.coder.tables(query_D)
-        ranges, mask_G = self._near(tables, wanted), self._mask(eligible_N)[0]
+        ranges = self._near(tables, wanted)
         parts = min(threads(), max(1, int((ranges[:, 1] - ranges[:, 0]).sum()) // THREADED))
-        room = 2 * wanted + LANES
-        places, sums = np.empty((parts, room), dtype=np.int32), np.empty((parts, room), dtype=np.float32)
+        shape = (parts, 2 * wanted + LANES)
+        found, sums = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
 
         def run(number: int) -> int:
-            documents = documents_argument(self._loaded_GS, None, mask_G, ranges[number::parts], first=0)
-            outputs = (places[number].ctypes.data, sums[number].ctypes.data)
-            return scan_library().openembed_sketch_scan(documents.pointer, tables.ctypes.data, wanted, *outputs)
+            given = sketch_argument(self._loaded_GS, ranges[number::parts], self.order_P, eligible_N)
+            taken = (found[number].ctypes.data, sums[number].ctypes.data)
+            return scan_library().openembed_sketch_scan(given.pointer, tables.ctypes.data, wanted, *taken)
 
-        filled = in_parallel(run, parts)
-        if min(filled) < 0:
+        filled = np.array(in_parallel(run, parts))
+        if (filled < 0).any():
             raise MemoryError("no memory for the candidates of a search")
-        found = np.concatenate([row[:count] for row, count in zip(places, filled, strict=True)])
-        if len(found) > wanted:
-            scores = np.concatenate([row[:count] for row, count in zip(sums, filled, strict=True)])
-            found = found[np.argpartition(scores, -wanted)[-wanted:]]
-        return self.order_P[found]
+        held = np.arange(shape[1]) < filled[:, None]
+        best = found[held]
+        return best if len(best) <= wanted else best[np.argpartition(sums[held], -wanted)[-wanted:]]
 
     def eligible(self, eligible_N: np.ndarray) -> int:
-        """Returns how many documents the mask leaves."""
-        return self._mask(eligible_N)[1]
-
-    def _mask(self, eligible_N: np.ndarray) -> tuple[np.ndarray, int]:
-        """Returns uint16 (G), the mask in the order of the clusters, and its count; the last is kept, most often the next."""
-        last = self._masks
+        """Returns how many documents the mask leaves; of the last one it is known, being most often the next."""
+        last = self._counted
         if last is None or last[0] is not eligible_N:
-            mask_G = eligible_groups(np.append(eligible_N, False)[self.order_P])
-            last = self._masks = eligible_N, mask_G, int(np.count_nonzero(eligible_N))
-        return last[1:]
+            last = self._counted = eligible_N, int(np.count_nonzero(eligible_N))
+        return last[1]
 
     def _near(self, tables: np.ndarray, wanted: int) -> np.ndarray:
         """Returns int64 (R, 2): the groups of the clusters near the query."""
@@ -164,7 +151,7 @@ def map_sketch(directory: Path, count: int, width: int) -> Sketch:
     shapes = {
         "sketch.points.npy": points_MPC.shape == (parts_of(width), POINTS, parts_MC.shape[-1]),
         "sketch.parts.npy": len(parts_MC) == parts_of(width) and int(parts_MC.max()) < width,
-        "sketch.order.npy": len(order_P) >= count and len(order_P) % LANES == 0,
+        "sketch.order.npy": order_P.dtype == np.int32 and len(order_P) >= count and len(order_P) % LANES == 0,
         "sketch.centroids.npy": centroids_GS.shape == (groups_of(clusters), steps, LANES, 4),
         "sketch.starts.npy": clusters > 0 and starts_L[-1] * LANES == len(order_P),
     }

@@ -271,21 +271,31 @@ static inline unsigned reaching(const int32_t sums[LANES], int32_t floor) {
 #endif
 }
 
+typedef struct {
+    const uint8_t *codes;    /* (groups, steps, 16, 4) */
+    int64_t steps;
+    const int64_t *ranges;   /* (ranges, 2): groups to scan, from and to */
+    int64_t range_count;
+    const int32_t *order;    /* (groups * 16): which document each is; none where that is not below ``count`` */
+    const uint8_t *eligible; /* (count), by document */
+    int64_t count;
+} Sketch;
+
 typedef struct { int64_t range, group; } Place;
 
 /* Has a group fetched into the second cache, and goes on to the next. The processor foresees what it is to read up to the end
  * of a page of 4 KB, and nothing of the next range: asked for sixteen groups ahead, it reads 2.6 times as fast. */
-static inline void fetch(const Documents *documents, Place *place) {
-    int64_t size = documents->steps * 64;
-    while (place->range < documents->range_count && place->group >= documents->ranges[2 * place->range + 1])
-        if (++place->range < documents->range_count) place->group = documents->ranges[2 * place->range];
-    if (place->range == documents->range_count) return;
-    const uint8_t *codes = documents->codes + place->group++ * size;
+static inline void fetch(const Sketch *sketch, Place *place) {
+    int64_t size = sketch->steps * 64;
+    while (place->range < sketch->range_count && place->group >= sketch->ranges[2 * place->range + 1])
+        if (++place->range < sketch->range_count) place->group = sketch->ranges[2 * place->range];
+    if (place->range == sketch->range_count) return;
+    const uint8_t *codes = sketch->codes + place->group++ * size;
     for (int64_t line = 0; line < size; line += 64) __builtin_prefetch(codes + line, 0, 2);
 }
 
-/* Leaves k of the best sums with their positions, and returns what another must reach to be better than the worst of them. */
-static int32_t keep_best(int32_t *positions, float *sums, int64_t *filled, int64_t k, float *scratch) {
+/* Leaves k of the best sums and their documents, and returns what another must reach to be better than the worst of them. */
+static int32_t keep_best(int32_t *documents, float *sums, int64_t *filled, int64_t k, float *scratch) {
     int64_t kept = 0, ties = k;
     if (*filled < k) return 0;
     memcpy(scratch, sums, *filled * sizeof(float));
@@ -294,38 +304,37 @@ static int32_t keep_best(int32_t *positions, float *sums, int64_t *filled, int64
     for (int64_t i = 0; i < *filled; i++)
         if (sums[i] > worst || (sums[i] == worst && ties-- > 0)) {
             sums[kept] = sums[i];
-            positions[kept++] = positions[i];
+            documents[kept++] = documents[i];
         }
     *filled = kept;
     return (int32_t)worst + 1;
 }
 
-/* Finds the k eligible documents of the ranges whose sketches score best; of equal ones the first. ``positions`` and ``sums``
- * have room for 2 k + 16. Only codes, eligible, ranges and steps are read of ``documents``. Returns how many were found, or -1
- * when there is no memory. */
-EXPORT int64_t openembed_sketch_scan(const Documents *documents, const uint8_t *tables, int64_t k, int32_t *positions,
-                                     float *sums) {
+/* Finds the k eligible documents of the ranges whose sketches score best; of equal ones the first. ``documents`` and ``sums``
+ * have room for 2 k + 16. Returns how many were found, or -1 when there is no memory. */
+EXPORT int64_t openembed_sketch_scan(const Sketch *sketch, const uint8_t *tables, int64_t k, int32_t *documents, float *sums) {
     float *scratch = malloc((2 * k + LANES) * sizeof(float));
     int32_t products[LANES], floor = 0;
     int64_t filled = 0;
-    Place ahead = {0, documents->range_count ? documents->ranges[0] : 0};
+    Place ahead = {0, sketch->range_count ? sketch->ranges[0] : 0};
     if (!scratch) return -1;
-    for (int group = 0; group < AHEAD; group++) fetch(documents, &ahead);
-    for (int64_t range = 0; range < documents->range_count; range++) {
-        int64_t group = documents->ranges[2 * range], end = documents->ranges[2 * range + 1];
+    for (int group = 0; group < AHEAD; group++) fetch(sketch, &ahead);
+    for (int64_t range = 0; range < sketch->range_count; range++) {
+        int64_t group = sketch->ranges[2 * range], end = sketch->ranges[2 * range + 1];
         for (; group < end; group++) {
-            fetch(documents, &ahead);
-            look_up(documents->codes + group * documents->steps * 64, tables, documents->steps, products);
-            unsigned left = reaching(products, floor) & documents->eligible[group];
-            for (; left; left &= left - 1) {
+            fetch(sketch, &ahead);
+            look_up(sketch->codes + group * sketch->steps * 64, tables, sketch->steps, products);
+            for (unsigned left = reaching(products, floor); left; left &= left - 1) {
                 int lane = __builtin_ctz(left);
-                positions[filled] = (int32_t)(group * LANES + lane);
+                int32_t document = sketch->order[group * LANES + lane];
+                if ((uint32_t)document >= sketch->count || !sketch->eligible[document]) continue;
+                documents[filled] = document;
                 sums[filled++] = (float)products[lane];
             }
-            if (filled > 2 * k) floor = keep_best(positions, sums, &filled, k, scratch);
+            if (filled > 2 * k) floor = keep_best(documents, sums, &filled, k, scratch);
         }
     }
-    keep_best(positions, sums, &filled, k, scratch);
+    keep_best(documents, sums, &filled, k, scratch);
     free(scratch);
     return filled;
 }
