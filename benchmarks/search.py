@@ -164,9 +164,7 @@ def main():
     parser.add_argument("--queries", type=int, default=504)
     parser.add_argument("--faiss", nargs="*", default=["Flat"], help="Names of faiss indexes, as its index_factory takes them.")
     parser.add_argument("--reaches", nargs="*", type=float, default=[], help="Values of sketch.REACH beside the default.")
-    parser.add_argument(
-        "--graphs", nargs="*", default=[], choices=["faiss", "usearch"], help="HNSW, which takes long to build."
-    )
+    parser.add_argument("--graphs", nargs="*", default=[], choices=["faiss", "usearch"], help="HNSW: takes long to build.")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     documents_ND = np.array(np.load(options.data / "d" / "vectors.npy", mmap_mode="r")[: options.count])
