@@ -105,14 +105,16 @@ def plain_scores(made, codes_GS, tables):
 
 def scanned(made, tables, ranges, k, eligible_N):
     found, sums = np.empty(2 * k + 16, dtype=np.int32), np.empty(2 * k + 16, dtype=np.float32)
-    given = codes.sketch_argument(made.codes_GS, np.array(ranges).reshape(-1, 2), made.order_P, eligible_N)
+    some = not eligible_N.all()
+    given = codes.sketch_argument(made.codes_GS, np.array(ranges).reshape(-1, 2), made.order_P, eligible_N, some)
     count = scan_library().openembed_sketch_scan(given.pointer, tables.ctypes.data, k, found.ctypes.data, sums.ctypes.data)
     return found[:count], sums[:count]
 
 
 @compiled
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("k", [1, 7, 300, COUNT])
-def test_a_scan_finds_the_best_sums_of_the_tables(tmp_path, values_ND, k):
+def test_a_scan_finds_the_best_sums_of_the_tables(tmp_path, values_ND, k, masked):
     sketch.write_sketch(tmp_path, values_ND)
     made = sketch.map_sketch(tmp_path, COUNT, WIDTH)
     order_P, tables = made.order_P, made.coder.tables(values_ND[5])
@@ -120,7 +122,7 @@ def test_a_scan_finds_the_best_sums_of_the_tables(tmp_path, values_ND, k):
     expected_P = plain_scores(made, made.codes_GS, tables)
     assert quantizer.sketch_scores(made.codes_GS, tables).tolist() == expected_P.tolist()
     groups = len(made.codes_GS)
-    eligible_N = np.arange(COUNT) % 3 != 1
+    eligible_N = np.arange(COUNT) % 3 != (1 if masked else 3)
     ranges = [[3, 3], [0, 40], [60, 61], [61, groups], [7, 7]]
     groups_P = np.arange(len(order_P)) // 16
     seen_P = (order_P >= 0) & eligible_N[order_P] & ((groups_P < 40) | (groups_P >= 60))

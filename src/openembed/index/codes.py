@@ -194,11 +194,11 @@ def documents_argument(codes: Codes, eligible_G: np.ndarray, ranges: np.ndarray,
     return Argument(_Documents(*map(_address, arrays), len(ranges), codes.codes_GS.shape[1], first), arrays)
 
 
-def sketch_argument(codes_GS: np.ndarray, ranges: np.ndarray, order_P: np.ndarray, eligible_N: np.ndarray) -> Argument:
-    """Returns what the kernel reads of a sketch."""
-    arrays = (codes_GS, np.ascontiguousarray(ranges, dtype=np.int64), order_P, np.ascontiguousarray(eligible_N, dtype=bool))
-    codes, ranges_at, order, eligible = map(_address, arrays)
-    structure = _Sketch(codes, codes_GS.shape[1], ranges_at, len(ranges), order, eligible, len(eligible_N))
+def sketch_argument(codes_GS: np.ndarray, ranges: np.ndarray, order_P: np.ndarray, mask_N: np.ndarray, some: bool) -> Argument:
+    """Returns what the kernel reads of a sketch; ``some``: whether the mask leaves out any, so that it must be read."""
+    arrays = (codes_GS, np.ascontiguousarray(ranges, dtype=np.int64), order_P, np.ascontiguousarray(mask_N, dtype=bool))
+    codes, ranges_at, order, mask = map(_address, arrays)
+    structure = _Sketch(codes, codes_GS.shape[1], ranges_at, len(ranges), order, mask if some else None, len(mask_N))
     return Argument(structure, arrays)
 
 

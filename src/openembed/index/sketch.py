@@ -81,13 +81,13 @@ class Sketch:
     def candidates(self, query_D: np.ndarray, eligible_N: np.ndarray, k: int) -> np.ndarray:
         """Returns positions of eligible documents that are likely the k of greatest product with the query."""
         wanted, tables = max(RESCORED * k, LEAST), self.coder.tables(query_D)
-        ranges = self._near(tables, wanted)
+        ranges, some = self._near(tables, wanted), self.eligible(eligible_N) < len(eligible_N)
         parts = min(threads(), max(1, int((ranges[:, 1] - ranges[:, 0]).sum()) // THREADED))
         shape = (parts, 2 * wanted + LANES)
         found, sums = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
 
         def run(number: int) -> int:
-            given = sketch_argument(self._loaded_GS, ranges[number::parts], self.order_P, eligible_N)
+            given = sketch_argument(self._loaded_GS, ranges[number::parts], self.order_P, eligible_N, some)
             taken = (found[number].ctypes.data, sums[number].ctypes.data)
             return scan_library().openembed_sketch_scan(given.pointer, tables.ctypes.data, wanted, *taken)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -471,7 +472,7 @@ class Store:
         return None
 
     def _id_at(self, position: int) -> str:
-        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        number = bisect_right(self._starts, position) - 1
         return self._segments[number].ids[position - int(self._starts[number])]
 
     def _named(self, ranking: list[tuple[int, float]]) -> Hits:

@@ -277,7 +277,7 @@ typedef struct {
     const int64_t *ranges;   /* (ranges, 2): groups to scan, from and to */
     int64_t range_count;
     const int32_t *order;    /* (groups * 16): which document each is; none where that is not below ``count`` */
-    const uint8_t *eligible; /* (count), by document */
+    const uint8_t *eligible; /* (count), by document; NULL: all are */
     int64_t count;
 } Sketch;
 
@@ -290,8 +290,9 @@ static inline void fetch(const Sketch *sketch, Place *place) {
     while (place->range < sketch->range_count && place->group >= sketch->ranges[2 * place->range + 1])
         if (++place->range < sketch->range_count) place->group = sketch->ranges[2 * place->range];
     if (place->range == sketch->range_count) return;
-    const uint8_t *codes = sketch->codes + place->group++ * size;
+    const uint8_t *codes = sketch->codes + place->group * size;
     for (int64_t line = 0; line < size; line += 64) __builtin_prefetch(codes + line, 0, 2);
+    __builtin_prefetch(sketch->order + place->group++ * LANES, 0, 2);
 }
 
 /* Leaves k of the best sums and their documents, and returns what another must reach to be better than the worst of them. */
@@ -327,7 +328,7 @@ EXPORT int64_t openembed_sketch_scan(const Sketch *sketch, const uint8_t *tables
             for (unsigned left = reaching(products, floor); left; left &= left - 1) {
                 int lane = __builtin_ctz(left);
                 int32_t document = sketch->order[group * LANES + lane];
-                if ((uint32_t)document >= sketch->count || !sketch->eligible[document]) continue;
+                if ((uint32_t)document >= sketch->count || (sketch->eligible && !sketch->eligible[document])) continue;
                 documents[filled] = document;
                 sums[filled++] = (float)products[lane];
             }
