@@ -24,7 +24,7 @@ from openembed.index.native import scan_library, threads
 from openembed.index.quantizer import POINTS, Coder, aligned, parts_of, sketch_scores, trained
 from openembed.index.strings import load_array, map_file, named, save_array
 
-REACH = 0.12
+REACH = 0.13
 """A cluster is scanned when its product with the query is this far from the mean of all clusters to the best of them.
 
 So an easy question looks at less than a hard one: a quarter of a million real passages on average. See docs/index.md.
@@ -34,7 +34,7 @@ LEAST_TIMES = 4
 """This share of the documents is scanned at least, and this many for each of the candidates to be scored exactly."""
 RESCORED = 16
 """Candidates scored exactly for each of the k wanted, and at least ``LEAST``."""
-LEAST = 256
+LEAST = 320
 VERSION = 2
 """Which sketches this module reads: a segment with those of another version is searched exactly until it is compacted."""
 THREADED = 4_096
