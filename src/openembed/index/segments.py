@@ -26,7 +26,7 @@ from openembed.index.columns import ColumnsWriter, SegmentColumns
 from openembed.index.filters import Filter, holds
 from openembed.index.lexical import Analyzer, Postings, PostingsWriter
 from openembed.index.manifest import SegmentInfo
-from openembed.index.sketch import Sketch, map_sketch, write_sketch
+from openembed.index.sketch import VERSION, Sketch, map_sketch, write_sketch
 from openembed.index.strings import Strings, StringsWriter, load_array, map_file, named, save_array
 from openembed.progress import progress
 from openembed.records import Document
@@ -103,7 +103,8 @@ class SegmentWriter:
 
     def info(self, name: str) -> SegmentInfo:
         """Returns what the manifest says of this segment."""
-        parts = {"coded": self._width > 0, "columns": True, "sketch": self._width > 0 and len(self.ids) >= SKETCHED}
+        sketched = self._width > 0 and len(self.ids) >= SKETCHED
+        parts = {"coded": self._width > 0, "columns": True, "sketch": VERSION if sketched else 0}
         return SegmentInfo(name=name, count=len(self.ids), largest_norm=self.largest_norm, **parts)
 
 
@@ -121,7 +122,7 @@ class Segment:
         self.postings = Postings(directory)
         self.vectors_ND = map_file(directory / "vectors.f32", np.float32, (count, width))
         self.codes = map_codes(directory, count, width) if info.coded else None
-        self.sketch: Sketch | None = map_sketch(directory, count, width) if info.sketch else None
+        self.sketch: Sketch | None = map_sketch(directory, count, width) if info.sketch == VERSION else None
         self.columns = SegmentColumns(directory) if info.columns else None
         self.live_N = np.ones(count, dtype=bool)
         self._order = load_array(directory / "ids.order.npy")

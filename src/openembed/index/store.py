@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -150,7 +151,7 @@ class Store:
 
         With ``filter``, of the documents for which it holds. ``exact``: True looks at every document; False lets segments of
         ``segments.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
-        so for fewer than ``EXACT_FROM`` queries, since for more at once exact search is as fast. The scores are exact always.
+        so for fewer than ``EXACT_FROM`` queries, since exact search of more at once is fast too. The scores are exact always.
 
         Raises ``ValueError`` when the store has no vectors, the width
         differs, or the filter is malformed.
@@ -471,7 +472,7 @@ class Store:
         return None
 
     def _id_at(self, position: int) -> str:
-        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        number = bisect_right(self._starts, position) - 1
         return self._segments[number].ids[position - int(self._starts[number])]
 
     def _named(self, ranking: list[tuple[int, float]]) -> Hits:
