@@ -13,13 +13,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from openembed import similarity
 from openembed.config import Config
 from openembed.data.batch import Batch
 from openembed.data.teacher import TeacherVectors
 from openembed.losses import cosine_distance_rows, kl_divergence_rows, squared_error_rows, weighted_mean
-from openembed.objectives import Loss, Views, split_by_source
-from openembed.representations import Dense
+from openembed.objectives import Loss, Views, every_text, sides, split_by_source
+from openembed.representations import Dense, Representation
+from openembed.similarity import SimilarityName, cosine, similarity
 
 
 class DistillationConfig(Config):
@@ -29,7 +29,8 @@ class DistillationConfig(Config):
     the student is projected to the student's width on its principal directions, which keeps its cosines as well as that
     width can. ``score_weight``: of KL(teacher || student) over scores / ``temperature``; with ``vectors`` each text against
     all others of the batch (the teacher at full width), without them each row's positives and hard negatives under the
-    recorded scores, brought to the student's scale by ``teacher_temperature`` (cosines: leave it as it is).
+    recorded scores, brought to the student's scale by ``teacher_temperature`` (cosines: leave it as it is). ``similarity``:
+    the student's.
     """
 
     kind: Literal["distillation"] = "distillation"
@@ -37,6 +38,7 @@ class DistillationConfig(Config):
     embedding: Literal["cosine", "squared_error", "none"] = "cosine"
     embedding_weight: float = Field(default=1.0, gt=0)
     score_weight: float = Field(default=0.0, ge=0)
+    similarity: SimilarityName = "cosine"
     temperature: float = Field(default=0.05, gt=0)
     teacher_temperature: float | None = Field(default=None, gt=0)
 
@@ -64,18 +66,20 @@ class Distillation:
 
     def views(self, batch: Batch) -> Views:
         """Returns every distinct text of the batch once."""
-        return Views(batch.texts, batch.prompts)
+        return every_text(batch)
 
-    def loss(self, representations: Dense, batch: Batch) -> Loss:
+    def loss(self, representations: Representation, batch: Batch, step: int = 0) -> Loss:
         """Returns the weighted sum of the terms asked for; each is a mean over texts, or over rows for recorded scores."""
-        config, total = self.config, representations.values_ND.new_zeros((), dtype=torch.float32)
+        config, total = self.config, torch.zeros((), device=representations.device)
         parts: dict[str, Tensor] = {}
         diagnostics: dict[str, Any] = {}
         teacher_UE = None
         if self.teacher is not None:
-            teacher_UE = torch.from_numpy(self.teacher.lookup(batch.texts)).to(representations.values_ND.device)
+            teacher_UE = torch.from_numpy(self.teacher.lookup(batch.texts)).to(representations.device)
         if config.embedding != "none":
             assert teacher_UE is not None, "the config demands vectors"
+            if not isinstance(representations, Dense):
+                raise ValueError("only dense vectors can be learned by embedding; set embedding = 'none' with this head")
             target_UD = self._projected(teacher_UE, representations.width)
             rows = cosine_distance_rows if config.embedding == "cosine" else squared_error_rows
             rows_U = rows(representations.values_ND, target_UD)
@@ -96,15 +100,13 @@ class Distillation:
             self._directions[width] = torch.from_numpy(self.teacher.principal_directions(width))
         return teacher_UE @ self._directions[width].to(teacher_UE.device)
 
-    def _score_term(self, representations: Dense, batch: Batch, teacher_UE: Tensor | None) -> Tensor:
-        config = self.config
+    def _score_term(self, representations: Representation, batch: Batch, teacher_UE: Tensor | None) -> Tensor:
+        config, score = self.config, similarity(self.config.similarity)
         if teacher_UE is not None:
-            student = similarity.cosine(representations.values_ND, representations.values_ND)
+            student = score(representations, representations)
             others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
-            return kl_divergence_rows(student, similarity.cosine(teacher_UE, teacher_UE), others, config.temperature).mean()
-        queries = representations.select(torch.from_numpy(batch.query_Q).to(representations.values_ND.device))
-        documents = representations.select(torch.from_numpy(batch.document_N).to(representations.values_ND.device))
-        student_QN = similarity.cosine(queries.values_ND, documents.values_ND)
+            return kl_divergence_rows(student, cosine(teacher_UE, teacher_UE), others, config.temperature).mean()
+        student_QN = score(*sides(representations, batch))
         teacher_QN, candidates_QN = recorded_scores(batch, student_QN.device)
         scale = config.temperature / (config.teacher_temperature or config.temperature)
         rows_Q = kl_divergence_rows(student_QN, teacher_QN * scale, candidates_QN, config.temperature)

@@ -251,12 +251,12 @@ class _Run:
     def prepared(self, step: int) -> list[Prepared]:
         """Returns the batches of ``step``, collated and tokenized; a pure function of (seed, step)."""
         count = self.config.batch.accumulation
-        return [self._prepare(step * count + part) for part in range(count)]
+        return [self._prepare(step, step * count + part) for part in range(count)]
 
-    def _prepare(self, number: int) -> Prepared:
+    def _prepare(self, step: int, number: int) -> Prepared:
         rows = [self.examples[source][index] for source, index in self.mixture.rows(number)]
         batch = collate(rows, self.sources, self.config.batch, generator(self.config.seed, "rows", number))
-        return prepare(self._plain, self.objective, batch, self.config.compute)
+        return prepare(self._plain, self.objective, batch, self.config.compute, step)
 
     def step(self, step: int, batches: Sequence[Prepared]) -> dict[str, Any]:
         """Moves the weights once and returns the step's metrics."""
@@ -304,7 +304,7 @@ class _Run:
         budget, found = self.compute.chunk_tokens, []
         for prepared in batches:
             lengths = prepared.rows.lengths
-            found.append(balance([int(lengths[c].sum()) for c in micro_batches(lengths, budget)], self.world.size))
+            found.append(balance([int(lengths[c].sum()) for c in prepared.rows.micro_batches(budget)], self.world.size))
         return {"balance": sum(found) / len(found)}
 
     def evaluated(self, evaluate: Evaluate, done: int) -> dict[str, float]:
@@ -345,6 +345,7 @@ def row_source(config: SourceConfig, encoder: Encoder) -> RowSource:
         document_prompt=encoder.document_prompt(instruction=config.document_instruction or None),
         in_batch=config.in_batch,
         loss_weight=config.loss_weight,
+        sided=encoder.sided,
     )
 
 
