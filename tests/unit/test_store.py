@@ -53,6 +53,23 @@ def test_reopening_gives_back_documents_vectors_and_rankings_without_encoding(st
     assert encoder.encoded == encoded
 
 
+def test_rows_are_the_live_documents_with_their_vectors(store, encoder):
+    store.add([Document("late", "added later")], encoder)
+    store.delete(["late", next(store.ids())])
+    store.add([Document("last", "a second segment")], encoder)
+    documents, vectors = zip(*store.rows(), strict=True)
+    assert list(documents) == list(store.documents())
+    expected_ND = encoder.encode_documents([document.full_text for document in documents])
+    assert np.array_equal(np.stack(vectors), expected_ND)
+    assert all(vector_D.dtype == np.float32 for vector_D in vectors)
+
+
+def test_rows_of_a_store_without_vectors_are_refused(tmp_path):
+    store = Store.create(tmp_path / "words", [Document("a", "text")])
+    with pytest.raises(ValueError, match="built without a model"):
+        store.rows()
+
+
 def test_bm25_returns_only_documents_that_share_a_term(store):
     assert store.bm25(["zebra", "", "hay"], 10) == [{}, {}, store.bm25(["hay"], 10)[0]]
     assert list(store.bm25(["hay"], 10)[0]) == ["d3"]

@@ -153,6 +153,11 @@ class Segment:
         for position in np.flatnonzero(self.live_N):
             yield self.document(int(position))
 
+    def live_rows(self) -> Iterator[tuple[Document, np.ndarray]]:
+        """Yields the live documents with their vectors, float32 (width,), in order."""
+        for position in np.flatnonzero(self.live_N):
+            yield self.document(int(position)), np.array(self.vectors_ND[position])
+
 
 def write_codes(directory: Path, vectors_ND: np.ndarray) -> None:
     """Writes the codes of a segment's vectors, a block at a time."""

@@ -15,7 +15,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,14 @@ class Store:
         """Yields the live documents one by one, in the order of ``ids``."""
         for segment in self._segments:
             yield from segment.live_documents()
+
+    def rows(self) -> Iterator[tuple[Document, np.ndarray]]:
+        """Yields the live documents with their vectors, float32 (width,), in the order of ``ids``.
+
+        Raises ``ValueError`` when the store has no vectors.
+        """
+        self._vectors_of()
+        return chain.from_iterable(segment.live_rows() for segment in self._segments)
 
     def refresh(self) -> bool:
         """Opens the newest state; returns whether there was a newer one."""
