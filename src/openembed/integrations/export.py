@@ -67,5 +67,5 @@ def stored_rows(store: Store) -> Iterator[tuple[Document, np.ndarray]]:
         live = np.flatnonzero(segment.live_N)
         for start in range(0, len(live), CHUNK):
             positions = live[start : start + CHUNK]
-            for position, vector_D in zip(positions, np.asarray(segment.vectors_ND[positions]), strict=True):
+            for position, vector_D in zip(positions, segment.fields["dense"].rows(positions), strict=True):
                 yield segment.document(int(position)), vector_D
