@@ -33,6 +33,11 @@ def count_of(encoded: Encoded) -> int:
     return len(encoded) if isinstance(encoded, TokenVectors) else encoded.shape[0]
 
 
+def width_of(encoded: Encoded) -> int:
+    """Returns the number of dimensions or terms."""
+    return encoded.width if isinstance(encoded, TokenVectors) else encoded.shape[1]
+
+
 def none_of(kind: str, width: int) -> Encoded:
     """Returns the representations of no text."""
     if kind == "tokens":

@@ -244,6 +244,10 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
         system = EncoderSystem(encoder, "training")
         return {task.name: system.evaluate(task).value for task in watched}
 
+    kinds = EncoderSystem(encoder, "training").kinds
+    unfit = [task.name for task in watched if task.kind not in kinds]
+    if unfit:
+        raise ValueError(f"watch: {', '.join(unfit)}: this model cannot be scored on it; it does {', '.join(kinds)}")
     scored = evaluate if watched else None
     train(place.training(stage), encoder, folder, examples=examples, evaluate=scored, world=world, tell=place.tell)
 
@@ -270,7 +274,8 @@ def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
             ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
-            run_tasks(EncoderSystem(place.model(model), model), tasks, folder / folder_name(model))
+            system = EncoderSystem(place.model(model), model)
+            run_tasks(system, [task for task in tasks if task.kind in system.kinds], folder / folder_name(model))
 
 
 def _task(place: Workplace, task: TaskConfig) -> Task:
