@@ -77,14 +77,14 @@ def calls(log):
 @pytest.fixture
 def journalled(monkeypatch):
     """The lines that are written to the journal."""
-    lines, real = [], bulk._append
+    lines, real = [], bulk.append_synced
 
     def watched(file, data, path):
         real(file, data, path)
         if path.name == "journal.jsonl":
             lines.append(json.loads(data))
 
-    monkeypatch.setattr(bulk, "_append", watched)
+    monkeypatch.setattr(bulk, "append_synced", watched)
     return lines
 
 

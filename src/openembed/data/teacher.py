@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from openembed.bulk import VECTORS, open_vectors
 from openembed.data.batch import text_key
 from openembed.files import atomic_write
+from openembed.vector_files import VECTORS, open_vectors
 
 KEYS = "keys.npy"
 SAMPLE = 50_000
