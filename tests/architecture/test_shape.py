@@ -24,6 +24,7 @@ LAYERS = [
         "report",
         "packaged",
         "nano",
+        "words",
     },
     {
         "representations",

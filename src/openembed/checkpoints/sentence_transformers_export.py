@@ -30,7 +30,7 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     """Writes ``modules.json`` and what it refers to beside the backbone and tokenizer already in ``folder``."""
     standard = is_standard(encoder)
     rows = _standard_modules(encoder, folder) if standard else _remote_module(folder)
-    _write_tokenizer(encoder.tokenizer, folder, frame=standard)
+    write_tokenizer(encoder.tokenizer, folder, frame=standard)
     types = "sentence_transformers.models.Normalize"
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
     (folder / rows[-1]["path"]).mkdir()
@@ -38,7 +38,7 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
     write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": _prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {"prompts": literal_prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
 
 
@@ -49,7 +49,7 @@ def is_standard(encoder: Encoder) -> bool:
     framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
     if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
         return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
-    spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
+    spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probeliteral_prompts(encoder))
     return plain and framed and spans
 
 
@@ -115,14 +115,15 @@ def _remote_module(folder: Path) -> list[dict[str, Any]]:
     return [{"path": "", "type": f"{MODULE_NAME}.OpenEmbedModule"}]
 
 
-def _prompts(encoder: Encoder) -> dict[str, str]:
+def literal_prompts(encoder: Encoder) -> dict[str, str]:
+    """Returns the prefixes of the encoder's prompts by name."""
     prompts = encoder.config.prompts
     table = {"query": prompts.query, "document": prompts.document, **prompts.named}
     table.update({name: prompts.render(task.query) for name, task in prompts.tasks.items()})
     return table
 
 
-def _write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> None:
+def write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> None:
     """Writes the tokenizer transformers will read; with ``frame`` its template adds the end token that we append."""
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
     if frame and tokenizer.config.eos_token is not None:
