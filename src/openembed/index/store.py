@@ -17,8 +17,9 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,6 +136,14 @@ class Store(Searches):
         """Yields the live documents one by one, in the order of ``ids``."""
         for segment in self._segments:
             yield from segment.live_documents()
+
+    def rows(self, kind: Kind = "dense") -> Iterator[tuple[Document, Any]]:
+        """Yields the live documents with their vectors of ``kind``, in the order of ``ids``.
+
+        Dense ones are float32 (width,), sparse ones (terms, weights). Raises ``ValueError`` when the store has none.
+        """
+        self._model_of(kind)
+        return chain.from_iterable(segment.live_rows(kind) for segment in self._segments)
 
     def refresh(self) -> bool:
         """Opens the newest state; returns whether there was a newer one."""

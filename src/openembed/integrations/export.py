@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-import numpy as np
-
+from openembed.index.manifest import Kind
 from openembed.index.store import Store
 from openembed.integrations import pgvector, qdrant
 from openembed.integrations.database import DatabaseInfo, VectorDatabase, fill
-from openembed.records import Document
-
-CHUNK = 1024
 
 
 def open_database(target: str, info: DatabaseInfo | None = None) -> VectorDatabase:
@@ -42,30 +38,27 @@ def export(
     precision: str = "float32",
     index: bool = True,
     prune: bool = False,
+    kind: Kind | None = None,
     advance: Callable[[int], None] = lambda _n: None,
 ) -> dict[str, int]:
     """Puts the live documents of ``store`` into the database at ``target``; returns the counts of ``fill``.
 
     Killed and run again, it writes what is missing; run after changes, what changed. ``prune`` removes what the store no
-    longer holds. ``index``: makes pgvector's HNSW index at the end. Raises ``ValueError`` for a store without vectors, and
-    what the databases raise.
+    longer holds. ``index``: makes pgvector's HNSW index at the end. ``kind``: which vectors (default: dense ones where there
+    are, else sparse ones, which Qdrant alone takes). Raises ``ValueError`` for a store without them, and what the databases
+    raise.
     """
-    if store.model is None:
+    if not store.models:
         raise ValueError(f"{store.directory}: was built without a model, so it has no vectors to export; index with a model")
-    info = DatabaseInfo(model=store.model, dimensions=dimensions, precision=precision)
-    info.format.width(store.model.width)
+    kind = kind or next(iter(sorted(store.models)))
+    if kind not in store.models:
+        raise ValueError(f"{store.directory}: has no {kind} vectors to export; it has {' and '.join(store.models)} ones")
+    info = DatabaseInfo(model=store.models[kind], dimensions=dimensions, precision=precision)
+    if kind == "sparse" and (not target.startswith("qdrant") or dimensions is not None or precision != "float32"):
+        raise ValueError("sparse vectors go to Qdrant, whole and in float32, or into files (opensearch:FILE, anserini:FILE)")
+    info.format.width(info.model.width)
     database = open_database(target, info)
-    counts = fill(database, stored_rows(store), prune=prune, advance=advance)
+    counts = fill(database, store.rows(kind), prune=prune, advance=advance)
     if index and isinstance(database, pgvector.PgVectorIndex):
         database.create_index()
     return counts
-
-
-def stored_rows(store: Store) -> Iterator[tuple[Document, np.ndarray]]:
-    """Yields each live document with its vector, float32 (D,)."""
-    for segment in store._segments:  # the one reader of whole segments outside the store
-        live = np.flatnonzero(segment.live_N)
-        for start in range(0, len(live), CHUNK):
-            positions = live[start : start + CHUNK]
-            for position, vector_D in zip(positions, segment.fields["dense"].rows(positions), strict=True):
-                yield segment.document(int(position)), vector_D
