@@ -24,7 +24,7 @@ LAYERS = [
         "packaged",
         "nano",
     },
-    {"representations", "packing", "similarity", "losses", "vectors"},
+    {"representations", "packing", "similarity", "losses", "vectors", "token_vectors"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},
