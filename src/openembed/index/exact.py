@@ -178,9 +178,8 @@ class _Tokens(Documents):
         if self._method is None:
             return best_documents([self._matrix], [every], query, k)
         panel = Panel(query)
-        found = retrieve([self._matrix], [every], panel, self._method.tokens)
-        owners = np.searchsorted(self._matrix.offsets_N1, found.positions, side="right") - 1
-        return xtr_scores(found, owners, panel.lanes, self._method.imputation)
+        found = retrieve(self._matrix, every, panel, self._method.tokens)
+        return xtr_scores(found, panel.lanes, self._count, self._method.imputation)
 
     def _top(self, queries: TokenVectors, k: int, limit_Q: np.ndarray | None) -> Found:
         best = _Best(len(queries), k, limit_Q)
