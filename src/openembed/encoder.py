@@ -117,6 +117,8 @@ class Encoder(nn.Module):
         self.config, self.tokenizer, self.backbone, self.head = config, tokenizer, backbone, head
         if hasattr(head, "attach"):
             head.attach(backbone)
+        if hasattr(head, "read"):
+            head.read(tokenizer)
         widths = [head.width, *(p.width for p in config.projections)]
         self.projections = nn.ModuleList(p.build(w) for p, w in zip(config.projections, widths, strict=False))
         self.width: int = widths[-1]
@@ -131,7 +133,7 @@ class Encoder(nn.Module):
     @property
     def sided(self) -> bool:
         """Whether queries and documents are encoded differently by more than their prompts."""
-        return getattr(self.head, "sided", False)
+        return getattr(self.head, "sided", False) or self.config.tokenizer.sided
 
     @property
     def device(self) -> torch.device:
@@ -308,7 +310,7 @@ class Encoder(nn.Module):
 
         ``queries`` (bool, N): which are queries, for an encoder that is :attr:`sided`.
         """
-        rows = self.tokenizer(texts, instructions, self.row_limit(max_length))
+        rows = self.tokenizer(texts, instructions, self.row_limit(max_length), queries)
         if self.sided:
             rows = replace(rows, queries=np.zeros(len(rows), dtype=bool) if queries is None else queries)
         if self.tokenizer.vocabulary > self.backbone.vocabulary:

@@ -24,7 +24,7 @@ LAYERS = [
         "packaged",
         "nano",
     },
-    {"representations", "packing", "similarity", "losses", "vectors", "token_vectors", "encoded"},
+    {"representations", "packing", "similarity", "late_interaction", "losses", "vectors", "token_vectors", "encoded"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},

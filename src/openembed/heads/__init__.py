@@ -1,8 +1,8 @@
 """Heads turn a text's hidden states into its representation; ``HeadConfig`` is the closed set of them.
 
 A head has ``width`` and ``forward(hidden_TD, packed)``, which gives float32 rows: one a text, or one a token vector. It may
-have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``) and
-``attach(backbone)``, which is called once before weights are placed. A ``sparse`` head has ``bag(rows, device)``, each text's
+have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``), and
+``attach(backbone)`` and ``read(tokenizer)``, which are called once before weights are placed. A ``sparse`` head has ``bag(rows, device)``, each text's
 own tokens or None; one of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text.
 """
 
@@ -23,6 +23,7 @@ from openembed.heads.pooling import (
     WeightedMeanConfig,
 )
 from openembed.heads.self_attention import SelfAttentionConfig
+from openembed.heads.token_projection import TokenProjectionConfig
 
 HeadConfig = Annotated[
     MeanConfig
@@ -33,7 +34,8 @@ HeadConfig = Annotated[
     | MeanSqrtConfig
     | ConcatConfig
     | LatentAttentionConfig
-    | SelfAttentionConfig,
+    | SelfAttentionConfig
+    | TokenProjectionConfig,
     Field(discriminator="kind"),
 ]
 
@@ -47,5 +49,6 @@ __all__ = [
     "MeanConfig",
     "MeanSqrtConfig",
     "SelfAttentionConfig",
+    "TokenProjectionConfig",
     "WeightedMeanConfig",
 ]

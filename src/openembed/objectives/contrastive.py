@@ -30,12 +30,14 @@ class ContrastiveConfig(Config):
     ``in_batch`` says which documents of other rows may be negatives, for the rows whose source permits any: ``all``,
     their ``positives`` only, or ``none`` (NV-Embed stage 2). ``teacher_margin`` drops a hard negative whose teacher
     score is too close to the positive's. ``matryoshka`` sums the loss over the first d dimensions for each d given,
-    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too.
+    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too. ``k_train``: of ``xtr``, see
+    :func:`openembed.late_interaction.xtr`.
     """
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: float = Field(default=0.02, gt=0)
     similarity: SimilarityName = "cosine"
+    k_train: int = Field(default=256, ge=1)
     in_batch: InBatch = "all"
     teacher_margin: MarginConfig | None = None
     matryoshka: tuple[int, ...] = ()
@@ -60,7 +62,7 @@ class Contrastive:
 
     def __init__(self, config: ContrastiveConfig) -> None:
         self.config = config
-        self._similarity = similarity(config.similarity)
+        self._similarity = similarity(config.similarity, config.k_train)
 
     def views(self, batch: Batch) -> Views:
         """Returns every distinct text of the batch once."""

@@ -30,7 +30,7 @@ class DistillationConfig(Config):
     width can. ``score_weight``: of KL(teacher || student) over scores / ``temperature``; with ``vectors`` each text against
     all others of the batch (the teacher at full width), without them each row's positives and hard negatives under the
     recorded scores, brought to the student's scale by ``teacher_temperature`` (cosines: leave it as it is). ``similarity``:
-    the student's.
+    the student's, with ``k_train`` for ``xtr``.
     """
 
     kind: Literal["distillation"] = "distillation"
@@ -39,6 +39,7 @@ class DistillationConfig(Config):
     embedding_weight: float = Field(default=1.0, gt=0)
     score_weight: float = Field(default=0.0, ge=0)
     similarity: SimilarityName = "cosine"
+    k_train: int = Field(default=256, ge=1)
     temperature: float = Field(default=0.05, gt=0)
     teacher_temperature: float | None = Field(default=None, gt=0)
 
@@ -101,7 +102,7 @@ class Distillation:
         return teacher_UE @ self._directions[width].to(teacher_UE.device)
 
     def _score_term(self, representations: Representation, batch: Batch, teacher_UE: Tensor | None) -> Tensor:
-        config, score = self.config, similarity(self.config.similarity)
+        config, score = self.config, similarity(self.config.similarity, self.config.k_train)
         if teacher_UE is not None:
             student = score(representations, representations)
             others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
