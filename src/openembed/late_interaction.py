@@ -4,8 +4,8 @@ MaxSim (ColBERT, arXiv 2004.12832), which CRISP calls Chamfer similarity: one fu
 scores from the tokens a query token would have retrieved. The gradient flows through the chosen maxima alone, so what is
 kept for it is one place a (query token, document), not the products of all tokens.
 
-Shapes: ``Q`` queries, ``N`` documents, ``T`` query tokens of all queries, ``S`` document tokens of all documents, ``L`` tokens of
-a document, ``B`` documents compared at a time, ``D`` width.
+Shapes: ``Q`` queries, ``N`` documents, ``T`` query tokens of all queries, ``S`` document tokens of all documents, ``L`` tokens
+of a document, ``B`` documents compared at a time, ``D`` width.
 """
 
 from __future__ import annotations

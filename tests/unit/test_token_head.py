@@ -28,7 +28,7 @@ def colbert(tmp_path_factory):
 def test_every_token_has_a_vector_of_length_one(plain):
     found = plain.encode(TEXTS)
     assert isinstance(found, TokenVectors)
-    assert plain.kind == "tokens" and not plain.sided and found.width == 16
+    assert (plain.kind, plain.sided, found.width) == ("tokens", False, 16)
     assert found.lengths_N.tolist() == [len(row) for row in plain.tokenize(TEXTS).ids]
     np.testing.assert_allclose(np.linalg.norm(found.values_TD, axis=1), 1, atol=1e-5)
 
@@ -61,8 +61,9 @@ def test_queries_are_expanded_and_cut_to_one_length(colbert):
     rows = colbert.tokenize(TEXTS, colbert.query_prompt(), queries=np.ones(len(TEXTS), dtype=bool))
     mask, end = (colbert.tokenizer.backend.token_to_id(name) for name in ("[MASK]", "[SEP]"))
     assert {len(row) for row in rows.ids} == {9}
-    assert rows.ids[2].tolist()[2:] == [end, *[mask] * 6] and rows.unattended[2] == 6
-    assert rows.ids[5][-1] == end and rows.unattended[5] == 0
+    assert rows.ids[2].tolist()[2:] == [end, *[mask] * 6]
+    assert rows.ids[5][-1] == end
+    assert rows.unattended[[2, 5]].tolist() == [6, 0]
     assert colbert.encode_queries(TEXTS).lengths_N.tolist() == [9] * len(TEXTS)
 
 

@@ -2,8 +2,9 @@
 
 A head has ``width`` and ``forward(hidden_TD, packed)``, which gives float32 rows: one a text, or one a token vector. It may
 have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``), and
-``attach(backbone)`` and ``read(tokenizer)``, which are called once before weights are placed. A ``sparse`` head has ``bag(rows, device)``, each text's
-own tokens or None; one of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text.
+``attach(backbone)`` and ``read(tokenizer)``, which are called once before weights are placed. A ``sparse`` head has
+``bag(rows, device)``, each text's own tokens or None; one of ``tokens`` has ``rows_of(rows)``, the number of vectors of each
+text.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ CRISP (arXiv 2505.11471): in training and in use alike a text's vectors are repl
 paper does not say how clusters are found; here assignments come from a fixed number of Lloyd's iterations without gradient,
 and the gradient flows through the means. How many vectors a text keeps depends on the number of its tokens alone.
 
-Shapes: ``T`` tokens of all texts, ``B`` texts, ``R`` vectors kept of all texts, ``L`` tokens of a text, ``K`` clusters, ``D`` width.
+Shapes: ``T`` tokens of all texts, ``B`` texts, ``R`` vectors kept of all texts, ``L`` tokens of a text, ``K`` clusters, ``D``
+width.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from openembed.config import Config
 
-Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)]
+Amount = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(gt=0, lt=1)]
 """Of vectors kept: so many, or a share of the tokens (rounded down, at least one); 0: all of them."""
 
 
@@ -122,7 +123,7 @@ def _means(
     places_L = np.arange(lengths_B.max())
     mask_BL = places_L < lengths_B[:, None]
     padded_BLD = values_TD[_tensor(np.where(mask_BL, starts_B[:, None] + places_L, starts_B[:, None]), values_TD)]
-    mask_BL, lengths_B1, counts_B1 = (_tensor(x, values_TD) for x in (mask_BL, lengths_B[:, None], counts_B[:, None]))
+    mask_BL, counts_B1 = _tensor(mask_BL, values_TD), _tensor(counts_B[:, None], values_TD)
     with torch.no_grad():
         assigned_BLK = lloyd(padded_BLD.detach(), mask_BL, counts_B1, config.iterations)
     sizes_BK1 = assigned_BLK.sum(1)[..., None]
