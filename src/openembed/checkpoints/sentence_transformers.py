@@ -49,30 +49,31 @@ def load_sentence_transformers(folder: Path, dtype: torch.dtype | None, head_dty
     if len(modules["Transformer"]) != 1 or len(modules["Pooling"]) != 1:
         raise ValueError(f"{folder}: expected one Transformer and one Pooling module in modules.json")
     body, pooling = modules["Transformer"][0], read_json(modules["Pooling"][0] / "config.json")
-    settings = _optional(body / "sentence_bert_config.json")
-    tokenizer_settings = _optional(body / "tokenizer_config.json")
+    settings = optional(body / "sentence_bert_config.json")
+    tokenizer_settings = optional(body / "tokenizer_config.json")
     backbone_config = BackboneConfig(path=str(body), attention="model")
     backbone = load_text_backbone(backbone_config, dtype=dtype)
     fields = {
         "backbone": backbone_config,
         "head": _head(pooling, folder),
-        "projections": [_projection(path) for path in modules["Dense"]],
+        "projections": [projection(path) for path in modules["Dense"]],
         "tokenizer": TokenizerConfig(
             eos_token=_eos(tokenizer_settings),
             pool_instruction="include" if pooling.get("include_prompt", True) else "exclude_by_count_and_prefix",
             lowercase=bool(settings.get("do_lower_case", False)),
         ),
-        "prompts": _prompts(_optional(folder / "config_sentence_transformers.json")),
-        "max_length": _max_length(settings, tokenizer_settings, backbone.model.config),
+        "prompts": read_prompts(optional(folder / "config_sentence_transformers.json")),
+        "max_length": max_length(settings, tokenizer_settings, backbone.model.config),
     }
     config = parse(EncoderConfig, fields, str(folder))
     encoder = Encoder(config, read_tokenizer(body, config.tokenizer), backbone, config.head.build(backbone.width))
     for projection, path in zip(encoder.projections, modules["Dense"], strict=True):
-        place(projection, _dense_weights(path), head_dtype or dtype, str(path))
+        place(projection, dense_weights(path), head_dtype or dtype, str(path))
     return encoder.eval()
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def optional(path: Path) -> dict[str, Any]:
+    """Returns the settings of a JSON file, none where there is no such file."""
     return read_json(path) if path.is_file() else {}
 
 
@@ -90,7 +91,8 @@ def _head(pooling: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"kind": kinds[0]} if len(kinds) == 1 else {"kind": "concat", "parts": kinds}
 
 
-def _projection(path: Path) -> ProjectionConfig:
+def projection(path: Path) -> ProjectionConfig:
+    """Returns the layer of a Dense module's folder."""
     config = read_json(path / "config.json")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2].lower()
     activation = {"identity": "none"}.get(activation, activation)
@@ -104,7 +106,8 @@ def _projection(path: Path) -> ProjectionConfig:
     )
 
 
-def _dense_weights(path: Path) -> dict[str, torch.Tensor]:
+def dense_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of a Dense module's folder."""
     if (path / "model.safetensors").is_file():
         return read_file(path / "model.safetensors")
     old = path / "pytorch_model.bin"
@@ -113,7 +116,8 @@ def _dense_weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(old, map_location="cpu", weights_only=True)
 
 
-def _prompts(settings: dict[str, Any]) -> PromptConfig:
+def read_prompts(settings: dict[str, Any]) -> PromptConfig:
+    """Returns the prompts of ``config_sentence_transformers.json``."""
     named = {name: text for name, text in (settings.get("prompts") or {}).items() if isinstance(text, str)}
     default = named.get(settings.get("default_prompt_name") or "", "")
     document = next((named[name] for name in ("document", "passage", "corpus") if name in named), default)
@@ -128,7 +132,7 @@ def _eos(tokenizer_settings: dict[str, Any]) -> str | None:
     return eos["content"] if isinstance(eos, dict) else eos
 
 
-def _max_length(settings: dict[str, Any], tokenizer_settings: dict[str, Any], model_config: Any) -> int:
+def max_length(settings: dict[str, Any], tokenizer_settings: dict[str, Any], model_config: Any) -> int:
     """``max_seq_length``, else what tokenizer and position table allow (as sentence-transformers does), at most 512."""
     if settings.get("max_seq_length"):
         return int(settings["max_seq_length"])
