@@ -1,18 +1,18 @@
 """The claims of XTR and CRISP in the small, where the truth is known.
 
-A synthetic world: an aspect is a set of words that mean the same. A document says three aspects, six words each, and some filler;
-a query asks for two of them in other words of theirs, so that matching words does not help and meaning must be learned. Every
-document with both aspects is relevant. All models are one random two-layer encoder with a vector a token, trained on fresh pairs
-with in-batch negatives; nothing is shared between training and evaluation but the words and their aspects.
+A synthetic world: an aspect is a set of words that mean the same. A document says three aspects, six words each, and some
+filler; a query asks for two of them in other words of theirs, so that matching words does not help and meaning must be learned.
+Every document with both aspects is relevant. All models are one random two-layer encoder with a vector a token, trained on
+fresh pairs with in-batch negatives; nothing is shared between training and evaluation but the words and their aspects.
 
-``xtr`` (arXiv 2304.01982): one model is trained with MaxSim, one with XTR's scores. Each is then searched as XTR searches: every
-query token retrieves its k' nearest document tokens, and what a document's other tokens would have scored is imputed by the last
-retrieved score (``top``), by 0 (``zero``), or left out with its query token (``none``). Reported: nDCG@10 over k', that of exact
-MaxSim, and the share of retrieved tokens that lie in relevant documents.
+``xtr`` (arXiv 2304.01982): one model is trained with MaxSim, one with XTR's scores. Each is then searched as XTR searches:
+every query token retrieves its k' nearest document tokens, and what a document's other tokens would have scored is imputed by
+the last retrieved score (``top``), by 0 (``zero``), or left out with its query token (``none``). Reported: nDCG@10 over k', that
+of exact MaxSim, and the share of retrieved tokens that lie in relevant documents.
 
-``crisp`` (arXiv 2505.11471): a model trained with MaxSim on all vectors; its vectors clustered afterwards (post-hoc); the same model
-trained further with the clusters in place (CRISP), with the last vectors, with every so-manieth one, and with all vectors, which
-says what the further steps alone give.
+``crisp`` (arXiv 2505.11471): a model trained with MaxSim on all vectors; its vectors clustered afterwards (post-hoc); the same
+model trained further with the clusters in place (CRISP), with the last vectors, with every so-manieth one, and with all
+vectors, which says what the further steps alone give.
 
     OMP_NUM_THREADS=1 python benchmarks/late_interaction.py xtr --seeds 3 --json out.json
 """
@@ -42,7 +42,7 @@ from openembed.seeds import derive, generator
 from openembed.token_vectors import TokenVectors
 from openembed.train.cached import ComputeConfig, backward, prepare
 
-ASPECTS, WORDS, FILLER = 150, 16, 200
+WORDS, FILLER = 16, 200
 PER_DOCUMENT, PER_QUERY, SAID, ASKED, NOISE = 3, 2, 6, 4, 6
 BATCH, WIDTH = 32, 32
 K_PRIME = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
@@ -65,9 +65,9 @@ class World:
     relevant_QN: np.ndarray
 
 
-def pair(rng: np.random.Generator) -> tuple[str, str, np.ndarray, np.ndarray]:
+def pair(rng: np.random.Generator, aspects: int) -> tuple[str, str, np.ndarray, np.ndarray]:
     """Returns a document, a query for it, and the aspects of both."""
-    said = rng.choice(ASPECTS, PER_DOCUMENT, replace=False)
+    said = rng.choice(aspects, PER_DOCUMENT, replace=False)
     words = {aspect: rng.permutation(WORDS) for aspect in said}
     document = [f"a{aspect}w{word}" for aspect in said for word in words[aspect][:SAID]]
     document += [f"f{word}" for word in rng.integers(0, FILLER, NOISE)]
@@ -76,20 +76,20 @@ def pair(rng: np.random.Generator) -> tuple[str, str, np.ndarray, np.ndarray]:
     return " ".join(document), " ".join(query), said, asked
 
 
-def world(seed: int, documents: int, queries: int) -> World:
+def world(seed: int, aspects: int, documents: int, queries: int) -> World:
     """Returns a world to evaluate on; the first documents have a query each."""
     rng = generator(seed, "world")
-    rows = [pair(rng) for _ in range(documents)]
-    says_NA = np.zeros((documents, ASPECTS), dtype=bool)
+    rows = [pair(rng, aspects) for _ in range(documents)]
+    says_NA = np.zeros((documents, aspects), dtype=bool)
     for number, (_, _, said, _) in enumerate(rows):
         says_NA[number, said] = True
     relevant = [says_NA[:, asked].all(axis=1) for _, _, _, asked in rows[:queries]]
     return World([row[0] for row in rows], [row[1] for row in rows[:queries]], np.array(relevant))
 
 
-def new_encoder(folder: Path, seed: int) -> Encoder:
+def new_encoder(folder: Path, aspects: int, seed: int) -> Encoder:
     """Returns a random encoder whose tokens are the world's words."""
-    words = [f"a{aspect}w{word}" for aspect in range(ASPECTS) for word in range(WORDS)] + [f"f{i}" for i in range(FILLER)]
+    words = [f"a{aspect}w{word}" for aspect in range(aspects) for word in range(WORDS)] + [f"f{i}" for i in range(FILLER)]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(["[UNK]", *words])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -113,18 +113,18 @@ def with_pool(encoder: Encoder, pool: dict | None) -> Encoder:
     return other
 
 
-def train(encoder: Encoder, objective: ContrastiveConfig, steps: int, seed: int, lr: float) -> float:
+def train(encoder: Encoder, objective: ContrastiveConfig, steps: int, seed: int, args: argparse.Namespace) -> float:
     """Trains on fresh pairs and returns the mean loss of the last fifty steps."""
     built, compute, source = objective.build(), ComputeConfig(live_chunks="all"), {"s": RowSource("s", sided=encoder.sided)}
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=args.lr, weight_decay=0.0)
     rng, losses = generator(seed, "training"), []
     encoder.train()
     for step in range(steps):
-        pairs = [pair(rng)[:2] for _ in range(BATCH)]
+        pairs = [pair(rng, args.aspects)[:2] for _ in range(BATCH)]
         rows = [Example(Query(str(i), q), (Document(str(i), d),), (), "s") for i, (d, q) in enumerate(pairs)]
         batch = collate(rows, source, BatchConfig(negatives=0), generator(seed, "rows", step))
         for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / 20, 1) * (1 - step / steps)
+            group["lr"] = args.lr * min((step + 1) / 20, 1) * (1 - step / steps)
         optimizer.zero_grad()
         losses.append(backward(encoder, built, prepare(encoder, built, batch, compute), compute, seed=step).total.item())
         optimizer.step()
@@ -168,7 +168,7 @@ def retrieved(query_nD: np.ndarray, documents: TokenVectors, k: int, imputed: st
 
 
 def token_retrieval(encoder: Encoder, data: World) -> dict[str, object]:
-    """Returns nDCG@10 of exact MaxSim and of every k' and imputation, and how many retrieved tokens are of relevant documents."""
+    """Returns nDCG@10 of exact MaxSim and of every k' and imputation, and what share of retrieved tokens is relevant."""
     queries, documents = encoder.encode_queries(data.queries), encoder.encode_documents(data.documents)
     document_T = np.repeat(np.arange(len(documents)), documents.lengths_N)
     curves: dict[str, list[float]] = {"top": [], "zero": [], "none": [], "precision": []}
@@ -186,13 +186,13 @@ def token_retrieval(encoder: Encoder, data: World) -> dict[str, object]:
 
 def xtr_run(seed: int, args: argparse.Namespace) -> dict[str, object]:
     """Returns both models' curves under one seed."""
-    data, results = world(derive(seed, "data"), args.documents, args.queries), {}
+    data, results = world(derive(seed, "data"), args.aspects, args.documents, args.queries), {}
     with tempfile.TemporaryDirectory() as folder:
         for name, steps in (("mean_maxsim", args.steps), ("xtr", args.xtr_steps)):
-            encoder = new_encoder(Path(folder), seed)
+            encoder = new_encoder(Path(folder), args.aspects, seed)
             objective = ContrastiveConfig(similarity=name, temperature=args.temperature, k_train=args.k_train)
             begun = time.perf_counter()
-            loss = train(encoder, objective, steps, seed, args.lr)
+            loss = train(encoder, objective, steps, seed, args)
             results[name] = {"loss": loss, "seconds": time.perf_counter() - begun, **token_retrieval(encoder, data)}
     return results
 
@@ -207,7 +207,7 @@ def spread(encoder: Encoder, pool: dict, texts: list[str]) -> float:
 
 def crisp_run(seed: int, args: argparse.Namespace) -> dict[str, object]:
     """Returns nDCG@10 of every variant under one seed, and how tight clusters are."""
-    data, results = world(derive(seed, "data"), args.documents, args.queries), {}
+    data, results = world(derive(seed, "data"), args.aspects, args.documents, args.queries), {}
     objective = ContrastiveConfig(similarity="mean_maxsim", temperature=args.temperature)
 
     def quality(encoder: Encoder) -> float:
@@ -215,13 +215,13 @@ def crisp_run(seed: int, args: argparse.Namespace) -> dict[str, object]:
         return statistics.fmean(ndcg(scores, relevant) for scores, relevant in zip(scores_QN, data.relevant_QN, strict=True))
 
     with tempfile.TemporaryDirectory() as folder:
-        base = new_encoder(Path(folder), seed)
-        results["loss"] = train(base, objective, args.steps, seed, args.lr)
+        base = new_encoder(Path(folder), args.aspects, seed)
+        results["loss"] = train(base, objective, args.steps, seed, args)
         results["multi-vector"] = quality(base)
         for name, pool in {"all vectors": None, **POOLS}.items():
             tuned = with_pool(base, pool)
             results[f"{name} post-hoc"] = quality(tuned)
-            train(tuned, objective, args.tuning_steps, derive(seed, "tuning"), args.lr)
+            train(tuned, objective, args.tuning_steps, derive(seed, "tuning"), args)
             results[f"{name} trained"] = quality(tuned)
             if pool is not None and pool["kind"] == "clusters":
                 results[f"{name} spread post-hoc"] = spread(base, pool, data.documents[:200])
@@ -256,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["xtr", "crisp"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--aspects", type=int, default=150)
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--steps", type=int, default=500)
@@ -266,15 +267,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    run = {"xtr": xtr_run, "crisp": crisp_run}[args.part]
-    runs = []
+    one, runs = {"xtr": xtr_run, "crisp": crisp_run}[args.part], []
     for seed in range(args.seeds):
-        runs.append(run(seed, args))
+        runs.append(one(seed, args))
         print(json.dumps(runs[-1]), flush=True)
-    if args.part == "xtr":
-        summary = xtr_summary(runs)
-    else:
-        summary = {key: interval([each[key] for each in runs]) for key in runs[0]}
+    summary = xtr_summary(runs) if args.part == "xtr" else {key: interval([run[key] for run in runs]) for key in runs[0]}
     settings = {key: value for key, value in vars(args).items() if key != "json"}
     report = {"settings": settings, "runs": runs, "summary": summary}
     print(json.dumps(summary, indent=1))

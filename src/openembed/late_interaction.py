@@ -25,7 +25,7 @@ NO_TOKENS = -1e4
 PRODUCTS = 1 << 22
 """Products of tokens held at a time."""
 
-Divisor = Literal["retrieved", "positive"]
+Variant = Literal["paper", "pylate"]
 
 
 def maxsim(queries: Tokens, documents: Tokens, *, mean: bool = False) -> Tensor:
@@ -40,7 +40,7 @@ def maxsim(queries: Tokens, documents: Tokens, *, mean: bool = False) -> Tensor:
     return _without_tokens(sums_QN, documents)
 
 
-def xtr(queries: Tokens, documents: Tokens, k: int, *, divisor: Divisor = "retrieved") -> Tensor:
+def xtr(queries: Tokens, documents: Tokens, k: int, *, variant: Variant = "paper") -> Tensor:
     """Returns XTR's training scores (Q, N) in fp32 (section 3.2, equations 4 and 5).
 
     A query token retrieves the ``k`` document tokens of the whole batch that are most like it (all where there are fewer;
@@ -48,18 +48,29 @@ def xtr(queries: Tokens, documents: Tokens, k: int, *, divisor: Divisor = "retri
     retrieved tokens, divided by ``Z``, the number of query tokens that retrieved any of its tokens, at least 1. It depends
     on all documents given: it is no similarity of a pair.
 
-    ``divisor`` = ``positive`` divides as PyLate does: by the number of positive sums' terms, at least 0.001, which
-    multiplies the scores of documents with negative similarities alone by a thousand.
+    ``variant`` = ``pylate`` computes what PyLate 1.6 does: what is not retrieved, padding included, counts as a similarity of
+    0, which beats negative ones, and ``Z`` counts the positive terms, at least 0.001, which multiplies a document whose terms
+    are all negative by a thousand.
     """
     if k < 1:
         raise ValueError(f"XTR's k must be at least 1, got {k}")
     best_TN, threshold_T = _Best.apply(queries.values_TD, documents.values_TD, documents.lengths_N, k)
     retrieved_TN = (best_TN >= threshold_T[:, None]) & (documents.lengths_N > 0)
+    if variant == "pylate":
+        whole_TN = _wholly_retrieved(queries, documents, threshold_T)
+        retrieved_TN = retrieved_TN & ((best_TN > 0) | whole_TN)
     kept_TN = best_TN.masked_fill(~retrieved_TN, 0.0)
-    counted_TN = kept_TN > 0 if divisor == "positive" else retrieved_TN
+    counted_TN = kept_TN > 0 if variant == "pylate" else retrieved_TN
     counts_QN = _by_query(counted_TN.float(), queries)
-    divisors_QN = counts_QN.clamp(min=1e-3 if divisor == "positive" else 1.0)
+    divisors_QN = counts_QN.clamp(min=1e-3 if variant == "pylate" else 1.0)
     return _without_tokens(_by_query(kept_TN, queries) / divisors_QN, documents)
+
+
+@torch.no_grad()
+def _wholly_retrieved(queries: Tokens, documents: Tokens, threshold_T: Tensor) -> Tensor:
+    """Whether a query token retrieved all tokens of a document that is as long as the longest (T, N)."""
+    least_TN = -_Best.apply(-queries.values_TD, documents.values_TD, documents.lengths_N, 0)[0]
+    return (least_TN >= threshold_T[:, None]) & (documents.lengths_N == documents.lengths_N.max())
 
 
 def _by_query(values_TN: Tensor, queries: Tokens) -> Tensor:

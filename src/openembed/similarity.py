@@ -14,7 +14,7 @@ from torch import Tensor
 from openembed.late_interaction import maxsim, xtr
 from openembed.representations import Dense, Representation, Sparse, Tokens
 
-SimilarityName = Literal["cosine", "dot", "maxsim", "mean_maxsim", "xtr"]
+SimilarityName = Literal["cosine", "dot", "maxsim", "mean_maxsim", "xtr", "xtr_pylate"]
 Similarity = Callable[[Representation, Representation], Tensor]
 """(queries, documents) → scores (Q, N)."""
 
@@ -31,14 +31,14 @@ def similarity(name: SimilarityName, k: int = 256) -> Similarity:
                 return {"cosine": cosine, "dot": dot}[name](queries.values_ND, documents.values_ND)
             case (Sparse(), Sparse()) if name == "dot":
                 return dot(queries.values_NV, documents.values_NV)
-            case (Tokens(), Tokens()) if name == "xtr":
-                return xtr(queries, documents, k)
+            case (Tokens(), Tokens()) if name in ("xtr", "xtr_pylate"):
+                return xtr(queries, documents, k, variant="paper" if name == "xtr" else "pylate")
             case (Tokens(), Tokens()) if name in ("maxsim", "mean_maxsim"):
                 return maxsim(queries, documents, mean=name == "mean_maxsim")
         kind = type(queries).__name__.lower()
         raise ValueError(
             f"similarity {name!r} does not compare {kind} representations; dense: cosine or dot, sparse: dot, "
-            "tokens: maxsim, mean_maxsim or xtr"
+            "tokens: maxsim, mean_maxsim, xtr or xtr_pylate"
         )
 
     return score

@@ -116,13 +116,29 @@ def test_xtr_with_every_token_retrieved_is_the_mean_maxsim():
     torch.testing.assert_close(xtr(queries, documents, 10_000), maxsim(queries, documents, mean=True))
 
 
-def test_dividing_by_positive_maxima_blows_negative_documents_up():
-    """What PyLate does, beside the paper: only where maxima are negative do they differ, and then by a thousand."""
+def test_pylates_variant_blows_negative_documents_up():
+    """Beside the paper: only where maxima are negative do they differ, and then by a thousand."""
     queries = Tokens(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([2]))
     documents = Tokens(torch.tensor([[0.6, 0.8], [-0.5, -0.3]]), torch.tensor([1, 1]))
-    paper, other = xtr(queries, documents, 2), xtr(queries, documents, 2, divisor="positive")
+    paper, other = xtr(queries, documents, 2), xtr(queries, documents, 2, variant="pylate")
     assert paper.tolist() == [[pytest.approx(0.7), pytest.approx(-0.4)]]
     assert other.tolist() == [[pytest.approx(0.7), pytest.approx(-800.0)]]
+
+
+@pytest.mark.parametrize("of_documents", [[4, 4, 4], [4, 1, 3]])
+@pytest.mark.parametrize("k", [1, 3, 7, 8])
+def test_pylates_variant_is_masks_times_scores(of_documents, k):
+    """Its code in our words: products of padded texts, times 1 where retrieved and 0 elsewhere, then maxima."""
+    queries, documents = tokens([3, 2], seed=6, width=3), tokens(of_documents, seed=7, width=3)
+    values_NLD, mask_NL = documents.padded()
+    products = torch.einsum("td,nld->tnl", queries.values_TD, values_NLD)
+    masked = products.masked_fill(~mask_NL, torch.finfo(torch.float32).min).flatten(1)
+    chosen = torch.zeros_like(masked).scatter_(1, masked.topk(k, dim=1).indices, 1.0)
+    best = (masked * chosen).view_as(products).amax(-1)
+    best = torch.where(best < -10, 0.0, best)
+    sums = torch.stack([part.sum(0) for part in best.split([3, 2])])
+    counts = torch.stack([(part > 0).sum(0) for part in best.split([3, 2])])
+    torch.testing.assert_close(xtr(queries, documents, k, variant="pylate"), sums / counts.clamp(min=1e-3))
 
 
 def test_scores_equal_sentence_transformers():
