@@ -7,8 +7,8 @@ fresh pairs with in-batch negatives; nothing is shared between training and eval
 
 ``xtr`` (arXiv 2304.01982): one model is trained with MaxSim, one with XTR's scores. Each is then searched as XTR searches:
 every query token retrieves its k' nearest document tokens, and what a document's other tokens would have scored is imputed by
-the last retrieved score (``top``), by 0 (``zero``), or left out with its query token (``none``). Reported: nDCG@10 over k', that
-of exact MaxSim, and the share of retrieved tokens that lie in relevant documents.
+the last retrieved score (``top``), by 0 (``zero``), or left out with its query token (``none``). Reported: nDCG@10 over k',
+that of exact MaxSim, and the share of retrieved tokens that lie in relevant documents.
 
 ``crisp`` (arXiv 2505.11471): a model trained with MaxSim on all vectors; its vectors clustered afterwards (post-hoc); the same
 model trained further with the clusters in place (CRISP), with the last vectors, with every so-manieth one, and with all
