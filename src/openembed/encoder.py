@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, self.tokenizer, self.backbone, self.head = config, tokenizer, backbone, head
         if hasattr(head, "attach"):
-            head.attach(backbone)
+            head.attach(backbone, tokenizer)
         widths = [head.width, *(p.width for p in config.projections)]
         self.projections = nn.ModuleList(p.build(w) for p, w in zip(config.projections, widths, strict=False))
         self.width: int = widths[-1]
@@ -326,7 +326,9 @@ class Encoder(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """Returns the rows of one micro-batch, ``(R, D)`` float32, not normalised, differentiable: one a text, or one a token
         vector (see :meth:`rows_of`)."""
-        values_RD = self.head(self.backbone(packed), packed)
+        reads = getattr(self.head, "reads_states", None)
+        hidden_TD = self.backbone(packed) if reads is None or reads(packed) else None
+        values_RD = self.head(hidden_TD, packed)
         for projection in self.projections:
             values_RD = projection(values_RD)
         return values_RD

@@ -2,7 +2,7 @@
 
 A head has ``width`` and ``forward(hidden_TD, packed)``, which gives float32 rows: one a text, or one a token vector. It may
 have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``) and
-``attach(backbone)``, which is called once before weights are placed. A ``sparse`` head has ``bag(rows, device)``, each text's
+``attach(backbone, tokenizer)``, which is called once before weights are placed. A ``sparse`` head has ``bag(rows, device)``, each text's
 own tokens or None; one of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text.
 """
 
@@ -23,6 +23,7 @@ from openembed.heads.pooling import (
     WeightedMeanConfig,
 )
 from openembed.heads.self_attention import SelfAttentionConfig
+from openembed.heads.splade import SpladeConfig
 
 HeadConfig = Annotated[
     MeanConfig
@@ -33,7 +34,8 @@ HeadConfig = Annotated[
     | MeanSqrtConfig
     | ConcatConfig
     | LatentAttentionConfig
-    | SelfAttentionConfig,
+    | SelfAttentionConfig
+    | SpladeConfig,
     Field(discriminator="kind"),
 ]
 
@@ -47,5 +49,6 @@ __all__ = [
     "MeanConfig",
     "MeanSqrtConfig",
     "SelfAttentionConfig",
+    "SpladeConfig",
     "WeightedMeanConfig",
 ]
