@@ -2,7 +2,8 @@
 
 An encoder whose head is a plain pooling mode, and whose pooled span sentence-transformers finds by itself, is described
 with its own modules and needs no remote code. Any other (latent attention, self-attention, spans that only offsets find)
-travels with one self-contained module file that ``SentenceTransformer(path, trust_remote_code=True)`` runs.
+travels with one self-contained module file that ``SentenceTransformer(path, trust_remote_code=True)`` runs; where texts are
+repeated, that file refuses.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from openembed.heads.projection import Projection
 from openembed.tokenization import TextTokenizer
 
 MODULE_NAME = "openembed_module"
+REFUSAL = """raise ValueError(
+    "this model reads every text twice, which sentence-transformers cannot be told; open it with openembed.load(folder)"
+)
+"""
+"""The module file of a model that sentence-transformers has no words for: better none of its vectors than wrong ones."""
 BOUNDARY_TEXTS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é")
 """Text beginnings over which an instruction's tokens must not merge for sentence-transformers to find the span."""
 
@@ -29,7 +35,8 @@ BOUNDARY_TEXTS = ("word", "Word", "7", "中文", " led by a space", "(bracket", 
 def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     """Writes ``modules.json`` and what it refers to beside the backbone and tokenizer already in ``folder``."""
     standard = is_standard(encoder)
-    rows = _standard_modules(encoder, folder) if standard else _remote_module(folder)
+    repeated = encoder.config.tokenizer.repeat is not None
+    rows = _standard_modules(encoder, folder) if standard else _remote_module(folder, REFUSAL if repeated else None)
     _write_tokenizer(encoder.tokenizer, folder, frame=standard)
     types = "sentence_transformers.models.Normalize"
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
@@ -46,7 +53,7 @@ def is_standard(encoder: Encoder) -> bool:
     """True when sentence-transformers' own modules give the same vectors, instructions included."""
     head, tokenizer = encoder.config.head, encoder.config.tokenizer
     plain = head.kind in POOLING_KINDS.values() or head.kind == "concat"
-    framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
+    framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase and tokenizer.repeat is None
     if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
         return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
     spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
@@ -109,8 +116,8 @@ def _write_dense(projection: Projection, folder: Path) -> None:
     save_file(weights, str(folder / "model.safetensors"))
 
 
-def _remote_module(folder: Path) -> list[dict[str, Any]]:
-    source = resources.files("openembed.checkpoints").joinpath("sentence_transformers_module.py").read_text("utf-8")
+def _remote_module(folder: Path, source: str | None = None) -> list[dict[str, Any]]:
+    source = source or resources.files("openembed.checkpoints").joinpath("sentence_transformers_module.py").read_text("utf-8")
     (folder / f"{MODULE_NAME}.py").write_text(source, encoding="utf-8")
     return [{"path": "", "type": f"{MODULE_NAME}.OpenEmbedModule"}]
 

@@ -33,8 +33,8 @@ class DistillationConfig(Regularized):
     width can. ``score_weight``: of KL(teacher || student) over scores / ``temperature``; with ``vectors`` each text against
     all others of the batch (the teacher at full width), without them each row's positives and hard negatives under the
     recorded scores, brought to the student's scale by ``teacher_temperature`` (cosines: leave it as it is). ``ensemble``: the
-    score term learns from these teachers instead, by the loss named there. ``similarity``: the student's. ``regularizers``: what
-    is added for weights over the vocabulary.
+    score term learns from these teachers instead, by the loss named there. ``similarity``: the student's. ``regularizers``:
+    what is added for weights over the vocabulary.
     """
 
     kind: Literal["distillation"] = "distillation"

@@ -67,7 +67,9 @@ class EnsembleConfig(Config):
         """Returns the ensemble reading these folders instead of :attr:`folders`."""
         given = iter(folders)
         teachers = [
-            teacher.model_copy(update={name: next(given) for name in ("vectors", "queries") if getattr(teacher, name) is not None})
+            teacher.model_copy(
+                update={name: next(given) for name in ("vectors", "queries") if getattr(teacher, name) is not None}
+            )
             for teacher in self.teachers
         ]
         return self.model_copy(update={"teachers": tuple(teachers)})

@@ -47,11 +47,11 @@ class _Scheduled(Config):
 class FlopsConfig(_Scheduled):
     """``Σ_j ((1/M) Σ_m w_mj)²``: the smooth form of the expected number of products (Paria et al., 2020; SPLADE).
 
-    ``threshold``: texts with at most so many weights above 0 are left alone (OpenSearch's ℓ0 mask, arXiv 2504.14839); the mean is
-    still over M. ``idf``: a file of one value a term, as an ``idf`` stage writes it; the square of each term's mean is then
+    ``threshold``: texts with at most so many weights above 0 are left alone (OpenSearch's ℓ0 mask, arXiv 2504.14839); the mean
+    is still over M. ``idf``: a file of one value a term, as an ``idf`` stage writes it; the square of each term's mean is then
     divided by the square of its value, so that common terms are the dear ones. With queries that are bags of words this is the
-    IDF-aware penalty of arXiv 2411.04403 written as a loss; the same model is trained by queries weighted by idf and this penalty
-    without it, which is how it was published.
+    IDF-aware penalty of arXiv 2411.04403 written as a loss; the same model is trained by queries weighted by idf and this
+    penalty without it, which is how it was published.
     """
 
     kind: Literal["flops"] = "flops"
@@ -89,8 +89,8 @@ class DfFlopsConfig(_Scheduled):
 
     The weight of a share x of texts is ``1 / (1 + (x^(log 2 / log alpha) - 1)^beta)``: 1/2 at ``alpha``, the steeper the larger
     ``beta``. Shares are counted over the batches of ``refresh`` steps and used in the next ones; until the first are known all
-    weights are 1. The paper counts over a validation set every 100 steps, and writes ``(Σ)²/M`` for our ``(Σ/M)²``: divide its λ
-    by M.
+    weights are 1. The paper counts over a validation set every 100 steps, and writes ``(Σ)²/M`` for our ``(Σ/M)²``: divide its
+    λ by M.
     """
 
     kind: Literal["df_flops"] = "df_flops"
@@ -151,7 +151,9 @@ class Flops(_Forgetful):
         if self._price_V is None:
             return squares_V.sum()
         if len(self._price_V) > len(squares_V):
-            raise ValueError(f"idf of {len(self._price_V)} terms for a vocabulary of {len(squares_V)}; build it with this tokenizer")
+            raise ValueError(
+                f"idf of {len(self._price_V)} terms for a vocabulary of {len(squares_V)}; build it with this tokenizer"
+            )
         return (squares_V[: len(self._price_V)] * self._price_V.to(squares_V)).sum() + squares_V[len(self._price_V) :].sum()
 
 
@@ -243,7 +245,9 @@ class RegularizedObjective:
         for name, config, side, penalty in self._penalties:
             found = queries if side == "query" else documents
             if not isinstance(found, Sparse):
-                raise ValueError(f"{config.kind} penalises weights over the vocabulary; this head gives none: drop regularizers")
+                raise ValueError(
+                    f"{config.kind} penalises weights over the vocabulary; this head gives none: drop regularizers"
+                )
             with torch.autocast(found.device.type, enabled=False):
                 parts[name] = config.factor(step) * penalty(found.values_NV.float(), step)
             total = total + parts[name]
@@ -268,8 +272,8 @@ def sparsity(queries: Representation, documents: Representation) -> dict[str, An
     """Returns the diagnostic ``sparsity`` of sparse representations, nothing of others.
 
     ``query_terms`` and ``document_terms``: weights above 0 a text; ``empty_queries`` and ``empty_documents``: shares of texts
-    without any; ``flops``: ``Σ_j p_j(query) p_j(document)``, p the share of the batch's texts that have the term: the products a
-    query and a document cost.
+    without any; ``flops``: ``Σ_j p_j(query) p_j(document)``, p the share of the batch's texts that have the term: the products
+    a query and a document cost.
     """
     if not (isinstance(queries, Sparse) and isinstance(documents, Sparse)):
         return {}

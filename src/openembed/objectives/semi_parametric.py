@@ -7,8 +7,8 @@ its bag of words (b_q, b_p), which needs no model. With NLL the two-way softmax 
     gated = "both"    ¼ [ NLL(q_k, p) + NLL(q, p_k) + NLL(b_q, p) + NLL(q, b_p) ]      (SVDR)
 
 One side is always whole, so that gradients reach weights that were not kept. The terms with a bag are the entry loss: they make
-"word in, document out" work without a model on the query's side, and tie each dimension to its word. NLL(A, C) is the InfoNCE of
-each row over its candidates plus that of each positive over the rows it may be a negative of, raw inner products without
+"word in, document out" work without a model on the query's side, and tie each dimension to its word. NLL(A, C) is the InfoNCE
+of each row over its candidates plus that of each positive over the rows it may be a negative of, raw inner products without
 temperature; their code compares with the whole batch in the second direction, our mask leaves known positives out of both.
 
 Shapes: Q rows, N documents, V vocabulary.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -36,8 +37,8 @@ class SemiParametricConfig(Config):
     """Settings of the objective; the head must give ``bags``.
 
     ``top_k``: weights kept of a gated text besides its own tokens. ``gated``: see above. ``entry_weight``: of the terms with a
-    bag against those without, 1 as published, 0 leaves them out. ``contrastive_mask``: entries that no text of the batch has are
-    dealt out to the rows; each is then part of its row's bag and not of its positive, so that rare entries are pushed down
+    bag against those without, 1 as published, 0 leaves them out. ``contrastive_mask``: entries that no text of the batch has
+    are dealt out to the rows; each is then part of its row's bag and not of its positive, so that rare entries are pushed down
     (in their code, off in the settings they used).
     """
 
@@ -64,10 +65,14 @@ class SemiParametric(RegularizedObjective):
     def loss(self, representations: Representation, batch: Batch, step: int = 0) -> Loss:
         """Returns the loss over the batch's rows; ``parts`` are its terms before they are weighted."""
         if not isinstance(representations, Sparse) or representations.bag_NV is None:
-            raise ValueError("this objective needs weights over the vocabulary and each text's own tokens: set head.bags = true")
+            raise ValueError(
+                "this objective needs weights over the vocabulary and each text's own tokens: set head.bags = true"
+            )
         config, (queries, documents) = self.config, sides(representations, batch)
         q, p = queries.values_NV.float(), documents.values_NV.float()
-        q_k, p_k = (side.values_NV * largest(side.values_NV.detach(), config.top_k, side.bag_NV) for side in (queries, documents))
+        q_k, p_k = (
+            side.values_NV * largest(side.values_NV.detach(), config.top_k, side.bag_NV) for side in (queries, documents)
+        )
         sparse = {"parametric_query": (q_k, p)}
         entry = {"entry_query": self._entry(queries.bag_NV, p, batch, flip=False)} if config.entry_weight else {}
         if config.gated == "both":
@@ -90,8 +95,8 @@ class SemiParametric(RegularizedObjective):
         """The bag of one side and the full weights of the other, queries first; under the contrastive mask, both changed."""
         bag_MV = bag_MV.float()
         if self.config.contrastive_mask:
-            first = batch.positive_P2[sorted({int(row): at for at, row in reversed(list(enumerate(batch.positive_P2[:, 0])))}.values())]
-            row_R, column_R = torch.from_numpy(first.T).to(bag_MV.device)
+            _, first = np.unique(batch.positive_P2[:, 0], return_index=True)
+            row_R, column_R = torch.from_numpy(batch.positive_P2[first].T).to(bag_MV.device)
             owners, others = (column_R, row_R) if flip else (row_R, column_R)
             bag_MV, other_MV = dealt(bag_MV, other_MV, owners, others)
         return (other_MV, bag_MV) if flip else (bag_MV, other_MV)

@@ -16,7 +16,11 @@ SPARSITY = (
     ("document_terms", "Terms a document", "Weights above 0 a document, mean of the batch"),
     ("empty_documents", "Empty documents", "Share of documents without any weight"),
     ("empty_queries", "Empty queries", "Share of queries without any weight"),
-    ("flops", "Products a pair", "Terms that a query and a document of the batch share, as expected from how often each is used"),
+    (
+        "flops",
+        "Products a pair",
+        "Terms that a query and a document of the batch share, as expected from how often each is used",
+    ),
 )
 """What training shows of sparse representations: key, title and description."""
 SNAPSHOTS = 3

@@ -2,9 +2,10 @@
 
 A checkpoint ``step-00001000/`` holds ``weights.safetensors`` (trainable parameters), ``optimizer.safetensors`` (AdamW
 moments by parameter name), where the objective remembers earlier steps ``objective.safetensors``, and ``state.json`` (step,
-settings, SHA-256 of the others). There is no generator state and no scheduler state to keep: data order, dropout and learning rate are functions of (seed, step). Tensors are whole, whatever
-the ranks held, so a run may be resumed on another number of ranks, split or not: rank 0 brings them together, one after
-another, in its main memory (trainable weights and two moments of them: 12 bytes a trainable parameter).
+settings, SHA-256 of the others). There is no generator state and no scheduler state to keep: data order, dropout and learning
+rate are functions of (seed, step). Tensors are whole, whatever the ranks held, so a run may be resumed on another number of
+ranks, split or not: rank 0 brings them together, one after another, in its main memory (trainable weights and two moments of
+them: 12 bytes a trainable parameter).
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def save(
 ) -> Path:
     """Returns the folder of a new checkpoint of ``step`` finished steps and removes all but the newest :data:`KEPT`.
 
-    ``objective``: what it remembers, the same on all ranks. All ranks must call; rank 0 writes, and the others go on when it has
-    finished.
+    ``objective``: what it remembers, the same on all ranks. All ranks must call; rank 0 writes, and the others go on when it
+    has finished.
     """
     tensors = {
         WEIGHTS: _collected(_trainable(encoder), world),
