@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from openembed.config import Config
 from openembed.packing import TokenRows
+from openembed.words import words_of
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -78,6 +79,15 @@ class _Echo(NamedTuple):
     body: list[int]
     start: int
     kept: list[int]
+
+
+def _cut(ids_T: np.ndarray, ends_N: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """No more than ``room`` ids of each text."""
+    counts_N = np.diff(ends_N, prepend=0)
+    if counts_N.max(initial=0) <= room:
+        return ids_T, ends_N
+    places_T = np.arange(len(ids_T)) - np.repeat(ends_N - counts_N, counts_N)
+    return ids_T[places_T < room], np.cumsum(np.minimum(counts_N, room))
 
 
 class TextTokenizer:
@@ -213,6 +223,31 @@ class TextTokenizer:
         if prefix and self._has_special(prefix):
             text = self._special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)  # type: ignore[union-attr]
         return prefix + text
+
+    @cached_property
+    def _words(self) -> Any:
+        """What tokenizes by remembered words; None for tokenizers whose words depend on their neighbours."""
+        return words_of(self.backend)
+
+    def bodies(self, texts: Sequence[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the token ids of all texts end to end and where each text's end, both int64.
+
+        They are those of the rows that calling gives, cut where those are cut, without what the model puts before and after,
+        and much sooner had for some tokenizers.
+        """
+        lower = self.config.lowercase
+        texts = [t if type(t) is str and t.isascii() and not lower else self._clean(t) for t in _listed(texts)]
+        if self._words is not None:
+            ids_T, ends_N = self._words(texts)
+        else:
+            rows = [encoding.ids for encoding in self._encodings(texts, [""] * len(texts), False)]
+            ids_T = np.array([i for row in rows for i in row], dtype=np.int64)
+            ends_N = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        if max_length is None:
+            return ids_T, ends_N
+        kept = self.config.truncation == "keep_eos"
+        room = max(0, max_length - len(self.prefix) - (len(self.suffix) if kept else 0))
+        return (ids_T, ends_N) if len(ids_T) <= room else _cut(ids_T, ends_N, room)
 
     def prefix_ids(self, prefix: str) -> list[int]:
         """Returns the token ids of an instruction alone."""

@@ -23,6 +23,7 @@ LAYERS = [
         "report",
         "packaged",
         "nano",
+        "words",
     },
     {"representations", "packing", "similarity", "losses", "vectors", "token_vectors", "encoded"},
     {"tokenization", "backbones", "heads"},

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,7 @@ class TextBackbone(nn.Module):
         """Number of token ids."""
         return int(self.model.config.vocab_size)
 
-    @property
+    @cached_property
     def max_positions(self) -> int | None:
         """Tokens a text may have where positions are a learned table; None where they are computed (rotary and the like)."""
         tables = [

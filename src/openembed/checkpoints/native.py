@@ -67,15 +67,19 @@ def load_native(
 
 
 def place_head(encoder: Encoder, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, where: str) -> None:
-    """Puts ``head.*`` and ``projections.*`` tensors into the encoder, strictly."""
-    for name in ("head", "projections"):
+    """Puts ``head.*``, ``projections.*`` and ``query_head.*`` tensors into the encoder, strictly."""
+    for name in head_modules(encoder):
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         place(getattr(encoder, name), own, dtype, f"{where} ({name})")
 
 
+def head_modules(encoder: Encoder) -> list[str]:
+    """Returns the names of the encoder's parts beside its backbone."""
+    return ["head", "projections", *(["query_head"] if encoder.query_head is not None else [])]
+
+
 def _head_parts(encoder: Encoder) -> dict[str, torch.Tensor]:
-    parts = {f"head.{k}": v for k, v in encoder.head.state_dict().items()}
-    parts.update({f"projections.{k}": v for k, v in encoder.projections.state_dict().items()})
+    parts = {f"{name}.{k}": v for name in head_modules(encoder) for k, v in getattr(encoder, name).state_dict().items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
 
 
