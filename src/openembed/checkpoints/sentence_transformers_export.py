@@ -23,9 +23,15 @@ from openembed.heads.projection import Projection
 from openembed.tokenization import TextTokenizer
 
 MODULE_NAME = "openembed_module"
-REFUSAL = """raise ValueError(
-    "this model reads every text twice, which sentence-transformers cannot be told; open it with openembed.load(folder)"
-)
+REFUSAL = """import torch
+
+
+class OpenEmbedModule(torch.nn.Module):
+    @classmethod
+    def load(cls, *args, **kwargs):
+        raise ValueError(
+            "this model reads every text twice, which sentence-transformers cannot be told; open it with openembed.load(folder)"
+        )
 """
 """The module file of a model that sentence-transformers has no words for: better none of its vectors than wrong ones."""
 BOUNDARY_TEXTS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é")
