@@ -13,6 +13,7 @@ LAYERS = [
     {
         "config",
         "files",
+        "forks",
         "kernels",
         "records",
         "seeds",

@@ -20,6 +20,7 @@ from openembed.checkpoints.weights import check_folder
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
 from openembed.files import read_json
+from openembed.forks import one_thread_in_forks
 from openembed.packaged import packaged
 from openembed.tokenization import TextTokenizer
 
@@ -145,6 +146,7 @@ def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:
 
 def _ready(encoder: Encoder, device: torch.device, *, int8: bool = False) -> Encoder:
     """The encoder on its device, in inference mode, probed, and run by our kernels where they serve."""
+    one_thread_in_forks()
     if device.type == "cpu":
         prepack(encoder)
     encoder = encoder.to(device).eval()
