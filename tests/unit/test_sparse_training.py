@@ -1,25 +1,18 @@
-"""Training a vocabulary head: objectives end to end on tiny models, exact resume of what penalties remember, metrics and report."""
+"""Training a vocabulary head: objectives end to end, exact resume of what penalties remember, metrics and report."""
 
 import json
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from tiny_training import tiny_encoder, train_config, two_sources
+from tiny_training import tiny_sparse_encoder, train_config, two_sources
 
-from openembed.checkpoints import build, load
+from openembed.checkpoints import load
 from openembed.report.sections import training_figures
 from openembed.train import checkpoint
 from openembed.train.loop import train
 
 DF_FLOPS = {"kind": "df_flops", "weight": 0.05, "refresh": 2, "side": "both", "alpha": 0.3}
-
-
-def sparse_encoder(folder, query_head=None, **head):
-    dense = tiny_encoder(folder)
-    head = {"kind": "splade", "offset": 0.2, **head}
-    changes = {"head": head, "tokenizer_path": str(folder), "query_head": query_head}
-    return build(type(dense.config).model_validate({**dense.config.model_dump(), **changes}), seed=3)
 
 
 def objective(**fields):
@@ -36,7 +29,7 @@ def run(folder, stop_after=None, objective=None, head=None, query_head=None, **c
             raise Stopped
         return {"step": step}
 
-    encoder = sparse_encoder(folder / "tokenizer", query_head, **(head or {}))
+    encoder = tiny_sparse_encoder(folder / "tokenizer", query_head, **(head or {}))
     config = train_config(evaluate_every=1, objective=objective, **changes)
     return train(config, encoder, folder / "out", examples=two_sources(), evaluate=evaluate)
 

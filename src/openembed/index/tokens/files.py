@@ -188,7 +188,5 @@ def _offsets(path: Path, info: TokenInfo) -> np.ndarray:
     offsets_N1 = np.array(load_array(path))
     fits = offsets_N1.shape == (info.count + 1,) and offsets_N1.dtype == np.int64
     if not fits or offsets_N1[0] != 0 or offsets_N1[-1] != info.tokens or (np.diff(offsets_N1) < 0).any():
-        raise ValueError(
-            f"{path}: damaged, it does not fit {info.count} documents of {info.tokens} tokens; build the index anew"
-        )
+        raise ValueError(f"{path}: damaged, it does not fit {info.count} documents of {info.tokens} tokens; build the index anew")
     return offsets_N1

@@ -130,8 +130,7 @@ def map_encodings(directory: Path, count: int, settings: EncodingSettings) -> tu
     values, codes, bounds = (directory / name for name in FILES)
     groups = groups_of(count)
     found = Codes(
-        map_file(codes, np.uint8, (groups, steps_of(settings.width), LANES, 4)),
-        map_file(bounds, np.float32, (3, groups * LANES)),
+        map_file(codes, np.uint8, (groups, steps_of(settings.width), LANES, 4)), map_file(bounds, np.float32, (3, groups * LANES))
     )
     return map_file(values, np.float32, (count, settings.width)), found
 

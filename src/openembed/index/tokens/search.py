@@ -65,10 +65,7 @@ def search(
 
 
 def rerank(
-    queries: TokenVectors,
-    parts: Sequence[Tokens],
-    candidates: Sequence[Sequence[int] | np.ndarray],
-    id_of: Callable[[int], str],
+    queries: TokenVectors, parts: Sequence[Tokens], candidates: Sequence[Sequence[int] | np.ndarray], id_of: Callable[[int], str]
 ) -> list[Ranking]:
     """Returns each query's candidates (positions) in order of their exact MaxSim, best first, eligible or not.
 
@@ -83,9 +80,7 @@ def rerank(
     for query_LD, positions in zip(queries, candidates, strict=True):
         positions = np.asarray(positions, dtype=np.int64)
         if len(positions) and not (positions.min() >= 0 and positions.max() < count):
-            raise ValueError(
-                f"candidates from {positions.min()} to {positions.max()}; this index has positions 0 to {count - 1}"
-            )
+            raise ValueError(f"candidates from {positions.min()} to {positions.max()}; this index has positions 0 to {count - 1}")
         if len(np.unique(positions)) < len(positions):
             raise ValueError("a candidate is given twice")
         query = TokenVectors.from_list([np.asarray(query_LD, dtype=np.float32)], queries.width)
