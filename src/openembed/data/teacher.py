@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from openembed.bulk import VECTORS, open_vectors
+from openembed.bulk import META, VECTORS, open_vectors
 from openembed.data.batch import text_key
-from openembed.files import atomic_write, read_json
+from openembed.files import atomic_write, read_json, write_json
 
 KEYS = "keys.npy"
 SPARSE = ("data.npy", "indices.npy", "indptr.npy")
@@ -31,6 +31,15 @@ def write_keys(folder: str | Path, texts: Iterable[str]) -> None:
         np.save(file, np.fromiter(map(text_key, texts), dtype=np.int64))
 
 
+def write_sparse(folder: str | Path, weights_NV: csr_matrix) -> None:
+    """Writes sparse weights, ``meta.json`` last."""
+    arrays = {"data": weights_NV.data, "indices": weights_NV.indices, "indptr": weights_NV.indptr.astype(np.int64)}
+    for name, array in arrays.items():
+        with atomic_write(Path(folder) / f"{name}.npy", "wb") as file:
+            np.save(file, array)
+    write_json(Path(folder) / META, {"kind": "sparse", "count": weights_NV.shape[0], "width": weights_NV.shape[1]})
+
+
 def holds_sparse(folder: str | Path) -> bool:
     """Returns whether a folder holds sparse weights."""
     return all((Path(folder) / name).is_file() for name in SPARSE)
@@ -40,7 +49,7 @@ def open_sparse(folder: str | Path) -> csr_matrix:
     """Returns the memory-mapped weights of a folder (N, V); ``ValueError`` names what cannot be read."""
     try:
         data, indices, indptr = (np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False) for name in SPARSE)
-        return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, read_json(Path(folder) / "meta.json")["width"]))
+        return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, read_json(Path(folder) / META)["width"]))
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise ValueError(f"{folder}: holds no sparse weights that can be read ({error}); encode it anew") from None
 

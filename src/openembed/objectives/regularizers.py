@@ -1,9 +1,9 @@
 """Penalties on weights over the vocabulary: what keeps learned sparse representations sparse, and short posting lists short.
 
 All are taken in fp32 over the distinct queries, or the distinct documents, of a batch: positives and negatives of all rows in
-one mean. A published λ is that of its own mean. The HF trainer of naver/splade and sentence-transformers take ours, so theirs
-carry over as they are; naver's first trainer takes one mean of positives and one of negatives and adds them (about twice ours
-where each row has one negative), OpenSearch's one mean a document slot (about N times ours for N documents a query).
+one mean. A published λ belongs to its own mean. The HF trainer of naver/splade and sentence-transformers take ours, so theirs
+carry over as they are. naver's first trainer adds a mean of positives and a mean of negatives: about twice our value, so take
+twice its λ. OpenSearch adds one mean a document slot: with N documents a query take N times its λ.
 
 Shapes: M texts of a side, Q queries, N documents, V vocabulary.
 """

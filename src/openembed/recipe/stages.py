@@ -193,12 +193,16 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
 def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:
     from openembed.bulk import BulkConfig, encode_file
     from openembed.checkpoints import DTYPES
-    from openembed.data.teacher import write_keys
+    from openembed.data.teacher import write_keys, write_sparse
 
     texts = _plain_texts(place, stage, folder, stage.side)
     encoder = place.model(stage.model, dtype=None if stage.dtype is None else DTYPES[stage.dtype])
-    config = BulkConfig(kind=stage.side or "document", instruction=stage.instruction)
-    encode_file(encoder, texts, folder, config, show_progress=True)
+    if encoder.kind == "sparse":
+        encode = encoder.encode_queries if stage.side == "query" else encoder.encode_documents
+        write_sparse(folder, encode(list(_texts(texts)), instruction=stage.instruction, progress=True))
+    else:
+        config = BulkConfig(kind=stage.side or "document", instruction=stage.instruction)
+        encode_file(encoder, texts, folder, config, show_progress=True)
     write_keys(folder, _texts(texts))
 
 
