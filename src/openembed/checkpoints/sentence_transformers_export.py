@@ -49,7 +49,7 @@ def is_standard(encoder: Encoder) -> bool:
     framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
     if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
         return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
-    spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probeliteral_prompts(encoder))
+    spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
     return plain and framed and spans
 
 
