@@ -16,6 +16,7 @@ from openembed.backbones.text import load_text_backbone
 from openembed.checkpoints.native import CONFIG_NAME, load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
 from openembed.checkpoints.sentence_transformers import load_sentence_transformers
+from openembed.checkpoints.sparse import IDF_NAME, is_sparse, load_sparse, splade_fields, take_weights
 from openembed.checkpoints.weights import check_folder
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
@@ -169,11 +170,15 @@ def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | Non
         return load_nv_embed(folder, dtype, head_dtype)
     if head is not None:
         return _with_head(folder, dtype, head)
+    if (folder / "modules.json").is_file() and is_sparse(folder):
+        return load_sparse(folder, dtype, head_dtype)
     if (folder / "modules.json").is_file():
         return load_sentence_transformers(folder, dtype, head_dtype)
+    if (folder / IDF_NAME).is_file():
+        return _with_head(folder, dtype, {"kind": "splade"})
     raise ValueError(
         f"{folder}: a plain transformers model has no head, so its vectors are undefined. Say which: "
-        "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean)."
+        "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean, splade)."
     )
 
 
@@ -188,9 +193,10 @@ def _model_type(folder: Path) -> str | None:
 
 def _with_head(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any]) -> Encoder:
     fields = {"backbone": {"path": str(folder), "attention": "model"}, "head": dict(head)}
-    config = parse(EncoderConfig, fields, "head")
+    sparse = head.get("kind") == "splade"
+    config = parse(EncoderConfig, {**fields, **(splade_fields(folder, head) if sparse else {})}, "head")
     encoder = build(config, dtype=dtype)
-    if list(encoder.head.parameters()):
+    if list(encoder.head.parameters()) and not (sparse and take_weights(encoder, folder)):
         logger.warning("the %s head is newly initialised: train it before use", config.head.kind)
     return encoder
 

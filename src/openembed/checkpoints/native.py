@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 from openembed.backbones.adapters import has_lora, has_quantized
 from openembed.backbones.text import load_text_backbone, quiet_unless_terminal
+from openembed.checkpoints.language_head import fill_language_model
 from openembed.checkpoints.sentence_transformers_export import write_sentence_transformers_files
+from openembed.checkpoints.sparse_export import write_sparse_files
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
@@ -87,13 +89,17 @@ def _write(encoder: Encoder, folder: Path) -> None:
     config = encoder.config.model_dump(mode="json")
     config["backbone"] = {**config["backbone"], "path": ".", "revision": None, "architecture": None, "quantization": None}
     config["tokenizer_path"] = None
+    language_model = fill_language_model(encoder) if encoder.kind == "sparse" else None
     with quiet_unless_terminal():
-        encoder.backbone.model.save_pretrained(folder)
+        (language_model or encoder.backbone.model).save_pretrained(folder)
     encoder.tokenizer.save(folder)
     parts = _head_parts(encoder)
     if parts:
         save_file(parts, str(folder / HEAD_NAME))
-    write_sentence_transformers_files(encoder, folder)
+    if encoder.kind == "sparse":
+        write_sparse_files(encoder, folder, language_model)
+    else:
+        write_sentence_transformers_files(encoder, folder)
     write_json(folder / CONFIG_NAME, config)
 
 

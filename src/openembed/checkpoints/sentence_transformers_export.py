@@ -43,7 +43,7 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     standard = is_standard(encoder)
     repeated = encoder.config.tokenizer.repeat is not None
     rows = _standard_modules(encoder, folder) if standard else _remote_module(folder, REFUSAL if repeated else None)
-    _write_tokenizer(encoder.tokenizer, folder, frame=standard)
+    write_tokenizer(encoder.tokenizer, folder, frame=standard)
     types = "sentence_transformers.models.Normalize"
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
     (folder / rows[-1]["path"]).mkdir()
@@ -51,7 +51,7 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
     write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": _prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {"prompts": literal_prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
 
 
@@ -128,14 +128,15 @@ def _remote_module(folder: Path, source: str | None = None) -> list[dict[str, An
     return [{"path": "", "type": f"{MODULE_NAME}.OpenEmbedModule"}]
 
 
-def _prompts(encoder: Encoder) -> dict[str, str]:
+def literal_prompts(encoder: Encoder) -> dict[str, str]:
+    """Returns the prefixes of the encoder's prompts by name."""
     prompts = encoder.config.prompts
     table = {"query": prompts.query, "document": prompts.document, **prompts.named}
     table.update({name: prompts.render(task.query) for name, task in prompts.tasks.items()})
     return table
 
 
-def _write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> None:
+def write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> None:
     """Writes the tokenizer transformers will read; with ``frame`` its template adds the end token that we append."""
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
     if frame and tokenizer.config.eos_token is not None:

@@ -148,7 +148,7 @@ class Splade(nn.Module):
             return own_tokens(packed, self.excluded_V).float()
         states_TD, lengths_B = self._pooled_states(hidden_TD, packed)
         pooled = max_pooled if self.config.pooling == "max" else sum_pooled
-        values_BV = pooled(states_TD, self.output_VD, self._biases(), lengths_B, self.config.activation)
+        values_BV = pooled(states_TD, self.output_VD, self.biases(), lengths_B, self.config.activation)
         return values_BV if self.training else self._kept(values_BV, packed)
 
     def bag(self, rows: TokenRows, device: torch.device) -> Tensor | None:
@@ -162,7 +162,7 @@ class Splade(nn.Module):
             raise ValueError("this head has no offset to calibrate; give offset = 0.0 in its settings")
         states_TD, lengths_B = self._pooled_states(hidden_TD, packed)
         self.offset.zero_()
-        raw_BV = max_pooled(states_TD, self.output_VD, self._biases(), lengths_B, "elu1p")  # monotone, and loses no sign
+        raw_BV = max_pooled(states_TD, self.output_VD, self.biases(), lengths_B, "elu1p")  # monotone, and loses no sign
         counted = raw_BV[:, ~self.excluded_V].flatten()
         edge = counted.kthvalue(max(1, round(len(counted) * (1 - share)))).values
         self.offset.fill_(1 - edge if edge > 1 else -edge.clamp_min(1e-30).log())
@@ -179,8 +179,8 @@ class Splade(nn.Module):
             states_TD = self.norm(states_TD.to(self.norm.weight.dtype))
         return states_TD, lengths_B
 
-    def _biases(self) -> Tensor:
-        """The sum of all biases, minus infinity for what must not count, ``(V,)`` float32."""
+    def biases(self) -> Tensor:
+        """Returns the sum of all biases, minus infinity for what must not count, ``(V,)`` float32."""
         bias_V = self.excluded_V.new_zeros(self.width, dtype=torch.float32) if self.bias_V is None else self.bias_V.float()
         bias_V = bias_V if self.offset is None else bias_V + self.offset.float()
         return bias_V.masked_fill(self.excluded_V, float("-inf"))
