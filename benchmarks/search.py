@@ -140,7 +140,7 @@ def main():
     store, rows = build(options, documents_ND)
     report = {"count": options.count, "width": documents_ND.shape[1], "threads": threads(), "store": rows}
     report["store, exact"] = of_store(store, queries_QD, best, 100, exact=True)
-    for share in [sketch.SHARE, *options.shares] if store._segments[0].sketch is not None else []:
+    for share in [sketch.SHARE, *options.shares] if store._segments[0].fields["dense"].sketch is not None else []:
         sketch.SHARE = share
         report[f"store, approximate, share {share}"] = of_store(store, queries_QD, best, 200, exact=False)
     for name in options.faiss:

@@ -1,20 +1,65 @@
 """What encoding gives back: an array of vectors, a sparse matrix, or token vectors; filled a micro-batch at a time.
 
+Whoever takes one kind alone says so with :func:`require_kind`.
+
 Shapes: ``N`` texts, ``B`` texts of a micro-batch, ``R`` rows of their representations, ``D`` width, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix, issparse, vstack
 
 from openembed.token_vectors import TokenVectors
 from openembed.vectors import VectorFormat
 
 Encoded = np.ndarray | csr_matrix | TokenVectors
 """Dense ``(N, C)``, sparse float32 ``(N, V)`` or token vectors of N texts."""
+
+CALLED = {"dense": "dense vectors", "sparse": "sparse weights over its vocabulary", "tokens": "a vector a token"}
+"""What each kind of model gives, in words."""
+
+
+def kind_of(encoded: Encoded) -> Literal["dense", "sparse", "tokens"]:
+    """Returns what these representations are."""
+    return "tokens" if isinstance(encoded, TokenVectors) else "sparse" if issparse(encoded) else "dense"
+
+
+def count_of(encoded: Encoded) -> int:
+    """Returns N."""
+    return len(encoded) if isinstance(encoded, TokenVectors) else encoded.shape[0]
+
+
+def none_of(kind: str, width: int) -> Encoded:
+    """Returns the representations of no text."""
+    if kind == "tokens":
+        return TokenVectors(np.empty((0, width), dtype=np.float32), np.zeros(1, dtype=np.int64))
+    return csr_matrix((0, width), dtype=np.float32) if kind == "sparse" else np.empty((0, width), dtype=np.float32)
+
+
+def take(encoded: Encoded, texts: Sequence[int] | np.ndarray) -> Encoded:
+    """Returns the representations of the texts at these positions, in that order."""
+    return encoded.select(texts) if isinstance(encoded, TokenVectors) else encoded[texts]
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """Returns the texts of all parts (one or more, of one kind and width), one part after the other."""
+    if isinstance(parts[0], TokenVectors):
+        return TokenVectors.from_list([matrix for part in parts for matrix in part], parts[0].width)
+    return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
+
+
+def require_kind(model: Any, allowed: Sequence[str], what: str, instead: str) -> None:
+    """Raises ``ValueError`` where ``model`` (an encoder; without a ``kind`` it is dense) gives what ``what`` cannot take.
+
+    ``instead`` says what to do.
+    """
+    kind = getattr(model, "kind", "dense")
+    if kind not in allowed:
+        raise ValueError(f"{what} takes {' or '.join(CALLED[a] for a in allowed)}, this model gives {CALLED[kind]}; {instead}")
 
 
 class Gathered(Protocol):

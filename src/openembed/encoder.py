@@ -24,6 +24,7 @@ from openembed.backbones.text import BackboneConfig, TextBackbone, inference
 from openembed.config import Config, chosen, parse
 from openembed.encoded import Encoded, Gathered, GatheredDense, GatheredSparse, GatheredTokens
 from openembed.heads import HeadConfig
+from openembed.heads.idf_lookup import IdfLookup, IdfLookupConfig
 from openembed.heads.projection import ProjectionConfig
 from openembed.packing import Packed, TokenRows, pack
 from openembed.progress import progress as progress_bar
@@ -80,12 +81,14 @@ class EncoderConfig(Config):
     """Everything that defines an encoder but its weights.
 
     ``tokenizer_path``: folder or hub id of the tokenizer, where it is not the backbone's. ``max_length``: tokens a text
-    may have, instruction and special tokens included. ``matryoshka``: the numbers of dimensions that its last training
-    trained; a note for those who truncate, which changes no vector.
+    may have, instruction and special tokens included. ``query_head``: looks queries up, so that these run no model.
+    ``matryoshka``: the numbers of dimensions that its last training trained; a note for those who truncate, which changes no
+    vector.
     """
 
     backbone: BackboneConfig
     head: HeadConfig
+    query_head: IdfLookupConfig | None = None
     projections: tuple[ProjectionConfig, ...] = ()
     tokenizer: TokenizerConfig = TokenizerConfig()
     tokenizer_path: str | None = None
@@ -116,14 +119,22 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, self.tokenizer, self.backbone, self.head = config, tokenizer, backbone, head
         if hasattr(head, "attach"):
-            head.attach(backbone)
-        if hasattr(head, "read"):
-            head.read(tokenizer)
+            head.attach(backbone, tokenizer)
+        self.query_head = self._built_query_head()
         widths = [head.width, *(p.width for p in config.projections)]
         self.projections = nn.ModuleList(p.build(w) for p, w in zip(config.projections, widths, strict=False))
         self.width: int = widths[-1]
         self._fingerprint: tuple[object, str] | None = None
         self._warned = False
+
+    def _built_query_head(self) -> IdfLookup | None:
+        if self.config.query_head is None:
+            return None
+        if self.kind != "sparse" or self.config.projections:
+            raise ValueError("query_head looks queries up in the vocabulary; give a sparse head, and no projections")
+        query_head = self.config.query_head.build()
+        query_head.attach(self.backbone, self.tokenizer)
+        return query_head
 
     @property
     def kind(self) -> Kind:
@@ -133,7 +144,9 @@ class Encoder(nn.Module):
     @property
     def sided(self) -> bool:
         """Whether queries and documents are encoded differently by more than their prompts."""
-        return getattr(self.head, "sided", False) or self.config.tokenizer.sided
+        if self.query_head is not None or self.config.tokenizer.sided:
+            return True
+        return getattr(self.head, "sided", False)
 
     @property
     def device(self) -> torch.device:
@@ -188,9 +201,12 @@ class Encoder(nn.Module):
         return self._encode(texts, instruction, options, as_queries=False)
 
     def _encode(self, texts: Sequence[str], instruction: str, options: EncodeOptions, *, as_queries: bool) -> Encoded:
-        unknown = sorted(options.keys() - EncodeOptions.__annotations__.keys())
-        if unknown:
+        if not options.keys() <= EncodeOptions.__annotations__.keys():
+            unknown = sorted(options.keys() - EncodeOptions.__annotations__.keys())
             raise TypeError(f"encode has no option {unknown[0]!r}; it takes {', '.join(EncodeOptions.__annotations__)}")
+        if as_queries and not instruction and (query_head := self.query_head) is not None:
+            self._require_plain(options)
+            return query_head.look_up(*self.tokenizer.bodies(texts, self.row_limit(options.get("max_length"))))
         sides = np.full(len(texts), as_queries) if self.sided and not isinstance(texts, str) else None
         rows = self.tokenize(texts, instruction, options.get("max_length"), queries=sides)
         gathered, normalize = self._gathered(rows, options), self.kind == "dense" and options.get("normalize", True)
@@ -214,12 +230,15 @@ class Encoder(nn.Module):
             normalize = options.get("normalize", True)
             out = self._format(options.get("dimensions"), options.get("precision", "float32"), normalize)
             return GatheredDense(len(rows), self.width, out, normalize=normalize)
+        self._require_plain(options)
+        return GatheredSparse(self.width) if self.kind == "sparse" else GatheredTokens(self.rows_of(rows), self.width)
+
+    def _require_plain(self, options: EncodeOptions) -> None:
         for name, plain in (("dimensions", None), ("precision", "float32")):
             if options.get(name, plain) != plain:
                 raise ValueError(
                     f"{name}: only dense vectors can be cut or rounded, this model's are {self.kind}; leave it out"
                 )
-        return GatheredSparse(self.width) if self.kind == "sparse" else GatheredTokens(self.rows_of(rows), self.width)
 
     def rows_of(self, rows: TokenRows) -> np.ndarray:
         """Returns how many rows of :meth:`forward` each text has, int64 (N): one, or one a token vector."""
@@ -328,7 +347,11 @@ class Encoder(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """Returns the rows of one micro-batch, ``(R, D)`` float32, not normalised, differentiable: one a text, or one a token
         vector (see :meth:`rows_of`)."""
-        values_RD = self.head(self.backbone(packed), packed)
+        if packed.query and self.query_head is not None:
+            return self.query_head(packed)
+        reads = getattr(self.head, "reads_states", None)
+        hidden_TD = self.backbone(packed) if reads is None or reads(packed) else None
+        values_RD = self.head(hidden_TD, packed)
         for projection in self.projections:
             values_RD = projection(values_RD)
         return values_RD

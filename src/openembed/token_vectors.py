@@ -65,4 +65,8 @@ class TokenVectors:
 
     def select(self, texts: Sequence[int] | np.ndarray) -> TokenVectors:
         """Returns the texts at these positions, in that order."""
-        return TokenVectors.from_list([self[int(text)] for text in texts], self.width)
+        texts = np.asarray(texts, dtype=np.int64)
+        lengths_N = self.lengths_N[texts]
+        offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
+        places_T = np.arange(offsets_N1[-1]) + np.repeat(self.offsets_N1[:-1][texts] - offsets_N1[:-1], lengths_N)
+        return TokenVectors(self.values_TD[places_T], offsets_N1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,10 +33,15 @@ def encoder():
 def folder(encoder, tmp_path_factory):
     path = tmp_path_factory.mktemp("index") / "animals"
     make_index(path, encoder, [Document("cat", "Cats sleep in the sun."), Document("dog", "Dogs bark at night.")])
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["model"]["name"] = NANO
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    name_model(path)
     return path
+
+
+def name_model(index):
+    """Says that the vectors are the packaged model's, so that it is served with them."""
+    manifest = json.loads((index / "manifest.json").read_text())
+    manifest["model"]["name"] = NANO
+    (index / "manifest.json").write_text(json.dumps(manifest))
 
 
 class Running:
@@ -155,6 +161,15 @@ def test_what_is_no_http_has_the_same_error_body(running):
         assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_head_sends_no_body(running, path):
+    found = raw(running.url, f"HEAD {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert int(re.search(rb"content-length: (\d+)", head)[1]) > 0
+    assert body == b""
+
+
 def test_heads_are_bounded(running):
     assert b" 400 " in raw(running.url, b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000)
     assert b" 400 " in raw(running.url, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n")
@@ -185,6 +200,46 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(folder):
         thread.join()
     assert found == [(200, 24)] * 12
     assert server.process.wait(30) == 0
+
+
+def test_two_threads_answer_write_and_drain(encoder, tmp_path):
+    texts = [["a cat and a dog in the garden " * (1 + n % 40), f"text {n}"] * 12 for n in range(16)]
+    expected = [encoder.encode_documents(some) for some in texts]
+    index = tmp_path / "animals"
+    make_index(index, encoder, [Document("cat", "Cats sleep in the sun.")])
+    name_model(index)
+    first = Running(index, "--workers", "2", "--writable", "--token-budget", "512")
+    second = Running(index)
+    found, added = {}, []
+
+    def send(number):
+        answer = httpx.post(f"{first.url}/v1/embeddings", json={"input": texts[number]}, timeout=120)
+        found[number] = answer.status_code, [row["embedding"] for row in answer.json().get("data", [])]
+
+    def add(number):
+        document = {"id": f"new {number}", "text": f"newcomer {number}"}
+        added.append(httpx.post(f"{first.url}/v1/documents", json={"documents": [document]}, timeout=120).status_code)
+
+    threads = [threading.Thread(target=act, args=(n,)) for n in range(16) for act in ((send, add) if n < 6 else (send,))]
+    for thread in threads:
+        thread.start()
+    while len(added) < 6:
+        time.sleep(0.05)
+    assert added == [200] * 6  # one after the other, whichever thread encoded them
+    first.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert first.process.wait(30) == 0
+    answered = [number for number, (status, _) in found.items() if status == 200]
+    assert {status for status, _ in found.values()} <= {200, 503}  # 503: came when it was stopping
+    assert len(answered) >= 8
+    for number in answered:
+        assert np.allclose(found[number][1], expected[number], atol=2e-6)
+    time.sleep(1.1)  # a change of another process is seen within a second
+    hits = httpx.post(f"{second.url}/v1/search", json={"query": "newcomer", "mode": "bm25"}).json()["hits"]
+    assert {hit["id"] for hit in hits} == {f"new {number}" for number in range(6)}
+    assert httpx.get(f"{second.url}/v1/indexes").json()["data"][0]["count"] == 7
+    assert second.end() == 0
 
 
 def metric(url, name):

@@ -15,7 +15,7 @@ from openembed.cli import app
 from openembed.index.filters import holds, parse_filter
 from openembed.index.store import Store, describe_model
 from openembed.integrations.database import DatabaseInfo, fill
-from openembed.integrations.export import export, open_database, stored_rows
+from openembed.integrations.export import export, open_database
 from openembed.integrations.pgvector import PgVectorIndex
 from openembed.integrations.qdrant import QdrantIndex
 from openembed.records import Document, Query
@@ -135,7 +135,7 @@ def test_exporting_again_writes_only_what_changed_and_prunes_what_is_gone(store,
 
 
 def test_killed_midway_it_goes_on(store, target):
-    database, rows = open_database(target, INFO), list(stored_rows(store))
+    database, rows = open_database(target, INFO), list(store.rows())
 
     def failing():
         yield from rows[:30]

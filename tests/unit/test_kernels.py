@@ -213,6 +213,37 @@ def test_the_library_is_compiled_once_and_into_no_folder_of_others(tmp_path):
     assert not run(code, XDG_CACHE_HOME=str(tmp_path)).stdout.startswith(str(tmp_path))
 
 
+@pytest.mark.parametrize("damage", ["empty", "header", "half", "last byte", "other bytes"])
+def test_a_damaged_library_is_compiled_anew(damage, tmp_path):
+    code = "from openembed.kernels.library import library\nprint(library()._name, library().oe_has_half() in (0, 1))"
+    first = run(code, XDG_CACHE_HOME=str(tmp_path))
+    (path,) = (tmp_path / "openembed").iterdir()
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    damaged = {"empty": b"", "header": whole[:100], "half": whole[:half], "last byte": whole[:-1]}
+    path.write_bytes(damaged.get(damage, whole[:half] + bytes(64) + whole[half + 64 :]))
+    again = run(code, XDG_CACHE_HOME=str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
+    assert f"{path} cannot be loaded" in again.stderr
+    assert path.read_bytes() == whole
+    assert list((tmp_path / "openembed").iterdir()) == [path]
+    assert run(code, XDG_CACHE_HOME=str(tmp_path)).stderr == ""
+
+
+def test_a_library_that_loads_nowhere_is_told_once_and_torch_serves(tmp_path):
+    (tmp_path / "cc").write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit\nwhile [ $1 != -o ]; do shift; done\necho made >> $0.log\necho wrong > $2\n"
+    )
+    (tmp_path / "cc").chmod(0o755)
+    code = "from openembed.kernels.library import library, missing\nassert library() is None\nprint(missing())"
+    for _ in range(2):
+        done = run(code, CC=str(tmp_path / "cc"), XDG_CACHE_HOME=str(tmp_path))
+        assert "could not make encode" in done.stdout, done.stderr
+        assert done.stderr.count("slower code without it serves") == 1
+    assert (tmp_path / "cc.log").read_text() == "made\n" * 2  # once a process
+
+
 def test_long_texts_stay_exact():
     shape = Heads(1, 1, 16, 0.25)
     qkv = torch.cat([torch.zeros(9000, 16), torch.randn(9000, 16), 1.1 + 0.01 * torch.randn(9000, 16)], 1)

@@ -350,3 +350,11 @@ def test_unknown_paths_and_methods(client):
     assert client.get("/nonsense").status_code == 404
     assert client.get("/v1/embeddings").status_code == 405
     assert client.get("/nonsense").json()["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/docs", "/v1/models", "/metrics", "/nonsense", "/v1/embeddings"])
+def test_head_is_answered_as_get_without_a_body(client, path):
+    head, got = client.head(path), client.get(path)
+    assert head.status_code == got.status_code
+    assert head.content == b""
+    assert head.headers["content-type"] == got.headers["content-type"]

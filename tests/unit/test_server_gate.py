@@ -289,6 +289,24 @@ def test_without_room_a_micro_batch_is_run_in_halves(slow, encoder):
     assert abs(found[0] - encoder.encode(["a cat"] * 7)).max() < 1e-6
 
 
+def test_two_threads_share_one_large_request(slow, encoder):
+    from openembed.server.batcher import Batcher
+    from openembed.server.metrics import Metrics
+
+    metrics, texts, found = Metrics(), ["a cat", "dogs bark at night"] * 20, []
+    batcher = Batcher(slow, "tiny", 32, metrics, workers=2)
+    batcher.start()
+    until(lambda: len(batcher._changed._waiters) == 2)  # both are asleep
+    slow.go.clear()
+    batcher.submit(encoder.tokenize(texts), normalize=True, done=found.append)
+    until(lambda: slow.entered == 2)  # two micro-batches run at once
+    slow.go.set()
+    until(lambda: found)
+    batcher.close()
+    assert abs(found[0] - encoder.encode(texts)).max() < 1e-6
+    assert metrics.registry.get_sample_value("openembed_texts_total", {"model": "tiny"}) == len(texts)
+
+
 def test_one_vector_that_is_not_finite_fails_its_request_alone(slow):
     real = slow._inner
 

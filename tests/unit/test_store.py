@@ -53,6 +53,23 @@ def test_reopening_gives_back_documents_vectors_and_rankings_without_encoding(st
     assert encoder.encoded == encoded
 
 
+def test_rows_are_the_live_documents_with_their_vectors(store, encoder):
+    store.add([Document("late", "added later")], encoder)
+    store.delete(["late", next(store.ids())])
+    store.add([Document("last", "a second segment")], encoder)
+    documents, vectors = zip(*store.rows(), strict=True)
+    assert list(documents) == list(store.documents())
+    expected_ND = encoder.encode_documents([document.full_text for document in documents])
+    assert np.array_equal(np.stack(vectors), expected_ND)
+    assert all(vector_D.dtype == np.float32 for vector_D in vectors)
+
+
+def test_rows_of_a_store_without_vectors_are_refused(tmp_path):
+    store = Store.create(tmp_path / "words", [Document("a", "text")])
+    with pytest.raises(ValueError, match="built without a model"):
+        store.rows()
+
+
 def test_bm25_returns_only_documents_that_share_a_term(store):
     assert store.bm25(["zebra", "", "hay"], 10) == [{}, {}, store.bm25(["hay"], 10)[0]]
     assert list(store.bm25(["hay"], 10)[0]) == ["d3"]
@@ -148,7 +165,7 @@ def test_a_damaged_manifest_or_none_is_named(store, tmp_path):
     manifest = store.directory / "manifest.json"
     whole = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**whole, "format": 99}))
-    with pytest.raises(ValueError, match="format 99, this version reads 1 and 2"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1, 2, 3"):
         Store(store.directory)
     manifest.write_text(json.dumps({**whole, "language": 3}))
     with pytest.raises(ValueError, match=r"manifest\.json: language"):
@@ -319,7 +336,7 @@ def test_an_index_of_the_first_format_is_read_filtered_and_renewed_by_compacting
     assert (old.dense(query_QD, 6), old.dense(query_QD, 6, filter={"n": {"lt": 3}})) == found
     old.delete(["d5"])
     old.compact()
-    assert json.loads(manifest.read_text())["format"] == 2
+    assert json.loads(manifest.read_text())["format"] == 3
     assert (store.directory / "segments" / "000003" / "codes.u8").exists()
 
 

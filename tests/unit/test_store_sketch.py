@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from openembed.index import codes, native, segments, sketch
+from openembed.index import codes, fields, native, sketch
 from openembed.index.codes import quantize
 from openembed.index.native import scan_library
 from openembed.index.store import ModelInfo, Store
@@ -27,7 +27,7 @@ def values_ND():
 
 @pytest.fixture
 def large(tmp_path, values_ND, monkeypatch):
-    monkeypatch.setattr(segments, "SKETCHED", 500)
+    monkeypatch.setattr(fields, "SKETCHED", 500)
     monkeypatch.setattr(sketch, "LEAST", 100)
     model = ModelInfo(name="given", fingerprint="given", width=WIDTH)
     documents = [Document(f"d{n}", f"text {n}", metadata={"n": n}) for n in range(COUNT)]

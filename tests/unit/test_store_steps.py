@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +70,18 @@ def test_a_snippet_is_a_part_of_the_text_with_a_match_when_one_fits(text, query,
     assert end - start <= width
     if any(high - low <= width for low, high, _ in spans):
         assert any(start <= low and high <= end for low, high, _ in spans)
+
+
+def test_command_and_server_fuse_to_one_depth(store, monkeypatch):
+    from openembed.cli.search import _step_config
+    from openembed.server.searching import search
+
+    monkeypatch.setattr("openembed.steps.fuse.DEPTH", 7)
+    assert {part.k for part in _step_config("hybrid", 3, None, None).parts} == {7}
+    assert {part.k for part in _step_config("hybrid", 9, None, None).parts} == {9}
+    asked = []
+    for name in ("dense", "bm25"):
+        real = getattr(store, name)
+        monkeypatch.setattr(store, name, lambda queries, k, real=real: (asked.append(k), real(queries, k))[1])
+    search(store, "cats", np.ones(store.model.width, dtype=np.float32), "hybrid", 3)
+    assert asked == [7, 7]

@@ -17,10 +17,12 @@ from openembed.checkpoints.multi_vector import COLBERT_METADATA, is_multi_vector
 from openembed.checkpoints.native import CONFIG_NAME, load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
 from openembed.checkpoints.sentence_transformers import load_sentence_transformers
+from openembed.checkpoints.sparse import IDF_NAME, is_sparse, load_sparse, splade_fields, take_weights
 from openembed.checkpoints.weights import check_folder
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
 from openembed.files import read_json
+from openembed.forks import one_thread_in_forks
 from openembed.packaged import packaged
 from openembed.tokenization import TextTokenizer
 
@@ -147,6 +149,7 @@ def read_tokenizer(folder: Path, config: Any) -> TextTokenizer:
 
 def _ready(encoder: Encoder, device: torch.device, *, int8: bool = False) -> Encoder:
     """The encoder on its device, in inference mode, probed, and run by our kernels where they serve."""
+    one_thread_in_forks()
     if device.type == "cpu":
         prepack(encoder)
     encoder = encoder.to(device).eval()
@@ -172,11 +175,15 @@ def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | Non
         return load_multi_vector(folder, dtype, head_dtype)
     if head is not None:
         return _with_head(folder, dtype, head)
+    if (folder / "modules.json").is_file() and is_sparse(folder):
+        return load_sparse(folder, dtype, head_dtype)
     if (folder / "modules.json").is_file():
         return load_sentence_transformers(folder, dtype, head_dtype)
+    if (folder / IDF_NAME).is_file():
+        return _with_head(folder, dtype, {"kind": "splade"})
     raise ValueError(
         f"{folder}: a plain transformers model has no head, so its vectors are undefined. Say which: "
-        "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean)."
+        "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean, splade)."
     )
 
 
@@ -191,9 +198,10 @@ def _model_type(folder: Path) -> str | None:
 
 def _with_head(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any]) -> Encoder:
     fields = {"backbone": {"path": str(folder), "attention": "model"}, "head": dict(head)}
-    config = parse(EncoderConfig, fields, "head")
+    sparse = head.get("kind") == "splade"
+    config = parse(EncoderConfig, {**fields, **(splade_fields(folder, head) if sparse else {})}, "head")
     encoder = build(config, dtype=dtype)
-    if list(encoder.head.parameters()):
+    if list(encoder.head.parameters()) and not (sparse and take_weights(encoder, folder)):
         logger.warning("the %s head is newly initialised: train it before use", config.head.kind)
     return encoder
 

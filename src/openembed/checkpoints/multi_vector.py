@@ -17,7 +17,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from openembed.backbones.text import BackboneConfig, TextBackbone, load_text_backbone
-from openembed.checkpoints.sentence_transformers import dense_weights, max_length, optional, projection, read_prompts
+from openembed.checkpoints.sentence_transformers import dense_layer, dense_weights, read_max_length, read_optional, read_prompts
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
@@ -59,7 +59,7 @@ class _Parts:
 
 def is_multi_vector(folder: Path) -> bool:
     """True for a folder in one of the layouts that :func:`load_multi_vector` opens."""
-    return _is_colbert(folder) or optional(folder / ST_CONFIG).get("model_type") in ("MultiVectorEncoder", "ColBERT")
+    return _is_colbert(folder) or read_optional(folder / ST_CONFIG).get("model_type") in ("MultiVectorEncoder", "ColBERT")
 
 
 def load_multi_vector(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None = None) -> Encoder:
@@ -72,15 +72,15 @@ def load_multi_vector(folder: Path, dtype: torch.dtype | None, head_dtype: torch
 
 
 def _is_colbert(folder: Path) -> bool:
-    architectures = optional(folder / "config.json").get("architectures") or []
+    architectures = read_optional(folder / "config.json").get("architectures") or []
     return COLBERT_ARCHITECTURE in architectures and not (folder / "modules.json").is_file()
 
 
 def _listed(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None) -> Encoder:
     """A folder with ``modules.json``: sentence-transformers' or PyLate's."""
     modules = _modules(folder)
-    body, settings = modules["Transformer"][0], optional(folder / ST_CONFIG)
-    own = optional(body / "sentence_bert_config.json")
+    body, settings = modules["Transformer"][0], read_optional(folder / ST_CONFIG)
+    own = read_optional(body / "sentence_bert_config.json")
     pylate = settings.get("model_type") == "ColBERT"
     if not pylate and not modules["MultiVectorMask"]:
         raise ValueError(f"{folder}: modules.json lists no MultiVectorMask; without it, which tokens count is undefined")
@@ -88,14 +88,14 @@ def _listed(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | N
     if mask.get("keep_only_token_ids"):
         raise ValueError(f"{folder}: keep_only_token_ids (image tokens) is not supported")
     lengths = _pylate_lengths(settings) if pylate else {key: own.get(key) for key in LENGTHS}
-    tokenizer_settings = optional(body / "tokenizer_config.json")
+    tokenizer_settings = read_optional(body / "tokenizer_config.json")
     skip = settings.get("skiplist_words", list(string.punctuation)) if pylate else mask.get("skiplist_words")
     tasks = mask.get("skiplist_tasks") or ["document"]
     if "document" not in tasks:
         raise ValueError(f"{folder}: a skip list for {tasks} without documents is not supported")
     parts = _Parts(
         folder=body,
-        layers=[projection(path) for path in modules["Dense"]],
+        layers=[dense_layer(path) for path in modules["Dense"]],
         normalize=pylate or bool(modules["Normalize"]),
         skip=skip or [],
         skip_queries="query" in tasks,
@@ -109,7 +109,7 @@ def _listed(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | N
     for number, path in enumerate(modules["Dense"]):
         tensors.update({f"layers.{number}.{name}": tensor for name, tensor in dense_weights(path).items()})
     backbone = load_text_backbone(_backbone_config(body), dtype=dtype)
-    limit = max_length(own, tokenizer_settings, backbone.model.config)
+    limit = read_max_length(own, tokenizer_settings, backbone.model.config)
     return _encoder(parts, backbone, tensors, max(limit, lengths["document_length"] or 0), head_dtype or dtype)
 
 
@@ -149,7 +149,7 @@ def _with_prefixes(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _colbert(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | None) -> Encoder:
     """A folder of Stanford's ColBERT."""
-    metadata, tokenizer_settings = optional(folder / COLBERT_METADATA), optional(folder / "tokenizer_config.json")
+    metadata, tokenizer_settings = read_optional(folder / COLBERT_METADATA), read_optional(folder / "tokenizer_config.json")
     weight = _linear_weight(folder)
     markers = {
         "query": (metadata.get("query_token_id") or "[unused0]") + " ",
@@ -174,7 +174,7 @@ def _colbert(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | 
         markers=list(markers.values()),
     )
     backbone = load_text_backbone(_backbone_config(folder), dtype=dtype)
-    limit = max_length({}, tokenizer_settings, backbone.model.config)
+    limit = read_max_length({}, tokenizer_settings, backbone.model.config)
     return _encoder(parts, backbone, {"layers.0.linear.weight": weight}, limit, head_dtype or dtype)
 
 

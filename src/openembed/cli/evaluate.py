@@ -118,10 +118,10 @@ def _system(
             raise ValueError("--dimensions and --precision are of a model's vectors; leave them out")
         return Bm25System() if model == "bm25" else RunSystem(Path(model), Path(model).stem)
     from openembed import load
-    from openembed.evaluation.vectors import VectorCache
+    from openembed.evaluation.cache import open_cache
 
     encoder = load(model, device=device, dtype=dtype)
-    vectors = None if cache is None else VectorCache(cache, encoder.fingerprint, encoder.width)
+    vectors = None if cache is None else open_cache(cache, encoder)
     stored.width(encoder.width)  # refused before anything is encoded
     return EncoderSystem(encoder, model, vectors, options, progress=not quiet, stored=stored)
 

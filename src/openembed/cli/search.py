@@ -245,6 +245,7 @@ def _step_config(
 ) -> Any:
     from openembed.config import parse
     from openembed.steps import Bm25Config, DenseConfig, FuseConfig
+    from openembed.steps.fuse import fused_depth
 
     found = {"filter": condition}
     prompts = {"task": task, "instruction": instruction, "exact": exact}
@@ -253,7 +254,8 @@ def _step_config(
     if mode == "bm25":
         return parse(Bm25Config, {"k": k, **found}, "options")
     if mode == "hybrid":
-        parts = [{"kind": "dense", "k": max(k, 100), **prompts, **found}, {"kind": "bm25", "k": max(k, 100), **found}]
+        depth = fused_depth(k)
+        parts = [{"kind": "dense", "k": depth, **prompts, **found}, {"kind": "bm25", "k": depth, **found}]
         return parse(FuseConfig, {"k": k, "parts": parts}, "options")
     raise ValueError(f"--mode {mode!r} is not known; allowed: dense, bm25, hybrid")
 

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Protocol
 
 from openembed.config import chosen
 from openembed.data.readers import read_beir, read_run
+from openembed.encoded import CALLED, require_kind
 from openembed.evaluation import retrieval
 from openembed.evaluation.bm25 import Bm25
+from openembed.evaluation.cache import Cache
 from openembed.evaluation.classification import evaluate_classification
 from openembed.evaluation.clustering import evaluate_clustering, evaluate_clustering_sets
 from openembed.evaluation.pair_classification import evaluate_pair_classification
@@ -20,17 +22,28 @@ from openembed.evaluation.result import Outcome
 from openembed.evaluation.rows import read_labelled, read_pairs, read_reranking, read_sets
 from openembed.evaluation.sts import evaluate_sts
 from openembed.evaluation.tasks import METRICS, Task
-from openembed.evaluation.vectors import TextEncoder, VectorCache, Vectors
+from openembed.evaluation.vectors import TextEncoder, Vectors
 from openembed.index import lexical
 from openembed.records import Run
 from openembed.vectors import VectorFormat
+
+KINDS = {
+    "dense": tuple(METRICS),
+    "sparse": ("retrieval", "reranking", "sts", "pair_classification"),
+    "tokens": ("retrieval", "reranking"),
+}
+"""What each kind of representation is compared for: terms are matched, token vectors are those of a query and a document."""
 
 
 class System(Protocol):
     """Something that can be evaluated."""
 
     name: str
-    kinds: ClassVar[tuple[str, ...]]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of task it can do."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -48,20 +61,28 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class EncoderSystem:
-    """A dense encoder, searched exactly.
+    """An encoder, searched exactly: dense vectors by inner product, sparse ones too, token vectors by MaxSim.
 
-    ``options`` go to ``encode``: with ``normalize`` (the default) similarity is the cosine, else the inner product.
-    ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing. ``stored``: the format whose loss is
-    measured (queries stay float32).
+    ``options`` go to ``encode``: with ``normalize`` (the default) the similarity of dense vectors is the cosine, else the inner
+    product. ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing. ``stored``: the format of dense
+    vectors whose loss is measured (queries stay float32). Raises ``ValueError`` where another kind is asked for it.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = tuple(METRICS)
     encoder: TextEncoder
     name: str
-    cache: VectorCache | None = None
+    cache: Cache | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
     stored: VectorFormat = field(default_factory=VectorFormat)
+
+    def __post_init__(self) -> None:
+        if not self.stored.plain:
+            require_kind(self.encoder, ["dense"], "a stored format", "leave dimensions and precision out")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of task that its representations can be compared for."""
+        return KINDS[getattr(self.encoder, "kind", "dense")]
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +99,13 @@ class EncoderSystem:
         return {"text": chosen.symmetric}
 
     def evaluate(self, task: Task) -> Outcome:
-        """Returns the outcome of the task under the model's prompts for it."""
+        """Returns the outcome of the task under the model's prompts for it; ``ValueError`` for a kind it cannot do."""
+        if task.kind not in self.kinds:
+            kind = getattr(self.encoder, "kind", "dense")
+            raise ValueError(
+                f"{task.name}: {self.name} gives {CALLED[kind]}, which {task.kind} has no use for; "
+                f"evaluate it on {', '.join(self.kinds)}"
+            )
         prompts, options = self._choose(task), dict(self.options)
         vectors = Vectors(self.encoder, prompts, self.cache, options, show_progress=self.progress, stored=self.stored)
         return PROTOCOLS[task.kind](vectors, task)

@@ -67,7 +67,7 @@ class TokenProjection(nn.Module):
         config, pool = self.config, self.config.pool
         return bool(config.skip and not config.skip_queries) or (pool is not None and pool.queries != pool.documents)
 
-    def read(self, tokenizer: TextTokenizer) -> None:
+    def attach(self, backbone: nn.Module, tokenizer: TextTokenizer) -> None:
         """Looks up the ids of the tokens to skip; spellings that the vocabulary lacks never occur and are ignored.
 
         Raises ``ValueError`` where the vocabulary has none of those listed.

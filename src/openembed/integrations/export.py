@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from openembed.index.store import Store
 from openembed.integrations import pgvector, qdrant
 from openembed.integrations.database import DatabaseInfo, VectorDatabase, fill
-from openembed.records import Document
-
-CHUNK = 1024
 
 
 def open_database(target: str, info: DatabaseInfo | None = None) -> VectorDatabase:
@@ -55,17 +50,7 @@ def export(
     info = DatabaseInfo(model=store.model, dimensions=dimensions, precision=precision)
     info.format.width(store.model.width)
     database = open_database(target, info)
-    counts = fill(database, stored_rows(store), prune=prune, advance=advance)
+    counts = fill(database, store.rows(), prune=prune, advance=advance)
     if index and isinstance(database, pgvector.PgVectorIndex):
         database.create_index()
     return counts
-
-
-def stored_rows(store: Store) -> Iterator[tuple[Document, np.ndarray]]:
-    """Yields each live document with its vector, float32 (D,)."""
-    for segment in store._segments:  # the one reader of whole segments outside the store
-        live = np.flatnonzero(segment.live_N)
-        for start in range(0, len(live), CHUNK):
-            positions = live[start : start + CHUNK]
-            for position, vector_D in zip(positions, np.asarray(segment.vectors_ND[positions]), strict=True):
-                yield segment.document(int(position)), vector_D

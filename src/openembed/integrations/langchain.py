@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from openembed.records import Query
 from openembed.steps import Bm25Config, DenseConfig, FuseConfig, Search
+from openembed.steps.fuse import fused_depth
 
 try:
     from langchain_core.callbacks import CallbackManagerForRetrieverRun
@@ -88,7 +89,7 @@ def retriever(
 
 
 def _step(source: Any, encoder: Encoder | None, mode: str, k: int, instruction: str | None) -> Step:
-    deep = max(k, 100)
+    deep = fused_depth(k)
     configs = {
         "dense": DenseConfig(k=k, instruction=instruction),
         "bm25": Bm25Config(k=k),

@@ -1,7 +1,8 @@
 """C sources of this package as shared libraries: compiled with the machine's own compiler at first use, kept in the cache.
 
 A file's name holds a hash of sources, compiler, flags and processor, so that a new version or another machine compiles its
-own. Nothing is required: whoever asks gets a library, or the reason why there is none.
+own. Nothing is required: whoever asks gets a library, or the reason why there is none. A file ends in the digest of what comes
+before, for one cut short (a full disk, a machine that lost power) may load and end the process at its first call.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 SWITCH = "OPENEMBED_KERNELS"
 """Set to ``off``, this variable of the environment leaves all compiled code out."""
 
+DIGEST = hashlib.sha256().digest_size
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-fopenmp")
 
 
@@ -38,12 +40,34 @@ def compiled(name: str, *sources: str) -> tuple[ctypes.CDLL | None, str]:
     folder = Path(__file__).parent
     try:
         path = _cache() / f"{name}-{_key(compiler, sorted(folder.glob('*.h')) + [folder / s for s in sources])}.so"
-        if not path.exists():
-            _compile(compiler, [folder / source for source in sources], path)
-        return ctypes.CDLL(str(path)), ""
+        return _loaded(path) or _made(compiler, [folder / source for source in sources], path), ""
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or str(error)).strip()
         return None, f"{' '.join(compiler)} could not make {name} ({detail.splitlines()[0] if detail else error})"
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    """The library of the cache; None where there is none, and, with a warning, where it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]:
+            raise OSError("it is cut short or changed")
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        logger.warning("%s cannot be loaded (%s); it is compiled anew", path, error)
+        return None
+
+
+def _made(compiler: list[str], sources: list[Path], path: Path) -> ctypes.CDLL:
+    """The library, compiled now."""
+    _compile(compiler, sources, path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        logger.warning("%s cannot be loaded (%s); slower code without it serves", path, error)
+        raise
 
 
 @cache
@@ -78,7 +102,7 @@ def _private_folder() -> str:
 def _key(compiler: list[str], files: list[Path]) -> str:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     machine = platform.machine(), sorted(processor_features())
-    digest = hashlib.sha256(repr((version, FLAGS, machine)).encode())
+    digest = hashlib.sha256(repr((version, FLAGS, machine, DIGEST)).encode())
     for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -91,4 +115,7 @@ def _compile(compiler: list[str], sources: list[Path], path: Path) -> None:
         made = Path(folder) / path.name
         command = [*compiler, *FLAGS, "-o", str(made), *map(str, sources), "-lm"]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        digest = hashlib.sha256(made.read_bytes()).digest()
+        with made.open("ab") as file:
+            file.write(digest)
         os.replace(made, path)

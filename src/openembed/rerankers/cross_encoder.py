@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from openembed.files import read_json
+from openembed.forks import one_thread_in_forks
 from openembed.rerankers import Scale
 
 TOKEN_BUDGET = 16_384
@@ -65,6 +66,7 @@ def load_cross_encoder(
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+    one_thread_in_forks()
     config = AutoConfig.from_pretrained(reference)
     if config.num_labels != 1:
         raise ValueError(f"{reference}: has {config.num_labels} logits; a reranker has one (num_labels = 1)")

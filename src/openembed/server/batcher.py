@@ -121,6 +121,8 @@ class Batcher:
                         self._changed.wait()
                     call = self._calls.popleft() if self._calls else None
                     handed = [] if call else self._scheduler.next_batch()
+                    if self._scheduler.rows:
+                        self._changed.notify()  # of a request of several micro-batches, which was one notice
                 if call:
                     call[1](_outcome(call[0]))
                 elif handed:

@@ -87,7 +87,9 @@ class Passage:
     """One request on its way through the gate."""
 
     def __init__(self, gate: Gate, scope: Message, receive: Receive, send: Send) -> None:
-        self.gate, self.scope, self._receive, self._send = gate, scope, receive, send
+        # HEAD is answered as GET everywhere; the server that gave us the request sends heads alone for it
+        self.scope = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        self.gate, self._receive, self._send = gate, receive, send
         self.headers = dict(reversed(scope["headers"]))  # of headers sent twice, the first counts
         self.status = 0
         self.finished = False

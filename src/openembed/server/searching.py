@@ -11,10 +11,7 @@ import numpy as np
 from openembed.index.highlight import matches, snippet
 from openembed.index.store import Store
 from openembed.records import Document
-from openembed.steps.fuse import reciprocal_rank
-
-DEPTH = 100
-"""Documents taken from each ranking that is fused, at least; as on the command line."""
+from openembed.steps.fuse import fused_depth, reciprocal_rank
 
 QUERY = "query"
 
@@ -37,7 +34,7 @@ def search(
     start = time.perf_counter()
     options: dict[str, Any] = {} if wanted is None else {"filter": wanted}
     runs = []
-    depth = max(k, DEPTH) if mode == "hybrid" else k
+    depth = fused_depth(k) if mode == "hybrid" else k
     if mode in ("dense", "hybrid"):
         runs.append({QUERY: store.dense(np.asarray(vector_D)[None], depth, **options)[0]})
     if mode in ("bm25", "hybrid"):

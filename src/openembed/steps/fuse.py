@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from openembed.index.store import Store
 
 
+DEPTH = 100
+"""Documents that each ranking gives to a fusion, at least."""
+
+
+def fused_depth(k: int) -> int:
+    """Returns how many documents of each ranking are fused for the k best."""
+    return max(k, DEPTH)
+
+
 class FuseConfig(Config):
     """Runs ``parts`` on the same queries and fuses their rankings, keeping ``k`` documents a query."""
 
