@@ -144,7 +144,9 @@ class Encoder(nn.Module):
     @property
     def sided(self) -> bool:
         """Whether queries and documents are encoded differently by more than their prompts."""
-        return self.query_head is not None or getattr(self.head, "sided", False)
+        if self.query_head is not None or self.config.tokenizer.sided:
+            return True
+        return getattr(self.head, "sided", False)
 
     @property
     def device(self) -> torch.device:
@@ -330,7 +332,7 @@ class Encoder(nn.Module):
 
         ``queries`` (bool, N): which are queries, for an encoder that is :attr:`sided`.
         """
-        rows = self.tokenizer(texts, instructions, self.row_limit(max_length))
+        rows = self.tokenizer(texts, instructions, self.row_limit(max_length), queries)
         if self.sided:
             rows = replace(rows, queries=np.zeros(len(rows), dtype=bool) if queries is None else queries)
         if self.tokenizer.vocabulary > self.backbone.vocabulary:

@@ -48,7 +48,9 @@ class LanguageHead:
         if self.dense is not None:
             found |= {"dense.weight": (f"{self.dense}.weight",), "dense.bias": (f"{self.dense}.bias",)}
         if self.norm is not None:  # old files say gamma and beta
-            weight, bias = ((f"{self.norm}.{name}", f"{self.norm}.{old}") for name, old in (("weight", "gamma"), ("bias", "beta")))
+            weight, bias = (
+                (f"{self.norm}.{name}", f"{self.norm}.{old}") for name, old in (("weight", "gamma"), ("bias", "beta"))
+            )
             found |= {"norm.weight": weight, "norm.bias": bias}
         if not self.settings["tied"]:
             found["matrix_VD"] = (f"{self.output}.weight",)
@@ -72,11 +74,11 @@ def language_head(config: Any) -> LanguageHead | None:
 
 def language_model(config: Any) -> Any:
     """Returns transformers' automatic class for the language model of a configuration, masked if there is one; or None."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
+    import transformers
 
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-        return AutoModelForMaskedLM
-    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
+    if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        return transformers.AutoModelForMaskedLM
+    return transformers.AutoModelForCausalLM if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
 def take_language_head(encoder: Encoder, folder: Path) -> bool:

@@ -57,13 +57,13 @@ def load_sparse(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype
     from openembed.checkpoints import read_tokenizer
 
     layout = _layout(folder)
-    pooling, tokenizer_settings = read_json(layout.pooling / "config.json"), read_optional(layout.body / "tokenizer_config.json")
     settings = read_optional(layout.body / "sentence_bert_config.json")
+    tokenizer_settings = read_optional(layout.body / "tokenizer_config.json")
     backbone_config = BackboneConfig(path=str(layout.body), attention="model")
     backbone = load_text_backbone(backbone_config, dtype=dtype)
     fields = {
         "backbone": backbone_config,
-        "head": {**_head_settings(backbone.model.config, folder), **_pooling_settings(pooling, folder), "exclude_special": False},
+        "head": {**_head_settings(backbone.model.config, folder), **_pooling_settings(layout.pooling)},
         "query_head": None if layout.lookup is None else _lookup_config(layout.lookup),
         "tokenizer": TokenizerConfig(
             eos_token=read_eos(tokenizer_settings),
@@ -96,7 +96,7 @@ def splade_fields(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_weights(encoder: Encoder, folder: Path) -> bool:
-    """Puts what ``folder`` has for the encoder's vocabulary head and query table into them; returns whether the head was there."""
+    """Puts what ``folder`` has for the vocabulary head and the query table into them; returns whether the head was there."""
     if encoder.query_head is not None and (folder / IDF_NAME).is_file():
         encoder.query_head.set_table(read_idf(folder / IDF_NAME, encoder.tokenizer))
         logger.info("%s: queries are looked up in its %s", folder, IDF_NAME)
@@ -113,7 +113,9 @@ def read_idf(path: Path, tokenizer: TextTokenizer) -> np.ndarray:
     for token, weight in table.items():
         number = tokenizer.backend.token_to_id(token)
         if number is None or not isinstance(weight, int | float):
-            reason = "is not in the tokenizer's vocabulary" if number is None else f"has the weight {weight!r}, which is no number"
+            reason = (
+                "is not in the tokenizer's vocabulary" if number is None else f"has the weight {weight!r}, which is no number"
+            )
             raise ValueError(f"{path}: the token {token!r} {reason}; take the table that belongs to this model")
         weights_V[number] = weight
     return weights_V
@@ -130,7 +132,9 @@ def _layout(folder: Path) -> Layout:
         return _routes(folder / rows[0]["path"])
     if len(kinds) == 2 and kinds[0] in TRANSFORMERS and kinds[1] == "SpladePooling":
         return Layout(folder / rows[0]["path"], folder / rows[1]["path"], None)
-    raise ValueError(f"{folder}: the modules {', '.join(kinds)} are not supported; known are Transformer, SpladePooling and Router")
+    raise ValueError(
+        f"{folder}: the modules {', '.join(kinds)} are not supported; known are Transformer, SpladePooling and Router"
+    )
 
 
 def _routes(folder: Path) -> Layout:
@@ -138,24 +142,26 @@ def _routes(folder: Path) -> Layout:
     types, routes = router["types"], router["structure"]
     kinds = {side: [_kind(types[name]) for name in names] for side, names in routes.items()}
     document, query = kinds.get("document", []), kinds.get("query", [])
-    known = len(document) == 2 and document[0] in TRANSFORMERS and document[1] == "SpladePooling"
-    if set(kinds) != {"query", "document"} or not known or (query != ["SparseStaticEmbedding"] and routes["query"] != routes["document"]):
+    lookup, same = query == ["SparseStaticEmbedding"], routes.get("query") == routes.get("document")
+    splade = len(document) == 2 and document[0] in TRANSFORMERS and document[1] == "SpladePooling"
+    if set(kinds) != {"query", "document"} or not splade or not (lookup or same):
         raise ValueError(
             f"{folder / ROUTER_NAME}: routes {kinds} are not supported; known are query: SparseStaticEmbedding (or the "
             "document's modules) and document: Transformer, SpladePooling"
         )
     body, pooling = (folder / name for name in routes["document"])
-    return Layout(body, pooling, folder / routes["query"][0] if query == ["SparseStaticEmbedding"] else None)
+    return Layout(body, pooling, folder / routes["query"][0] if lookup else None)
 
 
 def _head_settings(config: PretrainedConfig, folder: Path) -> dict[str, Any]:
     found = language_head(config)
     if found is None:
         raise ValueError(f"{folder}: the head of this language model ({config.model_type}) is of a form that is not supported")
-    return {"kind": "splade", **found.settings}
+    return {"kind": "splade", "exclude_special": False, **found.settings}
 
 
-def _pooling_settings(pooling: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _pooling_settings(folder: Path) -> dict[str, Any]:
+    pooling = read_json(folder / "config.json")
     activation, strategy = pooling.get("activation_function", "relu"), pooling.get("pooling_strategy", "max")
     if activation not in ACTIVATIONS or strategy not in ("max", "sum"):
         raise ValueError(f"{folder}: SpladePooling with {strategy!r} of {activation!r} is not supported")

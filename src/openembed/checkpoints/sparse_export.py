@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
@@ -22,11 +21,21 @@ logger = logging.getLogger(__name__)
 
 MODULES = "sentence_transformers.sparse_encoder.modules"
 TRANSFORMER, ROUTER = "sentence_transformers.base.modules.Transformer", "sentence_transformers.base.modules.Router"
+LOGITS = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    "module_output_name": "token_embeddings",
+}
+MASKED = {"transformer_task": "fill-mask", **LOGITS}
+CAUSAL = {"transformer_task": "text-generation", "processing_kwargs": {"text": {"logits_to_keep": 0}}, **LOGITS}
+"""How sentence-transformers computes the logits of every token; of a decoder it would keep the last token's alone."""
+
 BODY, POOLING, LOOKUP = ".", "document_1_SpladePooling", "query_0_SparseStaticEmbedding"
 
 
 def write_sparse_files(encoder: Encoder, folder: Path, language_model: nn.Module | None) -> None:
     """Writes the files beside the model in ``folder``, or says in the log why sentence-transformers cannot run the encoder."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
     reason = not_standard(encoder, language_model)
     write_tokenizer(encoder.tokenizer, folder, frame=True)
     if reason:
@@ -43,7 +52,8 @@ def write_sparse_files(encoder: Encoder, folder: Path, language_model: nn.Module
         _write_router(encoder, folder)
         rows = [{"path": "", "type": ROUTER}]
     write_json(folder / "modules.json", [{"idx": i, "name": str(i), **row} for i, row in enumerate(rows)])
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, **_task(language_model)})
+    task = MASKED if type(encoder.backbone.model.config) in MODEL_FOR_MASKED_LM_MAPPING else CAUSAL
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, **task})
     settings = {"prompts": literal_prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "dot"}
     write_json(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder", **settings})
 
@@ -57,22 +67,13 @@ def not_standard(encoder: Encoder, language_model: nn.Module | None) -> str:
         return f"it has no activation {head.activation}"
     if SideConfig() != head.document or (encoder.query_head is None and SideConfig() != head.query):
         return "it does not keep a part of the weights (top_k, gate, prune_ratio)"
+    if tokenizer.repeat is not None:
+        return "it reads a text once, this model twice"
     if tokenizer.truncation != "keep_eos" or tokenizer.lowercase:
         return "it cuts or writes texts differently"
     if any(literal_prompts(encoder).values()) and tokenizer.pool_instruction != "include":
         return "it pools the prompts' tokens too"
     return ""
-
-
-def _task(language_model: nn.Module | None) -> dict[str, Any]:
-    """How sentence-transformers loads the language model: masked, or a decoder whose logits it would name otherwise."""
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING
-
-    assert language_model is not None, "checked before"
-    masked = type(language_model.config) in MODEL_FOR_MASKED_LM_MAPPING
-    logits = {"text": {"method": "forward", "method_output_name": "logits"}}
-    task = "fill-mask" if masked else "text-generation"
-    return {"transformer_task": task, "modality_config": logits, "module_output_name": "token_embeddings"}
 
 
 def _write_router(encoder: Encoder, folder: Path) -> None:

@@ -1,9 +1,10 @@
 """Heads turn a text's hidden states into its representation; ``HeadConfig`` is the closed set of them.
 
 A head has ``width`` and ``forward(hidden_TD, packed)``, which gives float32 rows: one a text, or one a token vector. It may
-have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``) and
-``attach(backbone, tokenizer)``, which is called once before weights are placed. A ``sparse`` head has ``bag(rows, device)``, each text's
-own tokens or None; one of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text.
+have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``),
+``attach(backbone, tokenizer)``, which is called once before weights are placed, and ``reads_states(packed)``: where that is
+False, ``forward`` takes None for the states. A ``sparse`` head has ``bag(rows, device)``, each text's own tokens or None; one
+of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from openembed.heads.pooling import (
 )
 from openembed.heads.self_attention import SelfAttentionConfig
 from openembed.heads.splade import SpladeConfig
+from openembed.heads.token_projection import TokenProjectionConfig
 
 HeadConfig = Annotated[
     MeanConfig
@@ -35,7 +37,8 @@ HeadConfig = Annotated[
     | ConcatConfig
     | LatentAttentionConfig
     | SelfAttentionConfig
-    | SpladeConfig,
+    | SpladeConfig
+    | TokenProjectionConfig,
     Field(discriminator="kind"),
 ]
 
@@ -50,5 +53,6 @@ __all__ = [
     "MeanSqrtConfig",
     "SelfAttentionConfig",
     "SpladeConfig",
+    "TokenProjectionConfig",
     "WeightedMeanConfig",
 ]

@@ -111,7 +111,7 @@ def _largest(
 def _towards_winners(
     grad_BV: Tensor, winner_BV: Tensor, states_TD: Tensor, weight_VD: Tensor, ctx: Any
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of states and weight. A token and a word meet at most once, so a chunk's gradient of logits is a scatter."""
+    """The gradients of states and weight. A token and a word meet at most once: a chunk's gradient of logits is a scatter."""
     for_states = torch.zeros_like(states_TD, dtype=_wide_dtype(ctx.dtype)) if ctx.needs_input_grad[0] else None
     for_weight = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
     given_TD = states_TD.to(ctx.dtype)

@@ -45,6 +45,12 @@ class Objective(Protocol):
         ``step``: how many optimizer steps are done, for what is turned on gradually.
         """
 
+    def state(self) -> dict[str, Tensor]:
+        """Returns what is remembered of earlier steps, for a checkpoint; most objectives remember nothing."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes back what :meth:`state` gave."""
+
 
 def every_text(batch: Batch) -> Views:
     """Returns every distinct text of the batch once."""

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from openembed.config import Config
 from openembed.data.batch import Batch, Candidates, InBatch, allowed_mask
 from openembed.data.margin import MarginConfig
 from openembed.losses import info_nce_rows, weighted_mean
-from openembed.objectives import Loss, Views, every_text, sides, split_by_source
+from openembed.objectives import Loss, sides, split_by_source
+from openembed.objectives.regularizers import Regularized, RegularizedObjective, sparsity
 from openembed.representations import Dense, Representation
 from openembed.similarity import SimilarityName, similarity
 
@@ -24,18 +24,20 @@ HISTOGRAM_BINS = 40
 """Similarity histograms have this many equal bins from -1 to 1."""
 
 
-class ContrastiveConfig(Config):
+class ContrastiveConfig(Regularized):
     """Settings of the contrastive objective.
 
     ``in_batch`` says which documents of other rows may be negatives, for the rows whose source permits any: ``all``,
     their ``positives`` only, or ``none`` (NV-Embed stage 2). ``teacher_margin`` drops a hard negative whose teacher
     score is too close to the positive's. ``matryoshka`` sums the loss over the first d dimensions for each d given,
-    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too.
+    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too. ``k_train``: of ``xtr``, see
+    :func:`openembed.late_interaction.xtr`. ``regularizers``: what is added for weights over the vocabulary.
     """
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: float = Field(default=0.02, gt=0)
     similarity: SimilarityName = "cosine"
+    k_train: int = Field(default=256, ge=1)
     in_batch: InBatch = "all"
     teacher_margin: MarginConfig | None = None
     matryoshka: tuple[int, ...] = ()
@@ -55,16 +57,13 @@ class ContrastiveConfig(Config):
         return Contrastive(self)
 
 
-class Contrastive:
+class Contrastive(RegularizedObjective):
     """InfoNCE of every row against its allowed candidates."""
 
     def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__(config.regularizers)
         self.config = config
-        self._similarity = similarity(config.similarity)
-
-    def views(self, batch: Batch) -> Views:
-        """Returns every distinct text of the batch once."""
-        return every_text(batch)
+        self._similarity = similarity(config.similarity, config.k_train)
 
     def loss(self, representations: Representation, batch: Batch, step: int = 0) -> Loss:
         """Returns the loss over the batch's rows and what the report shows of it."""
@@ -84,7 +83,10 @@ class Contrastive:
             parts[name] = weighted_mean(width_Q.detach(), weights_Q).item()
         if width != representations.width:
             scores_QN = self._similarity(queries, documents)
-        return Loss(weighted_mean(rows_Q, weights_Q), parts, _diagnostics(scores_QN, rows_Q, candidates, batch))
+        penalty, penalties = self.penalties(queries, documents, step)
+        parts |= {name: value.item() for name, value in penalties.items()}
+        diagnostics = _diagnostics(scores_QN, rows_Q, candidates, batch) | sparsity(queries, documents)
+        return Loss(weighted_mean(rows_Q, weights_Q) + penalty, parts, diagnostics)
 
     def _widths(self, representations: Representation) -> list[tuple[str, int, float]]:
         """The widths the loss is taken at, each with the name of its term and its weight."""
