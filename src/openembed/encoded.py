@@ -47,6 +47,7 @@ def none_of(kind: str, width: int) -> Encoded:
 
 def take(encoded: Encoded, texts: Sequence[int] | np.ndarray) -> Encoded:
     """Returns the representations of the texts at these positions, in that order."""
+    texts = np.asarray(texts, dtype=np.int64)
     return encoded.select(texts) if isinstance(encoded, TokenVectors) else encoded[texts]
 
 

@@ -60,6 +60,8 @@ def index(
     import shutil
 
     from openembed.documents import corpus_file, read_documents
+    from openembed.encoded import require_kind
+    from openembed.index.fields import FIELDS
     from openembed.index.lexical import analyzer
     from openembed.index.store import Store, check_absent, describe_model
 
@@ -74,6 +76,7 @@ def index(
     options = {"instruction": instruction, "normalize": normalize, "max_length": max_length, "precision": precision}
     for name in model if model != [BM25] else []:
         encoder = load_model(name, device, dtype)
+        require_kind(encoder, tuple(FIELDS), "an index", "evaluate it with `openembed evaluate`, or search it in Python")
         infos.append(describe_model(name, encoder, **options))
         vectors[infos[-1].kind], report = encode_for(infos[-1], encoder, corpus, encoding, restart)
     store = Store.create(out, read_documents(corpus), vectors, language=language, model=infos)

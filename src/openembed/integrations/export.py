@@ -54,6 +54,8 @@ def export(
     if kind not in store.models:
         raise ValueError(f"{store.directory}: has no {kind} vectors to export; it has {' and '.join(store.models)} ones")
     info = DatabaseInfo(model=store.models[kind], dimensions=dimensions, precision=precision)
+    if kind == "tokens":
+        raise ValueError("a database takes one vector a document or sparse ones, not a vector a token; search the index itself")
     if kind == "sparse" and (not target.startswith("qdrant") or dimensions is not None or precision != "float32"):
         raise ValueError("sparse vectors go to Qdrant, whole and in float32, or into files (opensearch:FILE, anserini:FILE)")
     info.format.width(info.model.width)

@@ -337,6 +337,7 @@ def _task(place: Workplace, task: TaskConfig) -> Task:
 
 def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
     from openembed.documents import read_documents
+    from openembed.index.fields import FIELDS
     from openembed.index.store import Store, describe_model
 
     directory, documents = folder / STORE, read_documents(place.locate(stage.corpus))
@@ -345,6 +346,7 @@ def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
         Store.create(directory, documents, language=stage.language)
         return
     encoder = place.model(stage.model)
+    require_kind(encoder, tuple(FIELDS), "an index", f"evaluate {stage.model} instead")
     info = describe_model(place.model_folder(stage.model), encoder)
     Store.create(directory, language=stage.language, model=info).add(documents, encoder)
 
