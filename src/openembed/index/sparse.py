@@ -18,12 +18,13 @@ N documents, V terms, P postings, Q queries.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -161,6 +162,17 @@ def _term_type(width: int) -> np.dtype:
     return np.dtype("<u2") if width <= NARROW else np.dtype("<i4")
 
 
+class SparseRow(NamedTuple):
+    """A document's terms, ascending, and their weights."""
+
+    terms: np.ndarray
+    weights: np.ndarray
+
+    def tobytes(self) -> bytes:
+        """Returns both, as bytes that are equal where the vectors are."""
+        return self.terms.astype("<i4").tobytes() + self.weights.astype("<f4").tobytes()
+
+
 class SparseField:
     """The sparse vectors of a segment, memory-mapped. Raises ``ValueError`` when a file is missing or damaged."""
 
@@ -208,6 +220,26 @@ class SparseField:
         from scipy import sparse
 
         return sparse.vstack(parts, format="csr")
+
+    @staticmethod
+    def each(vectors: csr_matrix) -> Iterator[SparseRow]:
+        """Yields the terms and weights of each document."""
+        for low, high in pairwise(vectors.indptr.tolist()):
+            yield SparseRow(vectors.indices[low:high], vectors.data[low:high])
+
+    @staticmethod
+    def to_arrays(vectors: csr_matrix) -> dict[str, np.ndarray]:
+        """Returns the matrix in three arrays, and its shape."""
+        shape = np.array(vectors.shape)
+        return {"weights": vectors.data, "terms": vectors.indices, "rows": vectors.indptr, "shape": shape}
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> csr_matrix:
+        """Returns the matrix again."""
+        from scipy import sparse
+
+        parts = arrays["weights"], arrays["terms"], arrays["rows"]
+        return sparse.csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
 
     def postings(self, term: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (documents, weights) of a term."""

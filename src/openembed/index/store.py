@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,13 +137,13 @@ class Store(Searches):
         for segment in self._segments:
             yield from segment.live_documents()
 
-    def rows(self) -> Iterator[tuple[Document, np.ndarray]]:
-        """Yields the live documents with their vectors, float32 (width,), in the order of ``ids``.
+    def rows(self, kind: Kind = "dense") -> Iterator[tuple[Document, Any]]:
+        """Yields the live documents with their vectors of ``kind``, in the order of ``ids``.
 
-        Raises ``ValueError`` when the store has no vectors.
+        Dense ones are float32 (width,), sparse ones (terms, weights). Raises ``ValueError`` when the store has none.
         """
-        self._vectors_of()
-        return chain.from_iterable(segment.live_rows() for segment in self._segments)
+        self._model_of(kind)
+        return chain.from_iterable(segment.live_rows(kind) for segment in self._segments)
 
     def refresh(self) -> bool:
         """Opens the newest state; returns whether there was a newer one."""
