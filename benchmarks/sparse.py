@@ -137,7 +137,8 @@ def of_seismic(index, cut, factor):
 
 
 def recall(found, best):
-    return round(float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, best, strict=True) if b])), 4)
+    """The share of the k best; any document that scores as much as the k-th counts as one."""
+    return round(float(np.mean([len(set(a) & b) / min(K, len(b)) for a, b in zip(found, best, strict=True) if b])), 4)
 
 
 def in_turns(engines, queries):
@@ -185,7 +186,9 @@ def best_of(documents, queries):
     wanted = []
     for start in range(0, queries.shape[0], 8):
         scores = (documents.astype(np.float64) @ queries[start : start + 8].T.astype(np.float64)).toarray()
-        wanted += [top(row) for row in scores.T]
+        wanted += [
+            set(np.flatnonzero((row >= np.partition(row, -K)[-K] * (1 - 1e-7)) & (row > 0)).tolist()) for row in scores.T
+        ]
     return wanted
 
 

@@ -219,6 +219,7 @@ class Bm25:
         self._count = len(lengths)
         self._average = (lengths.mean() if self._count else 0.0) or 1.0
         self._by_length: list[np.ndarray] = []
+        self._searches: tuple[int, Searches] | None = None
 
     def search(self, terms: Sequence[str], k: int, eligible: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Returns (positions, scores) of no fewer than the k best eligible documents, and of no document without a term."""
@@ -230,8 +231,11 @@ class Bm25:
             matching = np.flatnonzero(scores_N * np.concatenate(eligible))
             return matching, scores_N[matching]
         segments, kept = self._native(terms, [np.ascontiguousarray(mask_N) for mask_N in eligible])
-        searches = Searches(library, min(k, most), 0)
-        found = searches.run(lambda query: library.openembed_bm25_search(segments, len(segments), query), lists=len(terms))
+        if self._searches is None or self._searches[0] != min(k, most):
+            self._searches = min(k, most), Searches(library, min(k, most), 0)
+        found = self._searches[1].run(
+            lambda query: library.openembed_bm25_search(segments, len(segments), query), lists=len(terms)
+        )
         del kept  # until here the structures point to it
         return found
 
