@@ -55,7 +55,7 @@ class Searches:
         """Returns for each query vector the k documents of greatest dot product, best first.
 
         With ``filter``, of the documents for which it holds. ``exact``: True looks at every document; False lets segments of
-        ``segments.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
+        ``fields.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
         so for fewer than ``EXACT_FROM`` queries, since for more at once exact search is as fast. The scores are exact always.
 
         Raises ``ValueError`` when the store has no vectors, the width
