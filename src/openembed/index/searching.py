@@ -56,7 +56,7 @@ class Searches:
 
         With ``filter``, of the documents for which it holds. ``exact``: True looks at every document; False lets segments of
         ``fields.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
-        so for fewer than ``EXACT_FROM`` queries, since for more at once exact search is as fast. The scores are exact always.
+        so for fewer than ``EXACT_FROM`` queries, since exact search of more at once is fast too. The scores are exact always.
 
         Raises ``ValueError`` when the store has no vectors, the width
         differs, or the filter is malformed.
