@@ -54,6 +54,7 @@ typedef struct {
 
 typedef struct {
     const int32_t *documents, *counts;
+    const float *ones; /* what a term that stands there once adds, for each length of ``tabled`` */
     int64_t size;
     double idf;
 } List;
@@ -63,7 +64,7 @@ typedef struct {
     const int32_t *lengths;   /* of each document, in terms */
     const double *penalties;  /* of each length */
     const uint8_t *eligible;
-    int64_t list_count, count, first;
+    int64_t list_count, count, first, tabled;
 } Words;
 
 typedef struct {
@@ -452,7 +453,11 @@ EXPORT void openembed_postings_invert(const int64_t *rows, int64_t count, const 
     else invert_wide(rows, count, terms, weights, ends, documents, impacts);
 }
 
-/* BM25 of one segment. ``lengths``: of each document in terms; ``penalties``: of each length. */
+static float bm25_part(const Words *words, const List *list, int32_t length, double count) {
+    return (float)(list->idf * (count / (words->penalties[length] + count)));
+}
+
+/* BM25 of one segment. */
 static int bm25_segment(const Words *words, Query *query, int64_t *ats, Block *block) {
     for (int64_t i = 0; i < words->list_count; i++) ats[i] = 0;
     for (int64_t base = 0; base < words->count; base += BLOCK) {
@@ -461,14 +466,12 @@ static int bm25_segment(const Words *words, Query *query, int64_t *ats, Block *b
         for (int64_t i = 0; i < words->list_count; i++) {
             const List *list = &words->lists[i];
             int64_t end = seek(list->documents, ats[i], list->size, base + BLOCK);
-            const double *penalties = words->penalties;
             const int32_t *lengths = words->lengths;
             most += end - ats[i];
             for (int64_t at = ats[i]; at < end; at++) {
-                int32_t document = list->documents[at];
-                double count = list->counts[at];
-                float part = (float)(list->idf * (count / (penalties[lengths[document]] + count)));
-                block->sums[document - base] += part;
+                int32_t document = list->documents[at], count = list->counts[at], length = lengths[document];
+                int tabled = count == 1 && length < words->tabled;
+                block->sums[document - base] += tabled ? list->ones[length] : bm25_part(words, list, length, count);
             }
             ats[i] = end;
         }
