@@ -1,0 +1,163 @@
+"""Exact MaxSim: every document is looked at, none is lost, and of those that may be best the scores are summed in float64.
+
+The score of a document is the sum, over the query's tokens, of the greatest dot product with one of its tokens (ColBERT,
+arXiv 2004.12832). A first pass over one byte a component bounds every document's score; whoever may be among the k best is
+scored exactly, where again codes and bounds leave only a few pairs of tokens to multiply in float64. So a score does not depend
+on how it was found, and equal documents tie. A document without tokens has the score -inf and is never found.
+
+Q queries, N documents, C chosen documents, T tokens of documents, D width.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from openembed.index.tokens.coding import CodedRows, Panel, code_rows, document_bounds
+from openembed.index.tokens.native import address, check, structure, token_library
+from openembed.token_vectors import TokenVectors
+
+FIRST = 16
+"""At least so many documents are scored exactly to learn what the others must reach."""
+BLOCK = 16_384
+"""Tokens multiplied at once where there is no compiled kernel."""
+
+TokensStructure = structure("Tokens", "codes scale bounds values offsets", "stride width half")
+
+
+@dataclass
+class TokenMatrix:
+    """The tokens of a segment: ``values_TD`` float16 or float32, their codes, and float32 bounds (N, 2) of each document.
+
+    Arrays may be memory-mapped files.
+    """
+
+    values_TD: np.ndarray
+    offsets_N1: np.ndarray
+    codes_TS: np.ndarray
+    scale_T: np.ndarray
+    bounds_N2: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: TokenVectors) -> TokenMatrix:
+        """Returns vectors with their codes, in memory; float16 and float32 stay what they are."""
+        values_TD = vectors.values_TD
+        values_TD = np.ascontiguousarray(values_TD, np.float16 if values_TD.dtype == np.float16 else np.float32)
+        rows: CodedRows = code_rows(values_TD.astype(np.float32))
+        offsets_N1 = np.ascontiguousarray(vectors.offsets_N1, dtype=np.int64)
+        return cls(values_TD, offsets_N1, rows.codes_TS, rows.scale_T, document_bounds(rows, offsets_N1))
+
+    def __len__(self) -> int:
+        return len(self.offsets_N1) - 1
+
+    def bounded(self, panel: Panel, documents_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scores (Q, C) and how far each may be off; ``documents_C`` ascending."""
+        scores_QC = np.empty((panel.count, len(documents_C)), dtype=np.float32)
+        error_C, norm_C = self.bounds_N2[documents_C].astype(np.float64).T
+        norm_Q = panel.sums(panel.norm_L)
+        rounding_Q = (1e-6 + 1.2e-7 * np.diff(panel.offsets)) * norm_Q  # of the sum, and of exact scores to float32
+        library = token_library()
+        if library is not None:
+            documents_C = np.ascontiguousarray(documents_C, dtype=np.int64)
+            arguments = self.pointer, panel.pointer, address(documents_C), len(documents_C), address(scores_QC)
+            check(library.openembed_tokens_scan(*arguments))
+            inner_Q, outer_Q = panel.sums(panel.inner_L), panel.sums(panel.outer_L)
+        else:
+            self._multiply(panel, documents_C, scores_QC)
+            inner_Q, outer_Q = 0.0 * norm_Q, self.values_TD.shape[1] * 1.2e-7 * norm_Q
+        slack_QC = inner_Q[:, None] * error_C + (outer_Q + rounding_Q)[:, None] * norm_C + 1e-29 * panel.lanes
+        return scores_QC, slack_QC
+
+    def exact(self, panel: Panel, documents_C: np.ndarray) -> np.ndarray:
+        """Returns float32 (C,): the exact scores of documents for the one query of the panel, in any order."""
+        scores_C, library = np.empty(len(documents_C), dtype=np.float32), token_library()
+        if library is not None:
+            documents_C = np.ascontiguousarray(documents_C, dtype=np.int64)
+            arguments = self.pointer, panel.pointer, address(documents_C), len(documents_C), address(scores_C)
+            check(library.openembed_tokens_exact(*arguments))
+            return scores_C
+        query_LD = panel.values_LD.astype(np.float64)
+        for place, document in enumerate(documents_C):
+            low, high = self.offsets_N1[document : document + 2]
+            products = query_LD @ self.values_TD[low:high].astype(np.float64).T
+            scores_C[place] = products.max(axis=1).sum() if high > low else -np.inf
+        return scores_C
+
+    def products(self, panel: Panel, lanes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Returns float32: the products of pairs (token of a query, token of a document), summed in float64."""
+        scores, library = np.empty(len(tokens), dtype=np.float32), token_library()
+        lanes, tokens = np.ascontiguousarray(lanes, np.int64), np.ascontiguousarray(tokens, np.int64)
+        if library is not None:
+            pairs = address(lanes), address(tokens), len(tokens), address(scores)
+            check(library.openembed_tokens_products(self.pointer, panel.pointer, *pairs))
+            return scores
+        for start in range(0, len(tokens), 4096):
+            part = slice(start, start + 4096)
+            values_TD = self.values_TD[tokens[part]].astype(np.float64)
+            scores[part] = (values_TD * panel.values_LD[lanes[part]]).sum(axis=1)
+        return scores
+
+    @cached_property
+    def _structure(self) -> TokensStructure:
+        self.values_TD, self.codes_TS = map(np.ascontiguousarray, (self.values_TD, self.codes_TS))
+        arrays = self.codes_TS, self.scale_T, self.bounds_N2, self.values_TD, self.offsets_N1
+        sizes = self.codes_TS.shape[1], self.values_TD.shape[1], self.values_TD.dtype == np.float16
+        return TokensStructure(*map(address, arrays), *sizes)
+
+    @property
+    def pointer(self) -> object:
+        """What a call is given."""
+        return byref(self._structure)
+
+    def _multiply(self, panel: Panel, documents_C: np.ndarray, scores_QC: np.ndarray) -> None:
+        """Fills in float32 scores, whole documents of about ``BLOCK`` tokens at a time."""
+        lengths_C = np.diff(self.offsets_N1)[documents_C]
+        scores_QC[:, lengths_C == 0] = -np.inf
+        full = np.flatnonzero(lengths_C)
+        for part in np.split(full, np.flatnonzero(np.diff(np.cumsum(lengths_C[full]) // BLOCK)) + 1):
+            if not len(part):
+                continue
+            rows = [np.arange(self.offsets_N1[d], self.offsets_N1[d + 1]) for d in documents_C[part]]
+            products_LT = panel.values_LD @ self.values_TD[np.concatenate(rows)].astype(np.float32).T
+            starts = np.concatenate([[0], np.cumsum(lengths_C[part])[:-1]])
+            best_LC = np.maximum.reduceat(products_LT, starts, axis=1)
+            totals = np.concatenate([np.zeros((1, len(part))), np.cumsum(best_LC, axis=0, dtype=np.float64)])
+            scores_QC[:, part] = totals[panel.offsets[1:]] - totals[panel.offsets[:-1]]
+
+
+def best_documents(
+    matrices: list[TokenMatrix], eligible: list[np.ndarray], query: TokenVectors, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (positions, exact scores) of a superset of the k eligible documents of greatest score for one query.
+
+    Positions count through the matrices. ``eligible``: a mask of documents for each.
+    """
+    panel, starts = Panel(query), np.cumsum([0, *map(len, matrices)])
+    chosen = [np.flatnonzero(mask_N & (np.diff(m.offsets_N1) > 0)) for m, mask_N in zip(matrices, eligible, strict=True)]
+    bounded = [matrix.bounded(panel, documents) for matrix, documents in zip(matrices, chosen, strict=True)]
+    positions = np.concatenate([documents + start for documents, start in zip(chosen, starts, strict=False)] or [starts[:0]])
+    scores, slack = (np.concatenate([pair[n][0] for pair in bounded] or [starts[:0]]) for n in range(2))
+    if len(positions) <= max(2 * k, FIRST):
+        return positions, exact_scores(matrices, panel, positions)
+    count = max(2 * k, FIRST)
+    first = np.argpartition(-scores, count - 1)[:count]
+    found = exact_scores(matrices, panel, positions[first])
+    floor = np.partition(found, count - k)[count - k]
+    others = scores + slack >= floor
+    others[first] = False
+    rest = positions[others]
+    return np.concatenate([positions[first], rest]), np.concatenate([found, exact_scores(matrices, panel, rest)])
+
+
+def exact_scores(matrices: list[TokenMatrix], panel: Panel, positions: np.ndarray) -> np.ndarray:
+    """Returns float32: the exact scores of documents, whose positions count through the matrices, in any order."""
+    scores, start = np.empty(len(positions), dtype=np.float32), 0
+    for matrix in matrices:
+        inside = np.flatnonzero((positions >= start) & (positions < start + len(matrix)))
+        if len(inside):
+            scores[inside] = matrix.exact(panel, positions[inside] - start)
+        start += len(matrix)
+    return scores
