@@ -107,7 +107,7 @@ class Codec:
         """Returns float32 (T, D): what rows of buckets stand for."""
         shifts = np.arange(0, 8, self.bits, dtype=np.uint8)
         buckets = (packed_TB[:, None, :] >> shifts[:, None]) & np.uint8(2**self.bits - 1)
-        return np.asarray(self.weights, np.float32)[buckets.reshape(len(packed_TB), -1)[:, : self.width]]
+        return np.asarray(self.weights, np.float32)[buckets.reshape(len(packed_TB), self.padded)[:, : self.width]]
 
 
 @dataclass
