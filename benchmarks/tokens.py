@@ -136,7 +136,9 @@ def limits(segment, queries):
         "read_gb_s": round(bandwidth / 1e9, 1),
         "codes_read_ms": round(tokens * (width + 4) / bandwidth * 1e3, 1),
         "products_billion_a_query": round(n * tokens * width / 1e9, 2),
-        "products_billion_a_query_in_whole_lanes": round(float(np.ceil(queries.lengths_N / 16).mean()) * 16 * tokens * width / 1e9, 2),
+        "products_billion_a_query_in_whole_lanes": round(
+            float(np.ceil(queries.lengths_N / 16).mean()) * 16 * tokens * width / 1e9, 2
+        ),
     }
 
 
@@ -207,7 +209,9 @@ def main():
                     continue
                 report[f"{name}, {method_name}"] = measured(searching(segment, method), queries, best, len(queries))
     for method_name in ("k_means", "ward"):
-        pooled, _, cpu = clocks(lambda method_name=method_name: pool_tokens(documents.select(range(500)), 2, method=method_name))
+        pooled, _, cpu = clocks(
+            lambda method_name=method_name: pool_tokens(documents.select(range(500)), 2, method=method_name)
+        )
         report[f"pooling by 2, {method_name}"] = {"cpu_ms_a_document": round(cpu / 500 * 1e3, 2)}
         assert len(pooled) == 500
     report["torch, one product and segment_reduce"] = of_torch(documents, queries, best, min(20, len(queries)))

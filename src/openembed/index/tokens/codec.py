@@ -44,7 +44,9 @@ class Codec:
 
     def __post_init__(self) -> None:
         if len(self.weights) not in (4, 16) or len(self.cutoffs) != len(self.weights) - 1:
-            raise ValueError(f"{len(self.weights)} weights and {len(self.cutoffs)} cut-offs; 2 bits have 4 and 3, 4 bits 16 and 15")
+            raise ValueError(
+                f"{len(self.weights)} weights and {len(self.cutoffs)} cut-offs; 2 bits have 4 and 3, 4 bits 16 and 15"
+            )
 
     @property
     def bits(self) -> int:
