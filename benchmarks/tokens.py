@@ -3,8 +3,9 @@
     python benchmarks/token_vectors.py SHARED_DATA DATA
     python benchmarks/tokens.py DATA --out benchmarks/tokens-DATE.json
 
-Single queries, one thread: milliseconds are medians of the clock, beside those of the processor, which tell more on a machine that
-does other things too. Recall is of the ten best by exact MaxSim. ``--pylate FOLDER`` names a folder that PyLate is installed in.
+Single queries, one thread: milliseconds are medians of the clock, beside those of the processor, which tell more on a machine
+that does other things too. Recall is of the ten best by exact MaxSim. ``--pylate FOLDER`` names a folder that PyLate is
+installed in.
 """
 
 import argparse

@@ -25,7 +25,7 @@ LAYERS = [
         "packaged",
         "nano",
     },
-    {"representations", "packing", "similarity", "losses", "vectors", "vector_files", "bulk_output"},
+    {"representations", "packing", "similarity", "losses", "vectors", "vector_files", "bulk_output", "token_vectors"},
     {"tokenization", "backbones", "heads"},
     {"encoder"},
     {"checkpoints"},

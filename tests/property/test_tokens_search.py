@@ -1,5 +1,6 @@
-"""Every way to search token vectors exactly equals three loops: ties, empty documents, negative products, deletes and filters."""
+"""Exact search of token vectors equals three loops: ties, empty documents, negative products, deletes and filters."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -26,7 +27,7 @@ CASES = {
 def cut(documents, random, options=None):
     """Returns the documents as up to three segments, and which positions each holds."""
     edges = [0, *sorted(random.integers(0, len(documents) + 1, 2).tolist()), len(documents)]
-    runs = [range(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    runs = [range(low, high) for low, high in itertools.pairwise(edges)]
     return [(segment(documents.select(run), options), run) for run in runs]
 
 

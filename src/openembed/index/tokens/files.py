@@ -39,8 +39,8 @@ class TokenSettings(Config):
 
     ``precision``: of the vectors on disk; all scores are those of the vectors as kept. ``bits``: of the residuals that segments
     of ``coded_from`` tokens or more are given for approximate search; None: exact search alone. ``clusters``: centroids, None:
-    by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals alone. ``encodings``: also one long
-    vector a document.
+    by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals alone. ``encodings``: also one
+    long vector a document.
     """
 
     precision: Literal["float16", "float32"] = "float16"

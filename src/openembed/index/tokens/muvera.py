@@ -2,9 +2,9 @@
 
 In each of R repetitions random hyperplanes put every token into one of 2^planes cells. A query's block holds for each cell the
 sum of its tokens there, projected to ``inner`` random directions; a document's the mean, or, where a cell is empty, its token
-that lies across the fewest planes. Candidates are those of the greatest products, and are then scored exactly. Not to be brought
-to length 1: it is the dot product that follows MaxSim. One byte a component is kept: what that loses is far less than what an
-encoding does, so an exact search of the encodings would be work for nothing.
+that lies across the fewest planes. Candidates are those of the greatest products, and are then scored exactly. Not to be
+brought to length 1: it is the dot product that follows MaxSim. One byte a component is kept: what that loses is far less than
+what an encoding does, so an exact search of the encodings would be work for nothing.
 
 N texts, T tokens, D width, E width of an encoding.
 """
@@ -80,7 +80,7 @@ def encode_fixed(vectors: TokenVectors, settings: EncodingSettings, *, document:
 
 
 def _projection(width: int, settings: EncodingSettings) -> np.ndarray:
-    """Returns float32 (D, R * (planes + inner)): in each repetition Gaussian planes, then random signs over the root of ``inner``."""
+    """Returns float32 (D, R * (planes + inner)): for each repetition Gaussian planes, then signs over the root of ``inner``."""
     random = np.random.default_rng(settings.seed)
     planes = random.standard_normal((width, settings.repetitions, settings.planes))
     signs = random.choice([-1.0, 1.0], (width, settings.repetitions, settings.inner)) / settings.inner**0.5
@@ -94,7 +94,7 @@ def _encode(projected: np.ndarray, offsets: np.ndarray, settings: EncodingSettin
         texts = len(offsets) - 1
         check(library.openembed_fixed_encodings(address(projected), address(offsets), texts, byref(cells), address(out_NE)))
         return
-    parts = projected.reshape(len(projected), settings.repetitions, -1)
+    parts = projected.reshape(len(projected), settings.repetitions, settings.planes + settings.inner)
     bits = (parts[:, :, : settings.planes] > 0) @ (1 << np.arange(settings.planes))
     out = out_NE.reshape(len(out_NE), settings.repetitions, 2**settings.planes, settings.inner)
     cells = np.arange(2**settings.planes)
@@ -120,7 +120,7 @@ class Encodings:
     settings: EncodingSettings
 
     def candidates(self, query: TokenVectors, eligible_N: np.ndarray, count: int) -> np.ndarray:
-        """Returns the positions of the ``count`` eligible documents whose encodings have the greatest product with a query's."""
+        """Returns the positions of the ``count`` eligible documents of greatest product of encodings with the query's."""
         chosen = np.flatnonzero(eligible_N)
         if len(chosen) <= count:
             return chosen

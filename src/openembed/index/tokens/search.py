@@ -1,11 +1,11 @@
 """Search and reranking over segments of token vectors.
 
-``rerank`` is the first of the two: whatever finds candidates (BM25, dense, sparse), it gives them their exact MaxSim. ``search``
-looks for itself: exactly, or by a method that passes documents over. Scores are always on the scale of MaxSim, a sum over the
-query's tokens. Positions count through the segments, as in ``index.dense``, and ties go to the greater id.
+``rerank`` is the first of the two: whatever finds candidates (BM25, dense, sparse), it gives them their exact MaxSim.
+``search`` looks for itself: exactly, or by a method that passes documents over. Scores are always on the scale of MaxSim, a sum
+over the query's tokens. Positions count through the segments, as in ``index.dense``, and ties go to the greater id.
 
-Segments too small to have residuals or encodings are searched exactly, whatever the method. A segment that holds residuals alone
-is exact only for its vectors as reconstructed.
+Segments too small to have residuals or encodings are searched exactly, whatever the method. A segment that holds residuals
+alone is exact only for its vectors as reconstructed.
 """
 
 from __future__ import annotations

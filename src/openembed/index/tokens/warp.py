@@ -1,9 +1,9 @@
 """WARP (arXiv 2501.17788): only tokens in the centroids nearest to a query token are scored, straight from their codes.
 
-For each query token the tokens of its ``probes`` nearest centroids are scored as product with the centroid plus product with the
-residual, without a reconstruction. A document none of whose tokens is among them counts as the product of the centroid at which
-the nearest centroids together hold ``reach`` tokens, an estimate of what was missed. The score is their sum over query tokens,
-on the scale of MaxSim. Reconstructed tokens are not brought to length 1, as in the paper.
+For each query token the tokens of its ``probes`` nearest centroids are scored as product with the centroid plus product with
+the residual, without a reconstruction. A document none of whose tokens is among them counts as the product of the centroid at
+which the nearest centroids together hold ``reach`` tokens, an estimate of what was missed. The score is their sum over query
+tokens, on the scale of MaxSim. Reconstructed tokens are not brought to length 1, as in the paper.
 
 L tokens of the query, K centroids, R probes, N documents, D width, P padded width.
 """

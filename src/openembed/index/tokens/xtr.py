@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import byref
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -35,8 +36,8 @@ class Xtr:
     token (the greatest it can be), ``zero`` as 0, and ``none`` leaves it out and divides by the number of query tokens
     found instead of all (times all, to stay on the scale of MaxSim).
 
-    Segments that have residuals are searched by them, others exactly. ``rescored``: so many of the best are scored exactly after;
-    0: XTR's own scores are given.
+    Segments that have residuals are searched by them, others exactly. ``rescored``: so many of the best are scored exactly
+    after; 0: XTR's own scores are given.
     """
 
     tokens: int = 1000
@@ -60,7 +61,7 @@ class Retrieved:
         """Returns the ``count`` of greatest product of each lane; of equal ones those that come first."""
         kept = np.ones(len(self.lanes), dtype=bool)
         bounds = np.r_[0, np.flatnonzero(np.diff(self.lanes)) + 1, len(self.lanes)]
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in pairwise(bounds):
             if high - low <= count:
                 continue
             products = self.products[low:high]
