@@ -52,15 +52,16 @@ def search(
     if k < 1:
         raise ValueError(f"k must be 1 or more, got {k}")
     _check(queries, parts)
+    full = np.flatnonzero(queries.lengths_N)
+    chosen = TokenVectors.from_list([np.asarray(queries[int(n)], dtype=np.float32) for n in full], queries.width)
     find = {Plaid: _plaid, Warp: _warp, Xtr: _xtr, Encoded: _encoded}.get(type(method))
-    rankings = []
-    for query_LD in queries:
-        if not len(query_LD):
-            rankings.append([])
-            continue
-        query = TokenVectors.from_list([np.asarray(query_LD, dtype=np.float32)])
-        positions, scores = _exact(query, parts, k) if find is None else find(query, parts, k, method)
-        rankings.append(dense.best_first(positions, scores, k, id_of))
+    if find is None:
+        found = _exact(chosen, parts, k)
+    else:
+        found = [find(chosen.select([n]), parts, k, method) for n in range(len(chosen))]
+    rankings: list[Ranking] = [[] for _ in range(len(queries))]
+    for number, (positions, scores) in zip(full, found, strict=True):
+        rankings[number] = dense.best_first(positions, scores, k, id_of)
     return rankings
 
 
@@ -123,20 +124,22 @@ def _scores(query: TokenVectors, parts: Sequence[Tokens], positions: np.ndarray)
     return scores
 
 
-def _exact(query: TokenVectors, parts: Sequence[Tokens], k: int) -> Found:
-    """Returns a superset of the k best of all parts."""
+def _exact(queries: TokenVectors, parts: Sequence[Tokens], k: int) -> list[Found]:
+    """Returns for each query a superset of the k best of all parts."""
     starts = _starts(parts)
     whole = [number for number, part in enumerate(parts) if part.segment.matrix is not None]
     matrices, masks = [parts[n].segment.matrix for n in whole], [parts[n].eligible_N for n in whole]
-    places, scores = best_documents(matrices, masks, query, k)
     ends = np.cumsum([len(matrix) for matrix in matrices])
     shifts = np.array([starts[n] - (end - len(parts[n].segment)) for n, end in zip(whole, ends, strict=True)], dtype=np.int64)
-    found = [(places + shifts[np.searchsorted(ends, places, side="right")] if len(whole) else places, scores)]
-    for number, part in enumerate(parts):
-        if part.segment.matrix is None:
-            documents = np.flatnonzero(part.eligible_N & (np.diff(part.segment.offsets_N1) > 0))
-            found.append((documents + starts[number], part.segment.residuals.maxsim(query.values_TD, documents)))
-    return _joined(found)
+    found = []
+    for query, (places, scores) in zip(queries, best_documents(matrices, masks, queries, k), strict=True):
+        lists = [(places + shifts[np.searchsorted(ends, places, side="right")] if len(whole) else places, scores)]
+        for number, part in enumerate(parts):
+            if part.segment.matrix is None:
+                documents = np.flatnonzero(part.eligible_N & (np.diff(part.segment.offsets_N1) > 0))
+                lists.append((documents + starts[number], part.segment.residuals.maxsim(query, documents)))
+        found.append(_joined(lists))
+    return found
 
 
 def _by_parts(
@@ -159,7 +162,7 @@ def _by_parts(
             scores = _scores(query, [part], documents)
         found.append((documents + starts[number], scores))
     if others:
-        places, scores = _exact(query, [parts[number] for number in others], k)
+        places, scores = _exact(query, [parts[number] for number in others], k)[0]
         ends = np.cumsum([len(parts[number].segment) for number in others])
         which = np.searchsorted(ends, places, side="right")
         shifts = np.array([starts[n] - (end - len(parts[n].segment)) for n, end in zip(others, ends, strict=True)])
