@@ -126,6 +126,15 @@ static inline void raise_to(float best[LANES], const float value[LANES]) {
 #endif
 }
 
+static inline void raise_times(float best[LANES], const float value[LANES], float scale) {
+#if defined(__AVX512F__)
+    __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(value), _mm512_set1_ps(scale));
+    _mm512_storeu_ps(best, _mm512_max_ps(_mm512_loadu_ps(best), scaled));
+#else
+    for (int lane = 0; lane < LANES; lane++) best[lane] = fmaxf(best[lane], scale * value[lane]);
+#endif
+}
+
 /* The lanes whose value is at least the threshold, one bit each. */
 static inline int reaching(const float value[LANES], const float threshold[LANES]) {
 #if defined(__AVX512F__)
