@@ -177,10 +177,10 @@ def test_approximate_search_finds_nearly_all(documents, queries, everyone, path,
 @paths
 def test_what_is_deleted_or_filtered_is_never_found_and_k_documents_come_back(documents, queries, path, tmp_path):
     settings = TokenSettings(bits=2, encodings=EncodingSettings(), **CODED)
-    eligible_N = np.random.default_rng(4).random(COUNT) < 0.1
+    eligible_N = np.random.default_rng(4).random(COUNT) < 0.08
     with forced(path):
         parts = [Tokens(segment(documents, settings, tmp_path), eligible_N)]
-        for method in (None, Plaid(documents=5), Plaid(documents=5, probes=50), Warp(probes=64), Xtr(500), Encoded(5)):
+        for method in (None, Plaid(documents=5), Plaid(documents=5, probes=1), Warp(probes=1), Xtr(20), Encoded(5)):
             for row in search(queries, parts, 8, str, method):
                 assert all(eligible_N[n] for n, _ in row)
                 assert len(row) == 8
@@ -464,6 +464,10 @@ def test_bad_input_is_refused_with_a_reason(documents, queries, everyone, tmp_pa
         rerank(queries, parts, [[1, 1]] * len(queries), str)
     with pytest.raises(ValueError, match="but candidates of 1"):
         rerank(queries, parts, [[1]], str)
+    with pytest.raises(ValueError, match="from 1 to 32,768"):
+        TokenWriter(tmp_path, 0)
+    with pytest.raises(ValueError, match="at most 32,768 are possible"):
+        EncodingSettings(repetitions=20, planes=12)
     for wrong in (lambda: Plaid(0), lambda: Warp(0), lambda: Xtr(0), lambda: Xtr(5, "most"), lambda: Encoded(0)):
         with pytest.raises(ValueError, match="got"):
             wrong()

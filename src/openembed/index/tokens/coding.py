@@ -16,6 +16,8 @@ from openembed.token_vectors import TokenVectors
 LANES = 16
 LARGEST = 1e9
 """Greatest norm of a vector: the bounds of codes must not overflow, nor the products of half-precision values be lost."""
+WIDEST = 32_768
+"""Greatest width: sums of products of bytes must fit 32 bits."""
 ROOM = 1e-4
 """Relative room for float32 rounding in a norm or an error; 2e-6 of the norms is room for it in a product."""
 

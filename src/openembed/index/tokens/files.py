@@ -25,7 +25,7 @@ from openembed.config import Config, parse
 from openembed.files import read_json, write_json
 from openembed.index.strings import load_array, map_file, named, save_array
 from openembed.index.tokens.codec import Codec, Residuals, clusters_for, encode_tokens, map_residuals, write_residuals
-from openembed.index.tokens.coding import check_vectors, code_rows, document_bounds, stride_of
+from openembed.index.tokens.coding import WIDEST, check_vectors, code_rows, document_bounds, stride_of
 from openembed.index.tokens.exact import TokenMatrix
 from openembed.index.tokens.muvera import Encodings, EncodingSettings, map_encodings, write_encodings
 from openembed.token_vectors import TokenVectors
@@ -54,7 +54,7 @@ class TokenSettings(Config):
 class TokenInfo(Config):
     """What ``tokens.json`` says of a segment."""
 
-    width: int = Field(gt=0)
+    width: int = Field(gt=0, le=WIDEST)
     count: int = Field(ge=0)
     tokens: int = Field(ge=0)
     precision: Literal["float16", "float32"]
@@ -68,6 +68,8 @@ class TokenWriter:
     """Writes documents' token vectors, a chunk at a time, into the folder of a segment, which must exist."""
 
     def __init__(self, directory: Path, width: int, settings: TokenSettings | None = None) -> None:
+        if not 1 <= width <= WIDEST:
+            raise ValueError(f"token vectors of width {width}; from 1 to {WIDEST:,} can be kept")
         self._directory, self._width, self._settings = directory, width, settings or TokenSettings()
         self._type = np.dtype(self._settings.precision)
         names = (values_name(self._settings.precision), "tokens.codes.u8", "tokens.scales.f32", "tokens.bounds.f32")

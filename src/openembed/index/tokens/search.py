@@ -173,7 +173,7 @@ def _by_parts(
 def _plaid(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Plaid) -> Found:
     def find(part: Tokens) -> Found | None:
         residuals = part.segment.residuals
-        if residuals is None:
+        if residuals is None or (method.probes is not None and _few(part)):
             return None
         chosen = method.candidates(residuals, query.values_TD, part.eligible_N, k)
         return chosen, np.empty(len(chosen), dtype=np.float32)
@@ -181,10 +181,15 @@ def _plaid(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Plaid) 
     return _by_parts(query, parts, k, find, None)
 
 
+def _few(part: Tokens) -> bool:
+    """True where so few documents are eligible that they need not have a token in the nearest centroids."""
+    return np.count_nonzero(part.eligible_N) < dense.LEAST_ELIGIBLE * len(part.eligible_N)
+
+
 def _warp(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Warp) -> Found:
     def find(part: Tokens) -> Found | None:
         residuals = part.segment.residuals
-        return None if residuals is None else method.scores(residuals, query.values_TD, part.eligible_N)
+        return None if residuals is None or _few(part) else method.scores(residuals, query.values_TD, part.eligible_N)
 
     return _by_parts(query, parts, k, find, method.rescored and max(method.rescored, k))
 
