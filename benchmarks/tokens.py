@@ -156,7 +156,7 @@ def searching(segment, method=None):
 
 def of_exact(place, documents, queries, report):
     """Measures exact search, reranking and XTR without a codec; returns the true ten best."""
-    segment, row = build(place / "exact", documents, TokenSettings())
+    segment, row = build(place / "exact", documents, TokenSettings(bits=None))
     best, wall, _ = clocks(lambda: search(queries, parts(segment), K, str))
     row |= measured(searching(segment), queries, best, len(queries))
     report["exact, float16"] = row | {"batch_ms_a_query": round(wall / len(queries) * 1e3, 2)}
@@ -172,7 +172,7 @@ def of_exact(place, documents, queries, report):
 
 def of_encodings(place, documents, queries, best, report):
     for name, settings in ENCODINGS.items():
-        segment, row = build(place / "fde", documents, TokenSettings(encodings=settings))
+        segment, row = build(place / "fde", documents, TokenSettings(bits=None, encodings=settings))
         for count in (100, 500):
             report[f"{name} + exact {count}"] = row | measured(searching(segment, Encoded(count)), queries, best, len(queries))
 

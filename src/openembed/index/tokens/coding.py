@@ -5,6 +5,7 @@ N documents, T tokens of documents, L lanes (tokens of queries), D width, S stri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import byref
 from dataclasses import dataclass
 
@@ -125,14 +126,17 @@ def padded(values: np.ndarray, count: int) -> np.ndarray:
     return out
 
 
-def check_vectors(vectors: TokenVectors, width: int, what: str) -> None:
-    """Raises ``ValueError`` for another width, a value that is not finite, or a vector longer than ``LARGEST``."""
+def check_vectors(vectors: TokenVectors, width: int, name: Callable[[int], str]) -> None:
+    """Raises ``ValueError`` for another width, a value that is not finite, or a vector longer than ``LARGEST``.
+
+    ``name`` says which text it is.
+    """
     if vectors.width != width:
-        raise ValueError(f"{what} of width {vectors.width}; this index holds vectors of width {width}")
+        raise ValueError(f"token vectors of width {vectors.width}; this index needs width {width}")
     values_TD = vectors.values_TD
     if not np.isfinite(values_TD).all():
         token = int(np.flatnonzero(~np.isfinite(values_TD).all(axis=1))[0])
         place = int(np.searchsorted(vectors.offsets_N1, token, side="right")) - 1
-        raise ValueError(f"{what}: number {place} holds NaN or infinity")
+        raise ValueError(f"{name(place)}: a token vector holds NaN or infinity")
     if len(values_TD) and float(np.abs(values_TD).max()) * width**0.5 > LARGEST:
-        raise ValueError(f"{what} are longer than {LARGEST:g}; scale the vectors down, rankings do not change by that")
+        raise ValueError(f"token vectors longer than {LARGEST:g}; scale them down, rankings do not change by that")

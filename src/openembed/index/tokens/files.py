@@ -38,13 +38,13 @@ class TokenSettings(Config):
     """How a segment keeps its token vectors.
 
     ``precision``: of the vectors on disk; all scores are those of the vectors as kept. ``bits``: of the residuals that segments
-    of ``coded_from`` tokens or more are given for approximate search; None: exact search alone. ``clusters``: centroids, None:
-    by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals alone. ``encodings``: also one
-    long vector a document.
+    of ``coded_from`` tokens or more are given for approximate search (2 are enough where vectors are kept too); None: none are.
+    ``clusters``: centroids, None: by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals
+    alone. ``encodings``: also one long vector a document.
     """
 
     precision: Literal["float16", "float32"] = "float16"
-    bits: Literal[2, 4] | None = None
+    bits: Literal[2, 4] | None = 2
     coded_from: int = Field(CODED_FROM, ge=1)
     clusters: int | None = Field(None, gt=0)
     keep_vectors: bool = True
@@ -76,9 +76,11 @@ class TokenWriter:
         self._files = [(directory / name, (directory / name).open("wb")) for name in names]
         self._lengths: list[np.ndarray] = []
 
-    def add(self, documents: TokenVectors) -> None:
-        """Appends documents. Raises ``ValueError`` for another width, what is not finite and what the precision cannot hold."""
-        check_vectors(documents, self._width, "documents' token vectors")
+    def add(self, documents: TokenVectors, name: Callable[[int], str] = "document {}".format) -> None:
+        """Appends documents. Raises ``ValueError`` for another width, what is not finite and what the precision cannot hold;
+        ``name`` says which of them it is.
+        """
+        check_vectors(documents, self._width, name)
         values_TD = np.ascontiguousarray(documents.values_TD, dtype=np.float32)
         if self._type == np.float16 and len(values_TD) and np.abs(values_TD).max() > np.finfo(np.float16).max:
             raise ValueError("a token vector has a component beyond 65,504; use precision='float32' or scale the vectors down")

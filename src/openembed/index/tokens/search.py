@@ -96,7 +96,7 @@ def rerank(
 
 def _check(queries: TokenVectors, parts: Sequence[Tokens]) -> None:
     for width in {part.segment.info.width for part in parts}:
-        check_vectors(queries, width, "queries' token vectors")
+        check_vectors(queries, width, "query {}".format)
 
 
 def _starts(parts: Sequence[Tokens]) -> np.ndarray:
