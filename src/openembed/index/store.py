@@ -17,7 +17,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from openembed.config import parse
 from openembed.documents import check_document
 from openembed.files import atomic_write, fsync_directory, remove_temporary
+from openembed.index import sparse
 from openembed.index.encoding import Encoders, count_of, encoded, encoders_by_kind, kind_of, vectors_by_kind
 from openembed.index.fields import FIELDS, Vectors
 from openembed.index.lexical import Analyzer, Bm25, analyzer
@@ -259,9 +260,10 @@ class Store(Searches):
     def _use(self, manifest: Manifest, segments: list[Segment]) -> None:
         self._manifest = manifest
         self._segments = segments
-        self._starts = np.cumsum([0, *(segment.count for segment in segments)])
+        self._starts = [0, *accumulate(segment.count for segment in segments)]
         self._analyzer = analyzer(manifest.language)
         self._bm25: Bm25 | None = None
+        self._sparse: dict[int, sparse.Search] = {}
 
     def _open_segment(self, info: SegmentInfo, models: Sequence[ModelInfo]) -> Segment:
         directory = self.directory / "segments" / info.name

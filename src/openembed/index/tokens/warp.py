@@ -60,7 +60,7 @@ def nearest_holding(products_LK: np.ndarray, sizes_K: np.ndarray, reach: int, le
     So many centroids that they hold ``reach`` tokens for every query token, and at least ``least``, as far as there are.
     """
     clusters = products_LK.shape[1]
-    bound = min(clusters, max(64, least, int(1.5 * reach / max(1.0, float(sizes_K.mean())))))
+    bound = min(clusters, max(128, least, int(4 * reach / max(1.0, float(sizes_K.mean())))))
     while True:
         order_LK = _best_columns(products_LK, bound)
         held_LK = np.cumsum(sizes_K[order_LK], axis=1)
