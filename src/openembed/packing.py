@@ -18,11 +18,14 @@ class TokenRows:
     """Token ids of each text, and where its pooled part starts (tokens before that are seen but not pooled).
 
     ``queries`` (bool): which texts are encoded as queries, where the encoder treats them differently; None: none.
+    ``unattended`` (int64): how many tokens at the end of each text no token attends to, themselves included (ColBERT's query
+    expansion); None: none.
     """
 
     ids: list[np.ndarray]
     pool_starts: np.ndarray
     queries: np.ndarray | None = None
+    unattended: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,8 +38,8 @@ class TokenRows:
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenRows:
         """Returns the rows at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        queries = None if self.queries is None else self.queries[chosen]
-        return TokenRows([self.ids[i] for i in chosen], self.pool_starts[chosen], queries)
+        queries, unattended = (None if x is None else x[chosen] for x in (self.queries, self.unattended))
+        return TokenRows([self.ids[i] for i in chosen], self.pool_starts[chosen], queries, unattended)
 
     def micro_batches(self, token_budget: int) -> list[np.ndarray]:
         """Returns :func:`micro_batches` of these rows; none holds queries and documents at once."""
@@ -68,6 +71,8 @@ class Layout:
     """Cumulative lengths with a leading 0, int32, ``(B + 1,)``: text ``i`` is ``offsets[i]:offsets[i + 1]``."""
     runs: tuple[Run, ...]
     max_length: int
+    attended_B: Tensor | None = None
+    """How many tokens from a text's start are attended to, int64, where that is not all of them in every text."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,10 @@ def pack(rows: TokenRows, indices: Sequence[int] | np.ndarray | None = None, dev
     offsets = np.zeros(len(ids) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     positions = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1].astype(np.int64), lengths)
-    layout = Layout(torch.from_numpy(offsets).to(device), _runs(lengths), int(lengths.max()))
+    attended_B = None
+    if rows.unattended is not None and rows.unattended[np.asarray(chosen)].any():
+        attended_B = torch.from_numpy(lengths - rows.unattended[np.asarray(chosen)]).to(device)
+    layout = Layout(torch.from_numpy(offsets).to(device), _runs(lengths), int(lengths.max()), attended_B)
     return Packed(
         ids_T=torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device),
         positions_T=torch.from_numpy(positions).to(device),

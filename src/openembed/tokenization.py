@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from openembed.config import Config
@@ -23,6 +24,19 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 CHUNK = 4096
 """Texts tokenized at a time: the backend's results take some hundred bytes a token until they are rows."""
+
+
+class QueryExpansionConfig(Config):
+    """Queries are filled up to ``length`` tokens with ``token`` (ColBERT's query augmentation), end token before them.
+
+    ``attend``: whether other tokens see these (ColBERT: no; they see the query). ``cut``: longer queries are cut to
+    ``length`` too.
+    """
+
+    length: int = Field(32, gt=0)
+    token: str = "[MASK]"
+    attend: bool = False
+    cut: bool = True
 
 
 class TokenizerConfig(Config):
@@ -36,6 +50,8 @@ class TokenizerConfig(Config):
     beginning token (NV-Embed's released code); ``exclude_by_count_and_prefix`` counts the beginning token too
     (sentence-transformers with ``include_prompt`` false); ``include`` pools every token. Beginning tokens go with the
     instruction: they are pooled when there is none.
+    ``query_length``, ``document_length``: tokens of a text of that side at most, where that is less than the encoder's limit.
+    ``expansion``: what is added to queries.
     ``repeat``: every text is given twice with this literal between (echo embeddings, Springer et al. 2024): a row is
     ``instruction + text + repeat + text``, and pooling starts at the second text, each token of which has seen the whole text
     even under a causal mask. A text too long for the limit loses as many tokens of either copy, and a row is twice as long.
@@ -47,6 +63,9 @@ class TokenizerConfig(Config):
     pool_instruction: Literal["exclude", "exclude_by_count", "exclude_by_count_and_prefix", "include"] = "exclude"
     lowercase: bool = False
     repeat: str | None = None
+    query_length: int | None = Field(None, gt=0)
+    document_length: int | None = Field(None, gt=0)
+    expansion: QueryExpansionConfig | None = None
 
     @model_validator(mode="after")
     def _repeats_whole(self) -> TokenizerConfig:
@@ -55,7 +74,21 @@ class TokenizerConfig(Config):
                 "repeat pools the second text alone and cuts both copies: it needs pool_instruction = 'exclude' and "
                 f"truncation = 'keep_eos' (got {self.pool_instruction!r} and {self.truncation!r})"
             )
+        if self.repeat is not None and self.sided:
+            raise ValueError("repeat knows one length for all texts; leave query_length, document_length and expansion out")
         return self
+
+    @property
+    def sided(self) -> bool:
+        """Whether queries and documents become rows in different ways."""
+        return self.query_length != self.document_length or self.expansion is not None
+
+    def limit(self, max_length: int | None, *, query: bool) -> int | None:
+        """Returns the tokens a text of that side may have under ``max_length``."""
+        limits = [max_length, self.query_length if query else self.document_length]
+        if query and self.expansion is not None and self.expansion.cut:
+            limits.append(self.expansion.length)
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _special_tokens(backend: Tokenizer) -> re.Pattern[str] | None:
@@ -125,34 +158,60 @@ class TextTokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def __call__(
-        self, texts: Sequence[str], instructions: str | Sequence[str] = "", max_length: int | None = None
+        self,
+        texts: Sequence[str],
+        instructions: str | Sequence[str] = "",
+        max_length: int | None = None,
+        queries: np.ndarray | None = None,
     ) -> TokenRows:
         """Returns one token row a text, at most ``max_length`` tokens each, instruction and special tokens included.
 
-        ``instructions``: the literal prefix of all texts, or one a text. Lone surrogates become U+FFFD.
+        ``instructions``: the literal prefix of all texts, or one a text. Lone surrogates become U+FFFD. ``queries`` (bool):
+        which texts are queries, where sides differ; None: none.
         Raises ``TypeError`` for a bare string and ``ValueError`` when an instruction leaves no room for its text.
         """
         texts = _listed(texts)
         prefixes = self._prefixes(instructions, len(texts))
         counts = self._prefix_counts(prefixes)
         ids, starts = [], np.zeros(len(texts), dtype=np.int32)
+        by_side = [self.config.limit(max_length, query=side) for side in (False, True)]
+        limits = [by_side[0]] * len(texts) if queries is None else [by_side[int(query)] for query in queries]
         for first in range(0, len(texts), CHUNK):
             chunk = slice(first, first + CHUNK)
-            rows, starts[chunk] = self._chunk(texts[chunk], prefixes[chunk], counts, max_length)
+            rows, starts[chunk] = self._chunk(texts[chunk], prefixes[chunk], counts, limits[chunk])
             ids.extend(rows)
-        return TokenRows(ids, starts)
+        return self._expanded(TokenRows(ids, starts, queries), max_length)
+
+    def _expanded(self, rows: TokenRows, max_length: int | None) -> TokenRows:
+        """``rows`` with queries filled up, where the model does that."""
+        expansion, queries = self.config.expansion, rows.queries
+        if expansion is None or queries is None or not queries.any():
+            return rows
+        length = expansion.length if max_length is None else min(expansion.length, max_length)
+        missing = np.where(queries, np.maximum(length - rows.lengths, 0), 0)
+        ids = [np.append(row, np.full(n, self._filler, row.dtype)) for row, n in zip(rows.ids, missing, strict=True)]
+        return replace(rows, ids=ids, unattended=None if expansion.attend else missing)
+
+    @cached_property
+    def _filler(self) -> int:
+        """The id of the token that queries are filled up with."""
+        assert self.config.expansion is not None
+        found = self.backend.token_to_id(self.config.expansion.token)
+        if found is None:
+            raise ValueError(f"expansion.token {self.config.expansion.token!r} is not in the tokenizer's vocabulary")
+        return found
 
     def _chunk(
-        self, texts: Sequence[str], prefixes: list[str], counts: dict[str, int], max_length: int | None
+        self, texts: Sequence[str], prefixes: list[str], counts: dict[str, int], limits: list[int | None]
     ) -> tuple[list[np.ndarray], list[int]]:
         """Rows and pool starts of some texts: the backend's results are large and kept no longer than this."""
         joined = [self._joined(prefix, self._clean(text)) for prefix, text in zip(prefixes, texts, strict=True)]
         if self.config.repeat is not None:
-            return self._echoed(joined, prefixes, max_length)
+            return self._echoed(joined, prefixes, limits[0])
         spans = self.config.pool_instruction != "include" and any(prefixes)
         rows, starts = [], []
-        for encoding, prefix, text in zip(
-            self._encodings(joined, prefixes, spans and not counts), prefixes, joined, strict=True
+        for encoding, prefix, text, max_length in zip(
+            self._encodings(joined, prefixes, spans and not counts), prefixes, joined, limits, strict=True
         ):
             body, start = encoding.ids, 0
             row = self._row(body, max_length)

@@ -103,6 +103,8 @@ class TextBackbone(nn.Module):
             if self.fused is not None and torch.is_grad_enabled():
                 self.fused.forget()  # an optimizer may follow, and some do not count their changes
             return self.own_forward(packed)
+        if packed.layout.attended_B is not None:  # expanded queries, too short to be worth a kernel
+            return self.own_forward(packed)
         states_TD = self.fused(packed, bidirectional=self.bidirectional)
         return self.own_forward(packed) if states_TD is None else states_TD
 
@@ -138,19 +140,28 @@ class TextBackbone(nn.Module):
         return output.last_hidden_state[0]
 
     def _forward_equal_lengths(self, packed: Packed) -> Tensor:
-        pieces = []
+        pieces, first = [], 0
         for run in packed.layout.runs:
             ids = packed.ids_T[run.start : run.stop].view(run.count, run.length)
-            mask = self._open_mask(run.count, run.length) if self._open_masks else None
+            mask = self._mask(packed, run.length, slice(first, first + run.count))
+            first += run.count
             options = {"use_cache": False} if self._takes_cache else {}
             hidden = self.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state
             pieces.append(hidden.reshape(run.count * run.length, -1))
         return torch.cat(pieces)
 
-    def _open_mask(self, count: int, length: int) -> Tensor:
-        """An additive mask that hides nothing; decoders take it as given instead of building a causal one."""
-        parameter = next(self.model.parameters())
-        return torch.zeros(count, 1, length, length, dtype=parameter.dtype, device=parameter.device)
+    def _mask(self, packed: Packed, length: int, texts: slice) -> Tensor | None:
+        """Texts' mask for the model's own code: an additive one that decoders take as given instead of a causal one of theirs,
+        else one a token; None where nothing is hidden and nothing needs opening."""
+        attended_B = packed.layout.attended_B
+        seen = None
+        if attended_B is not None:
+            seen = torch.arange(length, device=packed.ids_T.device) < attended_B[texts, None]
+        if not self._open_masks:
+            return None if seen is None else seen.long()
+        parameter, count = next(self.model.parameters()), len(packed.pool_starts_B[texts])
+        mask = torch.zeros(count, 1, length, length, dtype=parameter.dtype, device=parameter.device)
+        return mask if seen is None else mask.masked_fill(~seen[:, None, None], torch.finfo(mask.dtype).min)
 
 
 def load_text_backbone(config: BackboneConfig, *, dtype: torch.dtype | None = None, seed: int = 0) -> TextBackbone:

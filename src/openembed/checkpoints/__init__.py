@@ -13,6 +13,7 @@ from openembed.backbones.prepacked import prepack
 from openembed.backbones.probe import check
 from openembed.backbones.structure import use_kernels
 from openembed.backbones.text import load_text_backbone
+from openembed.checkpoints.multi_vector import COLBERT_METADATA, is_multi_vector, load_multi_vector
 from openembed.checkpoints.native import CONFIG_NAME, load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
 from openembed.checkpoints.sentence_transformers import load_sentence_transformers
@@ -27,7 +28,7 @@ from openembed.tokenization import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*_Dense/pytorch_model.bin"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*_Dense/pytorch_model.bin", COLBERT_METADATA]
 HUB_OTHERS = ["onnx/*", "openvino/*", "original/*"]
 """What is downloaded of a hub repository (``*`` matches across folders), and copies for other engines that are not."""
 
@@ -46,9 +47,15 @@ def load(
 ) -> Encoder:
     """Returns the encoder stored in a folder, on the hub or in the package (``openembed-nano``), ready to encode.
 
-    Opens NV-Embed v1/v2 layouts, sentence-transformers dense checkpoints, what :meth:`Encoder.save` wrote, and with
-    ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
-    a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
+    What ``encode_queries`` and ``encode_documents`` return is told by its ``kind``. ``dense``: ``np.ndarray`` float32 (N, D),
+    compared by inner product. ``sparse``: ``scipy.sparse.csr_matrix`` float32 (N, V), weights of 0 or more over the
+    vocabulary, by inner product too. ``tokens``: ``openembed.token_vectors.TokenVectors``, a matrix a text, by MaxSim.
+    ``openembed.index.exact.prepared`` searches any of them.
+
+    Opens NV-Embed v1/v2 layouts, sentence-transformers checkpoints with one vector a text or one a token, those of PyLate and
+    ColBERT, what :meth:`Encoder.save` wrote, and with ``head`` (for example ``{"kind": "mean"}``) any plain transformers
+    model. No remote code is run. ``device`` defaults to a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``,
+    ``float16``) to float32 on a CPU, bfloat16 on a GPU.
     ``int8``, on CPUs: weights stay float32, the backbone's products are of 8-bit codes, without calibration data.
     ``head_dtype`` is that of the stored head and projections, where it should differ (training adapts them in float32).
     ``revision``: commit, tag or branch of a hub model. ``quantization``: ``nf4`` holds the backbone of a folder that
@@ -160,7 +167,8 @@ def _ready(encoder: Encoder, device: torch.device, *, int8: bool = False) -> Enc
 def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None, head_dtype: torch.dtype | None) -> Encoder:
     own = (folder / CONFIG_NAME).is_file()
     published = not own and _model_type(folder) == "nvembed"
-    if head is not None and (own or published):
+    tokens = not own and is_multi_vector(folder)
+    if head is not None and (own or published or tokens):
         raise ValueError(f"{folder}: this model has its own head; leave head (--head) out")
     if own:
         return load_native(folder, dtype, head_dtype)
@@ -168,6 +176,8 @@ def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | Non
         raise ValueError(f"{folder}: no model here (neither {CONFIG_NAME}, config.json nor modules.json)")
     if published:
         return load_nv_embed(folder, dtype, head_dtype)
+    if tokens:
+        return load_multi_vector(folder, dtype, head_dtype)
     if head is not None:
         return _with_head(folder, dtype, head)
     if (folder / "modules.json").is_file() and is_sparse(folder):

@@ -56,7 +56,7 @@ def load_sentence_transformers(folder: Path, dtype: torch.dtype | None, head_dty
     fields = {
         "backbone": backbone_config,
         "head": _head(pooling, folder),
-        "projections": [_projection(path) for path in modules["Dense"]],
+        "projections": [dense_layer(path) for path in modules["Dense"]],
         "tokenizer": TokenizerConfig(
             eos_token=read_eos(tokenizer_settings),
             pool_instruction="include" if pooling.get("include_prompt", True) else "exclude_by_count_and_prefix",
@@ -68,7 +68,7 @@ def load_sentence_transformers(folder: Path, dtype: torch.dtype | None, head_dty
     config = parse(EncoderConfig, fields, str(folder))
     encoder = Encoder(config, read_tokenizer(body, config.tokenizer), backbone, config.head.build(backbone.width))
     for projection, path in zip(encoder.projections, modules["Dense"], strict=True):
-        place(projection, _dense_weights(path), head_dtype or dtype, str(path))
+        place(projection, dense_weights(path), head_dtype or dtype, str(path))
     return encoder.eval()
 
 
@@ -91,7 +91,8 @@ def _head(pooling: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"kind": kinds[0]} if len(kinds) == 1 else {"kind": "concat", "parts": kinds}
 
 
-def _projection(path: Path) -> ProjectionConfig:
+def dense_layer(path: Path) -> ProjectionConfig:
+    """Returns the layer of a Dense module's folder."""
     config = read_json(path / "config.json")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2].lower()
     activation = {"identity": "none"}.get(activation, activation)
@@ -105,7 +106,8 @@ def _projection(path: Path) -> ProjectionConfig:
     )
 
 
-def _dense_weights(path: Path) -> dict[str, torch.Tensor]:
+def dense_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of a Dense module's folder."""
     if (path / "model.safetensors").is_file():
         return read_file(path / "model.safetensors")
     old = path / "pytorch_model.bin"

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, processors
 
+from openembed.checkpoints.multi_vector_export import token_modules, token_settings
 from openembed.checkpoints.sentence_transformers import POOLING_KINDS
 from openembed.encoder import Encoder
 from openembed.files import write_json
@@ -40,6 +41,9 @@ BOUNDARY_TEXTS = ("word", "Word", "7", "中文", " led by a space", "(bracket", 
 
 def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     """Writes ``modules.json`` and what it refers to beside the backbone and tokenizer already in ``folder``."""
+    if encoder.kind == "tokens":
+        _write_multi_vector(encoder, folder)
+        return
     standard = is_standard(encoder)
     repeated = encoder.config.tokenizer.repeat is not None
     rows = _standard_modules(encoder, folder) if standard else _remote_module(folder, REFUSAL if repeated else None)
@@ -47,12 +51,27 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     types = "sentence_transformers.models.Normalize"
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
     (folder / rows[-1]["path"]).mkdir()
+    lengths = {"max_seq_length": encoder.max_length, "do_lower_case": False}
+    _write_settings(encoder, folder, rows, lengths, {"similarity_fn_name": "cosine"})
+
+
+def _write_multi_vector(encoder: Encoder, folder: Path) -> None:
+    """What :class:`sentence_transformers.MultiVectorEncoder` opens."""
+    rows = token_modules(encoder, folder, _write_dense)
+    write_tokenizer(encoder.tokenizer, folder, frame=True)
+    lowercase = encoder.config.tokenizer.lowercase
+    lengths = {"max_seq_length": encoder.max_length, "do_lower_case": lowercase, **token_settings(encoder)}
+    kind = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
+    _write_settings(encoder, folder, rows, lengths, kind)
+
+
+def _write_settings(
+    encoder: Encoder, folder: Path, rows: list[dict[str, Any]], lengths: dict[str, Any], kind: dict[str, Any]
+) -> None:
     write_json(folder / "modules.json", [{"idx": i, "name": str(i), **row} for i, row in enumerate(rows)])
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {"prompts": literal_prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
+    write_json(folder / "sentence_bert_config.json", lengths)
+    prompts = {"prompts": literal_prompts(encoder), "default_prompt_name": None}
+    write_json(folder / "config_sentence_transformers.json", {**prompts, **kind})
 
 
 def is_standard(encoder: Encoder) -> bool:
@@ -107,7 +126,7 @@ def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_dense(projection: Projection, folder: Path) -> None:
+def _write_dense(projection: Projection, folder: Path, ends: dict[str, str] | None = None) -> None:
     folder.mkdir()
     config = {
         "in_features": projection.linear.in_features,
@@ -115,6 +134,7 @@ def _write_dense(projection: Projection, folder: Path) -> None:
         "bias": projection.linear.bias is not None,
         "activation_function": f"{type(projection.activation).__module__}.{type(projection.activation).__name__}",
     }
+    config.update(ends or {})
     if projection.residual is not None:
         config["use_residual"] = True
     write_json(folder / "config.json", config)

@@ -25,6 +25,7 @@ from openembed.heads.pooling import (
 )
 from openembed.heads.self_attention import SelfAttentionConfig
 from openembed.heads.splade import SpladeConfig
+from openembed.heads.token_projection import TokenProjectionConfig
 
 HeadConfig = Annotated[
     MeanConfig
@@ -36,7 +37,8 @@ HeadConfig = Annotated[
     | ConcatConfig
     | LatentAttentionConfig
     | SelfAttentionConfig
-    | SpladeConfig,
+    | SpladeConfig
+    | TokenProjectionConfig,
     Field(discriminator="kind"),
 ]
 
@@ -51,5 +53,6 @@ __all__ = [
     "MeanSqrtConfig",
     "SelfAttentionConfig",
     "SpladeConfig",
+    "TokenProjectionConfig",
     "WeightedMeanConfig",
 ]

@@ -30,13 +30,14 @@ class ContrastiveConfig(Regularized):
     ``in_batch`` says which documents of other rows may be negatives, for the rows whose source permits any: ``all``,
     their ``positives`` only, or ``none`` (NV-Embed stage 2). ``teacher_margin`` drops a hard negative whose teacher
     score is too close to the positive's. ``matryoshka`` sums the loss over the first d dimensions for each d given,
-    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too. ``regularizers``: what is added
-    for weights over the vocabulary.
+    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too. ``k_train``: of ``xtr``, see
+    :func:`openembed.late_interaction.xtr`. ``regularizers``: what is added for weights over the vocabulary.
     """
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: float = Field(default=0.02, gt=0)
     similarity: SimilarityName = "cosine"
+    k_train: int = Field(default=256, ge=1)
     in_batch: InBatch = "all"
     teacher_margin: MarginConfig | None = None
     matryoshka: tuple[int, ...] = ()
@@ -62,7 +63,7 @@ class Contrastive(RegularizedObjective):
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__(config.regularizers)
         self.config = config
-        self._similarity = similarity(config.similarity)
+        self._similarity = similarity(config.similarity, config.k_train)
 
     def loss(self, representations: Representation, batch: Batch, step: int = 0) -> Loss:
         """Returns the loss over the batch's rows and what the report shows of it."""

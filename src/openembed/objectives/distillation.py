@@ -33,8 +33,8 @@ class DistillationConfig(Regularized):
     width can. ``score_weight``: of KL(teacher || student) over scores / ``temperature``; with ``vectors`` each text against
     all others of the batch (the teacher at full width), without them each row's positives and hard negatives under the
     recorded scores, brought to the student's scale by ``teacher_temperature`` (cosines: leave it as it is). ``ensemble``: the
-    score term learns from these teachers instead, by the loss named there. ``similarity``: the student's. ``regularizers``:
-    what is added for weights over the vocabulary.
+    score term learns from these teachers instead, by the loss named there. ``similarity``: the student's, with ``k_train`` for
+    ``xtr``. ``regularizers``: what is added for weights over the vocabulary.
     """
 
     kind: Literal["distillation"] = "distillation"
@@ -43,6 +43,7 @@ class DistillationConfig(Regularized):
     embedding_weight: float = Field(default=1.0, gt=0)
     score_weight: float = Field(default=0.0, ge=0)
     similarity: SimilarityName = "cosine"
+    k_train: int = Field(default=256, ge=1)
     temperature: float = Field(default=0.05, gt=0)
     teacher_temperature: float | None = Field(default=None, gt=0)
     ensemble: EnsembleConfig | None = None
@@ -136,7 +137,7 @@ class Distillation(RegularizedObjective):
         teacher_UE: Tensor | None,
     ) -> tuple[str, Tensor, Tensor | None]:
         """The name and value of the term, and its rows (Q,) where it is a mean over rows."""
-        config, score = self.config, similarity(self.config.similarity)
+        config, score = self.config, similarity(self.config.similarity, self.config.k_train)
         if self._ensemble is None and teacher_UE is not None:
             student = score(representations, representations)
             others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
