@@ -90,15 +90,23 @@ class EncodeStage(Config):
 
 
 class InitialiseStage(Config):
-    """Makes the recipe's encoder with token embeddings from a teacher: a bag of words before any training.
+    """Makes the recipe's encoder with what is known of its vocabulary before any training.
 
-    ``vectors``: an earlier encode stage; its model is the teacher, its texts say which tokens are frequent. See
-    :mod:`openembed.train.vocabulary`.
+    ``vectors``: an earlier encode stage; its model is the teacher of the token embeddings, its texts say which tokens are
+    frequent (see :mod:`openembed.train.vocabulary`). ``idf``: documents, whose frequencies become the table of the encoder's
+    ``query_head`` (see :mod:`openembed.heads.idf_lookup`).
     """
 
     do: Literal["initialise"]
-    vectors: str
+    vectors: str | None = None
+    idf: str | None = None
     smoothing: float = Field(default=5e-4, gt=0)
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> InitialiseStage:
+        if self.vectors is None and self.idf is None:
+            raise ValueError("nothing to start from: give vectors, idf or both")
+        return self
 
 
 class FilterStage(FilterConfig):
@@ -350,6 +358,7 @@ def data_paths(stage: StageConfig) -> list[str]:
     """Returns the paths of the training data a stage reads: its sources' and its plain texts'."""
     texts = list(stage.texts.values()) if isinstance(stage, FilterStage) else []
     texts += [stage.texts] if isinstance(stage, EncodeStage) else []
+    texts += [stage.idf] if isinstance(stage, InitialiseStage) and stage.idf is not None else []
     return [source.path for source in stage_sources(stage) if source.path] + texts
 
 
@@ -401,6 +410,8 @@ def check_references(recipe: Recipe) -> list[str]:
         of_a_stage = vectors in recipe.stage or isinstance(stage, InitialiseStage)
         if vectors is not None and of_a_stage and not isinstance(earlier.get(vectors), EncodeStage):
             problems.append(f"stage.{name}: vectors: no earlier encode stage of this name (got {vectors!r})")
+        if isinstance(stage, InitialiseStage) and stage.idf is not None and getattr(recipe.encoder, "query_head", None) is None:
+            problems.append(f"stage.{name}.idf: needs encoder.query_head, whose table it makes (got {stage.idf!r})")
         if isinstance(stage, SearchStage) and not isinstance(earlier.get(stage.index), IndexStage):
             problems.append(f"stage.{name}.index: no earlier index stage of this name (got {stage.index!r})")
     return problems

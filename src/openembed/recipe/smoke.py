@@ -19,6 +19,7 @@ from openembed.recipe.config import (
     EvaluateStage,
     FilterStage,
     IndexStage,
+    InitialiseStage,
     MineStage,
     Recipe,
     StageConfig,
@@ -85,6 +86,9 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
         case EncodeStage():
             mine = stage.texts if stage.texts.startswith(STAGE) else FILES["texts"]
             return stage.model_copy(update={"texts": mine, "model": _model(stage.model, recipe)})
+        case InitialiseStage():
+            mine = stage.idf if stage.idf is None or stage.idf.startswith(STAGE) else FILES["texts"]
+            return stage.model_copy(update={"idf": mine})
         case TrainStage():
             return _train(stage, recipe)
         case EvaluateStage():

@@ -204,13 +204,18 @@ def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
     import torch
 
     from openembed.data.teacher import TeacherVectors
+    from openembed.heads.idf_lookup import build_idf
     from openembed.train.vocabulary import initialise
 
-    source = place.recipe.stage[stage.vectors]
-    assert isinstance(source, EncodeStage), "references are checked before a recipe runs"
     encoder = place.model(UNTRAINED, dtype=torch.float32)
-    vectors = TeacherVectors(place.out / stage.vectors)
-    initialise(encoder, vectors, place.model(source.model), _texts(place.locate(source.texts)), stage.smoothing)
+    if stage.vectors is not None:
+        source = place.recipe.stage[stage.vectors]
+        assert isinstance(source, EncodeStage), "references are checked before a recipe runs"
+        vectors = TeacherVectors(place.out / stage.vectors)
+        initialise(encoder, vectors, place.model(source.model), _texts(place.locate(source.texts)), stage.smoothing)
+    if stage.idf is not None:
+        assert encoder.query_head is not None, "references are checked before a recipe runs"
+        encoder.query_head.set_table(build_idf(encoder.tokenizer, _texts(place.locate(stage.idf))))
     encoder.save(folder / MODEL)
 
 
