@@ -24,13 +24,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from openembed.bulk import VECTORS
 from openembed.checkpoints import build
-from openembed.data.teacher import write_keys, write_sparse
+from openembed.data.teacher import write_keys
 from openembed.encoder import Encoder, EncoderConfig
 from openembed.heads.idf_lookup import build_idf
 from openembed.records import Document, Example, Query
 from openembed.train.loop import TrainConfig, train
+from openembed.vector_files import META, VECTORS
 
 COMMON, CONCEPTS, CONTEXTS = 40, 300, 8
 TRAIN, TEST = 3000, 300
@@ -201,7 +201,10 @@ def teachers(folder: Path, seed: int, rows: int = 600) -> dict:
 
     parts = {"dense": _folder(folder, "dense"), "lexical": _folder(folder, "lexical")}
     np.save(parts["dense"] / VECTORS, dense(world.texts))
-    write_sparse(parts["lexical"], lexical(world.texts))
+    weights = lexical(world.texts)
+    for name, values in (("data", weights.data), ("indices", weights.indices), ("indptr", weights.indptr.astype(np.int64))):
+        np.save(parts["lexical"] / f"{name}.npy", values)
+    (parts["lexical"] / META).write_text(json.dumps({"representation": "sparse", "width": weights.shape[1]}))
     for part in parts.values():
         write_keys(part, world.texts)
     found = {
