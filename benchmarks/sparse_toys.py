@@ -192,7 +192,7 @@ def teachers(folder: Path, seed: int, rows: int = 600) -> dict:
     concept = generator.normal(size=(CONCEPTS, 24)).astype(np.float32)
 
     def lexical(texts: list[str]) -> csr_matrix:
-        return plain.query_head.look_up(plain.tokenizer.bodies(texts))
+        return plain.encode_queries(texts)
 
     def dense(texts: list[str]) -> np.ndarray:
         found = np.stack([sum(concept[int(w[1:])] for w in text.split() if w[0] != "c") for text in texts])
