@@ -24,7 +24,7 @@ from openembed.tokenization import TextTokenizer
 
 
 class TokenProjectionConfig(Config):
-    """``width`` of the vectors; None leaves the hidden states as they are (CRISP does). ``before``: layers under the last.
+    """``width`` of the vectors; 0 leaves the hidden states as they are (CRISP does). ``before``: layers under the last.
 
     ``skip``: tokens of documents that get no vector, by their spelling in the vocabulary, or ``punctuation``; a text of
     these alone keeps them. ``skip_queries`` leaves them out of queries too. Special tokens stay, as in ColBERT, unless listed.
@@ -32,7 +32,7 @@ class TokenProjectionConfig(Config):
     """
 
     kind: Literal["token_projection"] = "token_projection"
-    width: int | None = Field(128, gt=0)
+    width: int = Field(128, ge=0)
     bias: bool = False
     before: tuple[ProjectionConfig, ...] = ()
     normalize: bool = True
@@ -54,7 +54,7 @@ class TokenProjection(nn.Module):
         super().__init__()
         self.config = config
         layers = [*config.before]
-        if config.width is not None:
+        if config.width:
             layers.append(ProjectionConfig(width=config.width, bias=config.bias))
         widths = [width, *(layer.width for layer in layers)]
         self.layers = nn.ModuleList(layer.build(before) for layer, before in zip(layers, widths, strict=False))
