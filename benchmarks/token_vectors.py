@@ -82,7 +82,7 @@ def main():
     map_HD = np.linalg.eigh(sample_TH.T @ sample_TH)[1][:, ::-1][:, :WIDTH]
     save(options.out, "documents", projected(found, map_HD))
     save(options.out, "queries", projected(states(encoder, queries[0][1] + queries[1][1], 32), map_HD))
-    write_json(options.out / "ids.json", {"documents": sum((ids for ids, _ in documents), [])})
+    write_json(options.out / "ids.json", {"documents": [i for ids, _ in documents for i in ids]})
     print(json.dumps({"documents": len(found), "tokens": len(found.values_TD)}))
 
 

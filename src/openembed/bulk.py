@@ -1,63 +1,57 @@
-"""Encoding a file of any size to memory-mapped vectors; killed at any point it resumes and ends with the same bytes.
+"""Encoding a file of any size to memory-mapped arrays, of vectors, sparse weights or token vectors, whatever the model gives;
+killed at any point it resumes and ends with the same bytes.
 
-    OUT/vectors.npy   float32 (N, D), opens with ``numpy.load(..., mmap_mode="r")``; see :mod:`openembed.vectors` for others
-    OUT/scales.npy    float32 (N,), with int8 vectors alone
-    OUT/ids.jsonl     one id a line, as JSON strings, in the order of the vectors
-    OUT/meta.json     how they were made; written last: where it is, the others are whole
-
-While it runs: ``vectors.npy.partial`` and ``journal.jsonl``, whose first line says what is being encoded and whose
-others say which rows are safely on disk. Texts are encoded in chunks at fixed row numbers, since the last bits of
-a vector may depend on what is encoded beside it.
+The output is what :mod:`openembed.vector_files` says; :mod:`openembed.bulk_output` keeps account while it is written. Texts are
+encoded in chunks at fixed row numbers, since the last bits of a vector may depend on what is encoded beside it.
 """
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
-import io
 import json
 import logging
-import math
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
+from openembed.bulk_output import JOURNAL, Done, begin_anew, check_same, finish, opened, resume
 from openembed.config import Config, chosen, parse
 from openembed.documents import corpus_file, read_documents
-from openembed.files import atomic_write, fsync_directory, read_json, remove_temporary, write_json
+from openembed.encoded import CALLED, count_of, kind_of, width_of
+from openembed.encoded import Encoded as Representations
+from openembed.files import append_synced, read_json, remove_temporary
 from openembed.locks import exclusive
 from openembed.progress import progress
 from openembed.records import Document
+from openembed.token_vectors import TokenVectors
+from openembed.vector_files import ENDS, IDS, META, check_whole, open_encoded, open_vectors, stored_arrays
 from openembed.vectors import Precision, StoredVectors, VectorFormat, truncation_warning
-
-VECTORS, SCALES, IDS, META, JOURNAL = "vectors.npy", "scales.npy", "ids.jsonl", "meta.json", "journal.jsonl"
-PARTIAL = ".partial"
 
 logger = logging.getLogger(__name__)
 
 
 class EncodesTexts(Protocol):
-    """What bulk encoding needs of an encoder."""
+    """What bulk encoding needs of an encoder; without a ``kind`` it is dense."""
 
     fingerprint: str
     width: int
 
-    def encode_queries(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, width)."""
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> Representations:
+        """Returns the representations of queries, float32 (N, width) where they are dense."""
         ...
 
-    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, width)."""
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Representations:
+        """Returns those of documents."""
         ...
 
 
@@ -78,7 +72,8 @@ class BulkConfig(Config):
     """What to encode texts as. ``chunk`` is how many texts lie between two savings.
 
     ``task`` or ``instruction`` as in ``Encoder.encode_queries`` and ``encode_documents``: retrieval tasks ask nothing of
-    documents, symmetric ones do. ``dimensions`` and ``precision``: see :class:`openembed.vectors.VectorFormat`.
+    documents, symmetric ones do. ``dimensions`` and ``precision``: see :class:`openembed.vectors.VectorFormat`; token vectors
+    may be ``float16``, sparse weights are float32.
     """
 
     kind: Literal["query", "document"] = "document"
@@ -100,8 +95,17 @@ class BulkConfig(Config):
         prompt = encoder.query_prompt if self.kind == "query" else encoder.document_prompt
         return prompt(task=self.task, instruction=self.instruction)
 
-    def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> np.ndarray:
-        """Returns float32 (N, width): queries from their text, documents from title and text."""
+    def check_kind(self, kind: str) -> None:
+        """Raises ``ValueError`` for settings that representations of this kind do not have."""
+        allowed = {"dense": (*get_args(Precision),), "sparse": ("float32",), "tokens": ("float32", "float16")}[kind]
+        if self.precision not in allowed or (self.dimensions is not None and kind != "dense"):
+            raise ValueError(
+                f"this model gives {CALLED[kind]}: they are stored whole, in {' or '.join(allowed)}; "
+                f"got precision {self.precision}, dimensions {self.dimensions}"
+            )
+
+    def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> Representations:
+        """Returns what the encoder gives, unrounded: queries from their text, documents from title and text."""
         options = {"normalize": self.normalize, "max_length": self.max_length}
         options |= {"task": self.task, "instruction": self.instruction}
         if self.kind == "query":
@@ -113,7 +117,8 @@ class BulkConfig(Config):
 class Encoded:
     """The finished output of ``encode_file``; ``resumed`` rows were there from an earlier, interrupted run.
 
-    ``width``: the dimensions kept of each vector; ``warning``: what its reader ought to know, or None.
+    ``width``: the dimensions kept of each vector, or the terms of a vocabulary; ``warning``: what its reader ought to know, or
+    None. ``entries``: terms or token vectors of all texts together, where ``kind`` is not ``dense``.
     """
 
     directory: Path
@@ -121,32 +126,24 @@ class Encoded:
     width: int
     resumed: int
     warning: str | None = None
+    kind: str = "dense"
+    entries: int = 0
 
     def vectors(self) -> np.ndarray:
         """Returns the memory-mapped vectors as they are stored: (N, D), (N, D / 8) where they are binary."""
         return self.stored().values_NC
 
     def stored(self) -> StoredVectors:
-        """Returns the memory-mapped vectors with what is needed to read them back."""
+        """Returns the memory-mapped dense vectors with what is needed to read them back."""
         return open_vectors(self.directory)
+
+    def representations(self) -> StoredVectors | csr_matrix | TokenVectors:
+        """Returns what was encoded, memory-mapped, of whatever kind."""
+        return open_encoded(self.directory)
 
     def ids(self) -> list[str]:
         """Returns the ids, in the order of the vectors."""
         return [json.loads(line) for line in (self.directory / IDS).read_text(encoding="utf-8").splitlines()]
-
-
-def open_vectors(directory: str | Path) -> StoredVectors:
-    """Returns the memory-mapped vectors of a finished output; ``ValueError`` names a file that is missing or damaged."""
-    directory = Path(directory)
-    values_NC = _mapped(directory / VECTORS)
-    return StoredVectors(values_NC, _mapped(directory / SCALES) if values_NC.dtype == np.int8 else None)
-
-
-def _mapped(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); encode it anew") from None
 
 
 def encode_file(
@@ -163,8 +160,8 @@ def encode_file(
     The whole input is checked before anything is encoded. Run again after an interruption, it goes on after the last
     saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while encoding; to resume, it
     must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another
-    process at work in ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which
-    begins anew.
+    process at work in ``out``, settings that the model's kind does not have, and an ``out`` begun with another input, model
+    or setting, unless ``restart``, which begins anew.
     """
     config, out = config or BulkConfig(), Path(out)
     if config.chunk < 1:
@@ -178,73 +175,43 @@ def encode_file(
         arrays = stored_arrays(plan)
         warning = _warning(encoder, config)
         if restart:
-            _remove(out, META, JOURNAL, IDS, *(name + end for name in (VECTORS, SCALES) for end in ("", PARTIAL)))
+            begin_anew(out)
         if (out / META).exists():
-            _check_same(plan, read_json(out / META), out)
-            _check_whole(arrays, out)
-            _remove(out, JOURNAL)
-            return Encoded(out, len(ids), plan["width"], len(ids), warning)
-        done = _resume(out, plan, arrays)
+            made = read_json(out / META)
+            check_same(plan, made, out)
+            check_whole(stored_arrays(made), out)
+            (out / JOURNAL).unlink(missing_ok=True)
+            return _finished(out, made, len(ids), warning)
+        done = resume(out, plan, arrays)
         resumed = done.count
         with (
             _seekable(path, out, isinstance(encoder, EncodesChunks)) as readable,
-            _opened(arrays, out) as files,
+            opened(arrays, out) as files,
             (out / JOURNAL).open("ab", buffering=0) as journal,
             progress("encode", len(ids), "texts", show=show_progress) as advance,
         ):
             advance(resumed)
             for number, values in _encoded(encoder, config, readable, done, len(ids)):
                 for array, file, part in zip(arrays, files, values, strict=True):
-                    file.seek(array.offset(number * config.chunk))
-                    _append(file, part.tobytes(), array.partial(out))
-                _append(journal, json.dumps(done.add(number, len(values[0]))).encode() + b"\n", out / JOURNAL)
+                    file.seek(array.offset(done.entries if array.rows == "entries" else number * config.chunk))
+                    whole = part + done.entries if array.rows == "ends" else part
+                    append_synced(file, whole.tobytes(), array.partial(out))
+                entries = len(values[-1]) if arrays[-1].rows == "entries" else 0
+                append_synced(journal, json.dumps(done.add(number, len(values[0]), entries)).encode() + b"\n", out / JOURNAL)
                 advance(len(values[0]))
         if done.count != len(ids):
             raise ValueError(f"{path}: changed while it was being encoded ({len(ids)} texts before, {done.count} now); restart")
-        _finish(out, plan, arrays, ids)
-    return Encoded(out, len(ids), plan["width"], resumed, warning)
+        plan |= {"entries": done.entries} if "representation" in plan else {}
+        finish(out, plan, ids)
+    return _finished(out, plan, resumed, warning)
 
 
-@dataclass
-class _Done:
-    """The rows on disk: the first ``rows``, and beyond them the ``later`` chunks (number → rows), which came out of turn."""
-
-    chunk: int
-    rows: int = 0
-    later: dict[int, int] = field(default_factory=dict)
-
-    def __contains__(self, number: int) -> bool:
-        return number * self.chunk < self.rows or number in self.later
-
-    @property
-    def count(self) -> int:
-        return self.rows + sum(self.later.values())
-
-    @property
-    def end(self) -> int:
-        """Rows from the beginning to the end of the last one."""
-        return max([self.rows, *(number * self.chunk + count for number, count in self.later.items())])
-
-    def add(self, number: int, count: int) -> dict[str, int]:
-        """Takes in a chunk; returns its line of the journal."""
-        if number * self.chunk != self.rows:
-            self.later[number] = count
-            return {"chunk": number, "count": count}
-        self.rows += count
-        while self.rows in (starts := {later * self.chunk: later for later in self.later}):
-            self.rows += self.later.pop(starts[self.rows])
-        return {"rows": self.rows}
-
-    def read(self, line: dict[str, int]) -> None:
-        """Takes in a line of the journal."""
-        if "rows" in line:
-            self.rows = line["rows"]
-            self.later = {number: count for number, count in self.later.items() if number * self.chunk >= self.rows}
-        else:
-            self.later[line["chunk"]] = line["count"]
+def _finished(out: Path, plan: dict[str, Any], resumed: int, warning: str | None) -> Encoded:
+    kind, entries = plan.get("representation", "dense"), plan.get("entries", 0)
+    return Encoded(out, plan["count"], plan["width"], resumed, warning, kind, entries)
 
 
-def _encoded(encoder: Any, config: BulkConfig, path: Path, done: _Done, count: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+def _encoded(encoder: Any, config: BulkConfig, path: Path, done: Done, count: int) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yields the chunks that are not done: here in order, elsewhere as they come."""
     if isinstance(encoder, EncodesChunks):
         numbers = [number for number in range(-(-count // config.chunk)) if number not in done]
@@ -271,57 +238,38 @@ def _seekable(path: Path, out: Path, wanted: bool) -> Iterator[Path]:
 
 def encoded_chunk(encoder: EncodesTexts, config: BulkConfig, chunk: list[Document]) -> list[np.ndarray]:
     """Returns what is stored of ``chunk``, an array for each of ``stored_arrays``; ``ValueError`` names a vector not finite."""
-    values_ND = config.encode(encoder, chunk)
-    if values_ND.shape != (len(chunk), encoder.width):
-        raise ValueError(f"the encoder gave {values_ND.shape} for {len(chunk)} texts; ({len(chunk)}, {encoder.width}) expected")
-    bad = np.flatnonzero(~np.isfinite(values_ND).all(axis=1))
+    encoded = config.encode(encoder, chunk)
+    kind, shape = kind_of(encoded), (count_of(encoded), width_of(encoded))
+    if shape != (len(chunk), encoder.width) or kind != getattr(encoder, "kind", "dense"):
+        raise ValueError(
+            f"the encoder gave {CALLED[kind]} {shape} for {len(chunk)} texts; {(len(chunk), encoder.width)} expected"
+        )
+    if kind == "sparse":
+        encoded.sum_duplicates()
+        ends, parts = encoded.indptr[1:].astype(ENDS), [encoded.indices.astype("<i4"), encoded.data.astype("<f4")]
+    elif kind == "tokens":
+        ends, parts = encoded.offsets_N1[1:].astype(ENDS), [encoded.values_TD]
+    else:
+        ends, parts = None, [encoded]
+    bad = np.argwhere(~np.isfinite(parts[-1]))
     if len(bad):
-        raise ValueError(f"the vector of {chunk[bad[0]].id!r} holds NaN or infinity; encode with --dtype float32")
-    stored = config.format.apply(values_ND, normalize=config.normalize)
-    return [stored.values_NC] if stored.scales_N is None else [stored.values_NC, stored.scales_N]
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """One ``.npy`` file of the output, written row by row: its name, dtype and shape."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def header(self) -> bytes:
-        """The bytes before the first row."""
-        buffer = io.BytesIO()
-        descr = np.lib.format.dtype_to_descr(self.dtype)
-        np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": self.shape})
-        return buffer.getvalue()
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes a row."""
-        return self.dtype.itemsize * math.prod(self.shape[1:])
-
-    def offset(self, row: int) -> int:
-        """Returns where a row begins; for the number of rows, the size of the whole file."""
-        return len(self.header) + self.row_bytes * row
-
-    def partial(self, out: Path) -> Path:
-        """Returns where it lies until it is whole."""
-        return out / (self.name + PARTIAL)
-
-
-def stored_arrays(plan: dict[str, Any]) -> list[StoredArray]:
-    """Returns the arrays that ``plan`` writes: vectors, and for int8 their scales."""
-    dtype, columns = np.dtype(plan["dtype"]).newbyteorder("<"), plan["width"]
-    columns = columns // 8 if dtype == np.uint8 else columns
-    vectors = StoredArray(VECTORS, dtype, (plan["count"], columns))
-    return [vectors, StoredArray(SCALES, np.dtype("<f4"), (plan["count"],))] if dtype == np.int8 else [vectors]
+        row = bad[0, 0] if ends is None else np.searchsorted(ends, bad[0, 0], side="right")
+        raise ValueError(f"the vector of {chunk[row].id!r} holds NaN or infinity; encode with --dtype float32")
+    if kind == "sparse":
+        return [ends, *parts]
+    stored = config.format.apply(parts[0], normalize=config.normalize)
+    arrays = [stored.values_NC] if stored.scales_N is None else [stored.values_NC, stored.scales_N]
+    return arrays if ends is None else [ends, *arrays]
 
 
 def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str, Any]:
     """Returns everything the bytes of the output depend on."""
-    return {
+    kind = getattr(encoder, "kind", "dense")
+    config.check_kind(kind)
+    if kind != "dense" and isinstance(encoder, EncodesChunks):
+        raise ValueError(f"a Ray cluster encodes dense vectors, this model gives {CALLED[kind]}; encode it here, without --ray")
+    other = {} if kind == "dense" else {"representation": kind}
+    return other | {
         "input_sha256": digest,
         "count": count,
         "width": config.format.width(encoder.width),
@@ -329,7 +277,7 @@ def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str
         "model_fingerprint": encoder.fingerprint,
         "prompt": config.prompt(encoder),
         "computed_in": f"{encoder.computed_in} on {str(encoder.device).split(':')[0]}",
-        **config.model_dump(exclude={"dimensions", "precision"}),
+        **config.model_dump(exclude={"dimensions", "precision", *(["normalize"] if other else [])}),
         **chosen(config.format),
     }
 
@@ -366,104 +314,7 @@ def _survey(path: Path) -> tuple[str, list[str]]:
         return hashlib.file_digest(file, "sha256").hexdigest(), ids
 
 
-def _resume(out: Path, plan: dict[str, Any], arrays: list[StoredArray]) -> _Done:
-    """Returns which rows are safely on disk, leaving partial files and a journal that say so and no more."""
-    journal, whole = out / JOURNAL, [out / array.name for array in arrays]
-    row_bytes = sum(array.row_bytes for array in arrays)
-    if not journal.exists():
-        _check_space(out, plan["count"] * row_bytes)
-        for path in whole:
-            if path.exists():
-                raise ValueError(f"{path}: not made by a finished run; pass --restart to replace it, or another output")
-        for array in arrays:
-            with array.partial(out).open("wb") as file:
-                file.write(array.header)
-                os.fsync(file.fileno())
-        with atomic_write(journal) as file:
-            file.write(json.dumps(plan) + "\n")
-        return _Done(plan["chunk"])
-    begun, done, length = _read_journal(journal)
-    _check_same(plan, begun, out)
-    for array, path in zip(arrays, whole, strict=True):
-        partial = array.partial(out)
-        if not partial.exists() and path.exists():
-            os.replace(path, partial)  # killed between renaming the arrays and writing meta.json
-        if not partial.exists() or partial.stat().st_size < array.offset(done.end):
-            raise ValueError(f"{partial}: shorter than its journal says ({done.count:,} rows); pass --restart to encode anew")
-    _check_space(out, row_bytes * (plan["count"] - done.count))
-    os.truncate(journal, length)
-    for array in arrays:
-        os.truncate(array.partial(out), array.offset(done.end))
-    return done
-
-
-@contextmanager
-def _opened(arrays: list[StoredArray], out: Path) -> Iterator[list[Any]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(array.partial(out).open("r+b", buffering=0)) for array in arrays]
-
-
-def _read_journal(path: Path) -> tuple[dict[str, Any], _Done, int]:
-    """Returns the plan, what is saved, and the length of the journal up to its last whole line."""
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    try:
-        plan, *values = [json.loads(line) for line in lines]
-        done = _Done(plan["chunk"])
-        for value in values:
-            done.read(value)
-        return plan, done, sum(map(len, lines))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise ValueError(f"{path}: damaged; pass --restart to encode anew") from None
-
-
-def _check_same(plan: dict[str, Any], begun: dict[str, Any], out: Path) -> None:
-    changed = [key for key in plan if begun.get(key) != plan[key]]
-    if changed:
-        now = ", ".join(f"{key} is {plan[key]!r}, was {begun.get(key)!r}" for key in changed)
-        raise ValueError(f"{out}: begun with something else ({now}); pass --restart to encode anew, or another output")
-
-
-def _check_whole(arrays: list[StoredArray], out: Path) -> None:
-    sizes = {out / array.name: array.offset(array.shape[0]) for array in arrays}
-    cut = [path.name for path, size in sizes.items() if not path.exists() or path.stat().st_size != size]
-    if cut or not (out / IDS).exists():
-        raise ValueError(f"{out}: {', '.join(cut) or IDS} is missing or cut short; pass --restart to encode anew")
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise ValueError(f"{out}: {needed / 1e9:,.2f} GB of vectors to write, {free / 1e9:,.2f} GB free; make room first")
-
-
 def _chunks(path: Path, size: int, skip: int) -> Iterator[list[Document]]:
     documents = islice(read_documents(path), skip, None)
     while chunk := list(islice(documents, size)):
         yield chunk
-
-
-def _append(file: Any, data: bytes, path: Path) -> None:
-    """Writes all of ``data`` and waits until it is on the disk; an error names ``path``."""
-    rest = memoryview(data)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror, str(path)) from error
-
-
-def _finish(out: Path, plan: dict[str, Any], arrays: list[StoredArray], ids: list[str]) -> None:
-    with atomic_write(out / IDS) as file:
-        for identifier in ids:
-            file.write(json.dumps(identifier) + "\n")
-    for array in arrays:
-        os.replace(array.partial(out), out / array.name)
-    fsync_directory(out)
-    write_json(out / META, plan)
-    _remove(out, JOURNAL)
-
-
-def _remove(out: Path, *names: str) -> None:
-    for name in names:
-        (out / name).unlink(missing_ok=True)

@@ -24,19 +24,22 @@ def corpus_file(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path}: holds no corpus.jsonl or corpus.jsonl.gz; give a BEIR folder or a file")
 
 
-def read_documents(path: str | Path) -> Iterator[Document]:
+def read_documents(path: str | Path, *, numbered: bool = True) -> Iterator[Document]:
     """Yields the documents of a BEIR folder, a ``.jsonl(.gz)`` file, or a text file of one text a line.
 
     A JSON line has ``text``, and may have ``_id`` or ``id`` (without: its line number) and ``title``; other keys become
-    metadata. A line of a text file is one document, with its number as id. Blank lines are skipped in both.
+    metadata. A line of a text file is one document, with its number as id. Blank lines are skipped in both. Where other
+    files name the documents, ``numbered`` is False: a JSON line without an id is then refused.
     Raises ``ValueError`` naming file and line for malformed JSON, a missing or wrong field, text that is not Unicode (a
     lone surrogate, broken UTF-8) and an id seen before. NUL and empty texts are allowed.
     """
     path = corpus_file(path)
     seen: dict[str, int] = {}
-    for number, document in parse_documents(path, read_lines(path)):
+    for number, document in parse_documents(path, read_lines(path), numbered=numbered):
         if document.id in seen:
-            raise ValueError(f"{path}:{number}: duplicate id {document.id!r}, first on line {seen[document.id]}")
+            raise ValueError(
+                f"{path}:{number}: duplicate id {document.id!r}, first on line {seen[document.id]}; make ids unique"
+            )
         seen[document.id] = number
         yield document
 
@@ -46,7 +49,7 @@ def holds_json(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith(JSON_SUFFIXES)
 
 
-def parse_documents(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Document]]:
+def parse_documents(path: Path, lines: Iterable[tuple[int, str]], *, numbered: bool = True) -> Iterator[tuple[int, Document]]:
     """Yields (line number, document) of numbered lines of ``path``; raises what :func:`read_documents` does but for ids."""
     for number, line in lines:
         if not line.strip():
@@ -54,7 +57,10 @@ def parse_documents(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tu
         if not holds_json(path):
             yield number, Document(id=str(number), text=line)
         else:
-            yield number, _document(parse_object(path, number, line), number, f"{path}:{number}")
+            row = parse_object(path, number, line)
+            if not numbered and not any(key in row for key in ID_KEYS):
+                raise ValueError(f"{path}:{number}: needs an '_id' (the keys are {', '.join(sorted(row)) or 'none'})")
+            yield number, _document(row, number, f"{path}:{number}")
 
 
 def check_document(document: Document, where: str) -> Document:

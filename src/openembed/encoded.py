@@ -33,6 +33,11 @@ def count_of(encoded: Encoded) -> int:
     return len(encoded) if isinstance(encoded, TokenVectors) else encoded.shape[0]
 
 
+def width_of(encoded: Encoded) -> int:
+    """Returns the number of dimensions or terms."""
+    return encoded.width if isinstance(encoded, TokenVectors) else encoded.shape[1]
+
+
 def none_of(kind: str, width: int) -> Encoded:
     """Returns the representations of no text."""
     if kind == "tokens":
@@ -42,6 +47,7 @@ def none_of(kind: str, width: int) -> Encoded:
 
 def take(encoded: Encoded, texts: Sequence[int] | np.ndarray) -> Encoded:
     """Returns the representations of the texts at these positions, in that order."""
+    texts = np.asarray(texts, dtype=np.int64)
     return encoded.select(texts) if isinstance(encoded, TokenVectors) else encoded[texts]
 
 

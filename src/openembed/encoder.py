@@ -185,13 +185,16 @@ class Encoder(nn.Module):
             raise ValueError(f"max_length {max_length} is more than the {limit} positions this model has learned")
         return max_length
 
-    def encode(self, texts: Sequence[str], *, instruction: str = "", **options: Unpack[EncodeOptions]) -> Encoded:
+    def encode(
+        self, texts: Sequence[str], *, instruction: str = "", as_queries: bool = False, **options: Unpack[EncodeOptions]
+    ) -> Encoded:
         """Returns the representations of ``texts``, in their order.
 
         A dense encoder gives float32 vectors ``(N, D)``, a sparse one a ``scipy.sparse.csr_matrix`` ``(N, V)``, one with
         token vectors :class:`openembed.token_vectors.TokenVectors`. Batch size and order do not change a vector.
 
-        ``instruction`` is the literal text put before every text (``encode_queries`` renders it from a task). Options:
+        ``instruction`` is the literal text put before every text (``encode_queries`` renders it from a task). ``as_queries``:
+        where the model encodes queries and documents differently (:attr:`sided`), as which. Options:
         ``max_length``: a longer text is cut to so many tokens. ``token_budget``: tokens a micro-batch, which bounds memory.
         ``progress`` draws a bar. Of dense vectors alone: ``normalize`` (True) gives them length 1, ``dimensions`` keeps the
         first of them, ``precision``: see :mod:`openembed.vectors` (``binary``: uint8, D / 8 columns; ``int8``: directions
@@ -200,7 +203,7 @@ class Encoder(nn.Module):
         Raises ``TypeError`` for a bare string, ``ValueError`` when the instruction leaves no room for the text,
         ``max_length`` is more than the model has positions for, a vector is not finite, or the model has fewer ``dimensions``.
         """
-        return self._encode(texts, instruction, options, as_queries=False)
+        return self._encode(texts, instruction, options, as_queries=as_queries)
 
     def _encode(self, texts: Sequence[str], instruction: str, options: EncodeOptions, *, as_queries: bool) -> Encoded:
         if not options.keys() <= EncodeOptions.__annotations__.keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gzip
 import json
 import os
@@ -44,6 +45,22 @@ def remove_temporary(directory: Path) -> None:
     """Removes what a killed process left unfinished in ``directory``; only while no one else writes there."""
     for path in directory.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def append_synced(file: Any, data: bytes, path: Path) -> None:
+    """Writes all of ``data`` to an unbuffered ``file`` and waits until it is on the disk; an error names ``path``."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror, str(path)) from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Returns the lines of a file with their ends; a last one without its end was torn by a crash and is left out."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def fsync_directory(path: Path) -> None:

@@ -77,14 +77,14 @@ def calls(log):
 @pytest.fixture
 def journalled(monkeypatch):
     """The lines that are written to the journal."""
-    lines, real = [], bulk._append
+    lines, real = [], bulk.append_synced
 
     def watched(file, data, path):
         real(file, data, path)
         if path.name == "journal.jsonl":
             lines.append(json.loads(data))
 
-    monkeypatch.setattr(bulk, "_append", watched)
+    monkeypatch.setattr(bulk, "append_synced", watched)
     return lines
 
 
@@ -127,7 +127,7 @@ def test_begun_on_the_cluster_and_finished_without_it(cluster, corpus, whole, tm
 
         def __init__(self, encoder):
             self._encoder = encoder
-            for name in ("fingerprint", "width", "dtype", "device", "config", "wrap", "query_prompt", "document_prompt"):
+            for name in ("fingerprint", "width", "computed_in", "device", "config", "wrap", "query_prompt", "document_prompt"):
                 setattr(self, name, getattr(encoder, name))
 
         def encode_chunks(self, path, numbers, config):

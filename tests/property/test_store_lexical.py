@@ -1,10 +1,12 @@
+import threading
+
 import bm25s
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openembed.index.lexical import K1, STEMMERS, B, analyzer
+from openembed.index.lexical import K1, STEMMERS, WORD, B, analyzer
 from openembed.index.store import Store
 from openembed.records import Document
 
@@ -75,3 +77,28 @@ def test_every_language_tokenises(language):
 def test_an_unknown_language_is_refused():
     with pytest.raises(ValueError, match="language 'xx' is not known; allowed: none, ar, cs"):
         analyzer("xx")
+
+
+@pytest.mark.parametrize("language", ["none", *STEMMERS])
+def test_terms_are_those_of_bm25s(language):
+    texts = [
+        "The cats and the dogs of Łódź: naïve cafés!",
+        "",
+        "und die Hunde, el perro y la casa",
+        "a I x 42 3d",
+        "i̇ß ΑΣ ёж книги и",
+    ]
+    analyze = analyzer(language)
+    options = {"token_pattern": WORD.pattern, "stopwords": analyze.stopwords, "stemmer": analyze.stemmer}
+    expected = bm25s.tokenize(texts, return_ids=False, show_progress=False, **options)
+    assert [analyze.terms(text) for text in texts] == expected
+
+
+def test_a_lock_that_a_killed_fork_kept_holds_up_no_search():
+    from tqdm.auto import tqdm
+
+    with tqdm.get_lock():
+        thread = threading.Thread(target=lambda: analyzer("en").terms("cats"), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()

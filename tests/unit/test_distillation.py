@@ -6,7 +6,6 @@ import torch
 from store_fakes import BagOfWords
 from tiny_training import tiny_encoder
 
-from openembed.bulk import VECTORS
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.teacher import TeacherVectors, write_keys
 from openembed.losses import cosine_distance_rows, kl_divergence_rows
@@ -16,6 +15,7 @@ from openembed.records import Document, Example, Query
 from openembed.representations import Dense
 from openembed.train.loop import TrainConfig, train
 from openembed.train.vocabulary import initialise, token_weights
+from openembed.vector_files import VECTORS
 
 TEXTS = ["red fish", "blue bird", "green tree", "old stone", "new river"]
 

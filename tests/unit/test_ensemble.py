@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from openembed.bulk import VECTORS
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.teacher import TeacherScores, open_teacher, teacher_fingerprint, write_keys
 from openembed.losses import margin_mse_rows, min_max_rows
@@ -15,6 +14,7 @@ from openembed.objectives.distillation import DistillationConfig
 from openembed.objectives.ensemble import EnsembleConfig
 from openembed.records import Document, Example, Query
 from openembed.representations import Dense
+from openembed.vector_files import VECTORS
 
 DENSE, TERMS = 5, 9
 
@@ -50,7 +50,7 @@ def folders(tmp_path):
 def write_sparse(folder, matrix):
     for name in ("data", "indices", "indptr"):
         np.save(folder / f"{name}.npy", getattr(matrix, name))
-    (folder / "meta.json").write_text(json.dumps({"width": matrix.shape[1]}))
+    (folder / "meta.json").write_text(json.dumps({"representation": "sparse", "width": matrix.shape[1]}))
 
 
 def expected_target(rows, folders, weights, scale, candidates):

@@ -11,6 +11,7 @@ from openembed.data.readers import (
     write_run,
     write_trec_qrels,
 )
+from openembed.documents import read_documents
 from openembed.records import Document, Query
 from tests.evaluation_fakes import small_retrieval
 
@@ -35,9 +36,13 @@ def test_gzip_corpus(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("corpus.jsonl", '{"_id": "d1", "text": "x"}\n{"_id": "d1", "text": "y"}\n', r"corpus.jsonl:2: id 'd1' .* line 1"),
+        (
+            "corpus.jsonl",
+            '{"_id": "d1", "text": "x"}\n{"_id": "d1", "text": "y"}\n',
+            r":2: duplicate id 'd1', first on line 1",
+        ),
         ("corpus.jsonl", '{"_id": "d1", "text": "x"}\n{"_id": ', r"corpus.jsonl:2: malformed JSON"),
-        ("corpus.jsonl", '{"_id": "d1"}\n', r"corpus.jsonl:1: needs a 'text'"),
+        ("corpus.jsonl", '{"_id": "d1"}\n', r"corpus.jsonl:1: no 'text'"),
         ("corpus.jsonl", '{"text": "x"}\n', r"corpus.jsonl:1: needs an '_id'"),
         ("corpus.jsonl", '{"_id": "d1", "text": "x"}\n', r"document 'd2' is judged for query 'q1' but not in corpus"),
         ("queries.jsonl", '{"_id": "q2", "text": "x"}\n', r"query 'q1' is judged but not in queries"),
@@ -51,6 +56,40 @@ def test_faults_are_named(tmp_path, file, content, message):
     (small_retrieval(tmp_path / "set") / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_beir(tmp_path / "set")
+
+
+def outcome(read):
+    """What was read, or the message of the error."""
+    try:
+        return list(read())
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"_id": 7, "text": "x", "title": null, "year": 2020}',
+        '\ufeff{"id": "a", "text": "", "title": "T", "metadata": {"url": "u"}}',
+        '\n{"_id": "a", "text": "x"}\r\n\n{"_id": "b", "text": "line\\nand nul \\u0000"}',
+        '{"_id": "a", "text": "x", "title": 3}',
+        '{"_id": true, "text": "x"}',
+        '{"_id": "", "text": "x"}',
+        '{"_id": "a", "text": "\\ud83d"}',
+        '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}',
+        '{"_id": "a"}',
+        "[]",
+        '{"_id": "a", "text": "x"}\n\udcff',
+    ],
+)
+def test_a_corpus_is_read_for_evaluation_as_for_an_index(tmp_path, line, packed):
+    data = line.encode("utf-8", "surrogateescape")
+    path = tmp_path / ("corpus.jsonl.gz" if packed else "corpus.jsonl")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    found = outcome(lambda: read_corpus(tmp_path))
+    assert found == outcome(lambda: read_documents(tmp_path))
+    assert isinstance(found, list) or found.startswith(f"{path}:")
 
 
 def test_unknown_split_lists_what_is_there(tmp_path):

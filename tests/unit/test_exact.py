@@ -4,6 +4,7 @@ from scipy.sparse import random as random_sparse
 
 from openembed.encoded import count_of, joined, kind_of, none_of, require_kind, take
 from openembed.index import exact
+from openembed.index.tokens.xtr import Xtr
 from openembed.token_vectors import TokenVectors
 
 
@@ -40,8 +41,6 @@ CASES = {"sparse": (sparse(7, 1), sparse(90, 2)), "tokens": (tokens(7, 1), token
 def case(request, monkeypatch):
     monkeypatch.setattr(exact, "DOCUMENTS", 32)
     monkeypatch.setattr(exact, "QUERIES", 3)
-    monkeypatch.setattr(exact, "TOKENS", 40)
-    monkeypatch.setattr(exact, "LANES", 9)
     queries, documents = CASES[request.param]
     return queries, documents, reference(queries, documents)
 
@@ -50,7 +49,7 @@ def case(request, monkeypatch):
 def test_search_is_the_definition_in_any_blocks_with_ties_by_id(case, k):
     queries, documents, scores_QN = case
     ids = [f"d{(37 * n) % 90:02}" for n in range(90)]
-    found = exact.search(queries, documents, k, ids.__getitem__)
+    found = exact.prepared(documents).search(queries, k, ids.__getitem__)
     for hits, scores_N in zip(found, scores_QN, strict=True):
         rows = [(float(s), ids[n], n) for n, s in enumerate(scores_N) if not np.isnan(s)]
         assert hits == [(n, s) for s, _, n in sorted(rows, reverse=True)][:k]
@@ -61,7 +60,7 @@ def test_the_best_below_a_limit(case):
     queries, documents, scores_QN = case
     limit_Q = np.nanquantile(np.where(np.isnan(scores_QN).all(axis=1)[:, None], 1.0, scores_QN), 0.8, axis=1)
     limit_Q = limit_Q.astype(np.float32)
-    found = exact.top_documents(queries, documents, 4, limit_Q)
+    found = exact.prepared(documents).top(queries, 4, limit_Q)
     for row, scores_N in enumerate(scores_QN):
         below = np.where(scores_N < limit_Q[row], scores_N, -np.inf)
         order = [n for n in np.argsort(-below, kind="stable")[:4] if below[n] > -np.inf]
@@ -71,11 +70,33 @@ def test_the_best_below_a_limit(case):
         assert found.above_Q[row] == (scores_N >= limit_Q[row]).sum()
 
 
+def test_the_best_without_a_limit(case):
+    queries, documents, scores_QN = case
+    found = exact.prepared(documents).top(queries, 90)
+    for row, scores_N in enumerate(scores_QN):
+        order = [n for n in np.argsort(-np.nan_to_num(scores_N, nan=-np.inf), kind="stable") if not np.isnan(scores_N[n])]
+        assert found.documents_QK[row][: len(order)].tolist() == order
+        assert (found.documents_QK[row][len(order) :] == -1).all()
+    assert not found.above_Q.any()
+
+
+def test_xtr_with_every_token_retrieved_is_maxsim_and_with_few_is_not():
+    queries, documents = CASES["tokens"]
+    whole = exact.prepared(documents).search(queries, 90, str)
+    for imputation in ("last", "zero"):
+        found = exact.prepared(documents, Xtr(10_000, imputation)).search(queries, 90, str)
+        assert [[n for n, _ in hits] for hits in found] == [[n for n, _ in hits] for hits in whole]
+    few = exact.prepared(documents, Xtr(3, "zero")).search(queries, 90, str)
+    assert all(len(hits) <= 3 * len(query) for hits, query in zip(few, queries, strict=True))
+    with pytest.raises(ValueError, match="XTR retrieves token vectors; these are dense vectors; leave it out"):
+        exact.prepared(np.zeros((2, 3)), Xtr())
+
+
 def test_scores_of_some_documents(case):
     queries, documents, scores_QN = case
     positions = np.array([80, 3, 3, 0, 41])
     for row in range(7):
-        got = exact.scores_of(take(queries, [row]), documents, positions)
+        got = exact.prepared(documents).scores(take(queries, [row]), positions)
         wanted = scores_QN[row][positions]
         np.testing.assert_array_equal(got, np.nan_to_num(wanted, nan=0.0 if kind_of(documents) == "sparse" else -np.inf))
 
@@ -89,24 +110,26 @@ def test_a_score_does_not_depend_on_how_a_matrix_was_made():
         shuffled.indices[part], shuffled.data[part] = shuffled.indices[part][order], shuffled.data[part][order]
     shuffled.has_sorted_indices = False
     queries = sparse(4, 4, density=0.4)
-    assert exact.search(queries, documents, 50, str) == exact.search(queries, shuffled, 50, str)
+    assert exact.prepared(documents).search(queries, 50, str) == exact.prepared(shuffled).search(queries, 50, str)
 
 
 def test_dense_goes_to_the_dense_search():
     draw = np.random.default_rng(0)
     queries, documents = draw.standard_normal((3, 8), dtype=np.float32), draw.standard_normal((40, 8), dtype=np.float32)
-    (first, *_) = exact.search(queries, documents, 3, str)
+    (first, *_) = exact.prepared(documents).search(queries, 3, str)
     assert [n for n, _ in first] == np.argsort(-(documents @ queries[0]))[:3].tolist()
-    np.testing.assert_allclose(exact.scores_of(queries[:1], documents, np.array([5])), documents[5] @ queries[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        exact.prepared(documents).scores(queries[:1], np.array([5])), documents[5] @ queries[0], rtol=1e-6
+    )
 
 
 def test_queries_and_documents_of_two_models_are_refused():
     with pytest.raises(ValueError, match="queries are sparse weights over its vocabulary, documents a vector a token"):
-        exact.search(sparse(1, 0), tokens(2, 0), 1, str)
+        exact.prepared(tokens(2, 0)).search(sparse(1, 0), 1, str)
     with pytest.raises(ValueError, match="queries have width 200, documents 300"):
-        exact.search(sparse(1, 0), sparse(2, 0, width=300), 1, str)
+        exact.prepared(sparse(2, 0, width=300)).search(sparse(1, 0), 1, str)
     with pytest.raises(ValueError, match="queries have width 8, documents 9"):
-        exact.search(tokens(2, 0), tokens(2, 0, width=9), 1, str)
+        exact.prepared(tokens(2, 0, width=9)).search(tokens(2, 0), 1, str)
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "tokens"])

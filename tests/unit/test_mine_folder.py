@@ -11,6 +11,7 @@ import pytest
 from crash import dies_at
 from store_fakes import BagOfWords
 
+from openembed.data.journal import Journal
 from openembed.data.mine import MineConfig, mine, mine_folder, reapply
 from openembed.data.select import PolicyConfig, Ranking, pick
 from openembed.records import Document, Example, Query
@@ -309,3 +310,16 @@ def test_restart_forgets_vectors_and_rankings_of_other_data(tmp_path, monkeypatc
 def test_a_policy_is_not_reapplied_in_place(tmp_path, whole):
     with pytest.raises(ValueError, match="another folder"):
         reapply(whole, whole, PolicyConfig(keep=2, pool=15), restart=True)
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    journal = Journal(tmp_path, {"what": "rows"}, ("rows.jsonl",))
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openembed.files.os.fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*rows\.jsonl\.partial"):
+            journal.append(1, {"rows.jsonl": b"{}\n"}, None)
+    assert Journal(tmp_path, {"what": "rows"}, ("rows.jsonl",)).done == 0

@@ -47,6 +47,11 @@ def load(
 ) -> Encoder:
     """Returns the encoder stored in a folder, on the hub or in the package (``openembed-nano``), ready to encode.
 
+    What ``encode_queries`` and ``encode_documents`` return is told by its ``kind``. ``dense``: ``np.ndarray`` float32 (N, D),
+    compared by inner product. ``sparse``: ``scipy.sparse.csr_matrix`` float32 (N, V), weights of 0 or more over the
+    vocabulary, by inner product too. ``tokens``: ``openembed.token_vectors.TokenVectors``, a matrix a text, by MaxSim.
+    ``openembed.index.exact.prepared`` searches any of them.
+
     Opens NV-Embed v1/v2 layouts, sentence-transformers checkpoints with one vector a text or one a token, those of PyLate and
     ColBERT, what :meth:`Encoder.save` wrote, and with ``head`` (for example ``{"kind": "mean"}``) any plain transformers
     model. No remote code is run. ``device`` defaults to a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``,

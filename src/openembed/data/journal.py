@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from openembed.files import atomic_write, fsync_directory, read_json, remove_temporary, write_json
+from openembed.files import append_synced, atomic_write, fsync_directory, read_json, remove_temporary, whole_lines, write_json
 
 JOURNAL, META = "journal.jsonl", "meta.json"
 
@@ -51,11 +51,13 @@ class Journal:
             path = self.folder / f"{name}.partial"
             with path.open("r+b", buffering=0) as file:
                 file.seek(self._sizes[name])
-                _write(file, blocks[name])
+                append_synced(file, blocks[name], path)
             self._sizes[name] += len(blocks[name])
         self.done += items
-        with (self.folder / JOURNAL).open("ab", buffering=0) as file:
-            _write(file, json.dumps({"done": self.done, "sizes": self._sizes, "report": report}).encode() + b"\n")
+        path = self.folder / JOURNAL
+        with path.open("ab", buffering=0) as file:
+            line = json.dumps({"done": self.done, "sizes": self._sizes, "report": report})
+            append_synced(file, line.encode() + b"\n", path)
 
     def reports(self) -> Iterator[Any]:
         """Yields the report of every block so far."""
@@ -75,7 +77,7 @@ class Journal:
 
     def _resume(self) -> None:
         path = self.folder / JOURNAL
-        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        lines = whole_lines(path)
         try:
             self._check(json.loads(lines[0]))
             if len(lines) > 1:
@@ -99,10 +101,3 @@ class Journal:
             raise ValueError(
                 f"{self.folder}: begun with something else ({now}); begin anew (--restart), or choose another folder"
             )
-
-
-def _write(file: Any, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-    os.fsync(file.fileno())

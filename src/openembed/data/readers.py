@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from openembed.files import atomic_write, read_jsonl, read_lines
+from openembed.documents import read_documents
+from openembed.files import atomic_write, read_lines
 from openembed.records import Document, Qrels, Query, Run
 
 BEIR_HEADER = ("query-id", "corpus-id", "score")
@@ -24,19 +25,14 @@ def jsonl_path(folder: str | Path, stem: str) -> Path:
 
 
 def read_corpus(folder: str | Path) -> list[Document]:
-    """Returns the documents of a BEIR folder in file order; ids must be unique."""
-    return [
-        Document(_id(row, path, line), _text(row, path, line), str(row.get("title") or ""), _rest(row))
-        for path, line, row in _unique_rows(jsonl_path(folder, "corpus"))
-    ]
+    """Returns the documents of a BEIR folder in file order; each has an id of its own. Raises what ``read_documents`` does."""
+    return list(read_documents(jsonl_path(folder, "corpus"), numbered=False))
 
 
 def read_queries(folder: str | Path) -> list[Query]:
-    """Returns the queries of a BEIR folder in file order; ids must be unique."""
-    return [
-        Query(_id(row, path, line), _text(row, path, line), _rest(row))
-        for path, line, row in _unique_rows(jsonl_path(folder, "queries"))
-    ]
+    """Returns the queries of a BEIR folder in file order; each has an id of its own. Lines are read as a corpus's are."""
+    rows = read_documents(jsonl_path(folder, "queries"), numbered=False)
+    return [Query(row.id, row.text, row.metadata) for row in rows]
 
 
 def read_beir_qrels(path: str | Path) -> Qrels:
@@ -165,34 +161,6 @@ def _judge(qrels: Qrels, query_id: str, document_id: str, grade: str, where: str
 
 def _is_integer(text: str) -> bool:
     return text.strip().removeprefix("-").isdecimal()
-
-
-def _unique_rows(path: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    first: dict[str, int] = {}
-    for line, row in read_jsonl(path):
-        identity = _id(row, path, line)
-        if identity in first:
-            raise ValueError(f"{path}:{line}: id {identity!r} is already on line {first[identity]}; make ids unique")
-        first[identity] = line
-        yield path, line, row
-
-
-def _id(row: dict[str, Any], path: Path, line: int) -> str:
-    value = row.get("_id", row.get("id"))
-    if not isinstance(value, str | int) or value == "":
-        raise ValueError(f"{path}:{line}: needs an '_id' that is a non-empty string, got {value!r}")
-    return str(value)
-
-
-def _text(row: dict[str, Any], path: Path, line: int) -> str:
-    value = row.get("text")
-    if not isinstance(value, str):
-        raise ValueError(f"{path}:{line}: needs a 'text' that is a string, got {type(value).__name__}")
-    return value
-
-
-def _rest(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in ("_id", "id", "text", "title")}
 
 
 def _field(value: str, forbidden: str | None = None) -> str:

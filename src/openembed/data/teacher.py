@@ -14,13 +14,11 @@ from typing import Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from openembed.bulk import META, VECTORS, open_vectors
 from openembed.data.batch import text_key
-from openembed.files import atomic_write, read_json, write_json
+from openembed.files import atomic_write
+from openembed.vector_files import VECTORS, open_encoded, open_vectors, representation
 
 KEYS = "keys.npy"
-SPARSE = ("data.npy", "indices.npy", "indptr.npy")
-"""Of sparse weights: compressed rows, memory-mapped; ``meta.json`` has their width."""
 SAMPLE = 50_000
 """Principal directions come from at most this many vectors, evenly spaced."""
 
@@ -29,29 +27,6 @@ def write_keys(folder: str | Path, texts: Iterable[str]) -> None:
     """Writes the key of every text, in the order of the folder's vectors."""
     with atomic_write(Path(folder) / KEYS, "wb") as file:
         np.save(file, np.fromiter(map(text_key, texts), dtype=np.int64))
-
-
-def write_sparse(folder: str | Path, weights_NV: csr_matrix) -> None:
-    """Writes sparse weights, ``meta.json`` last."""
-    arrays = {"data": weights_NV.data, "indices": weights_NV.indices, "indptr": weights_NV.indptr.astype(np.int64)}
-    for name, array in arrays.items():
-        with atomic_write(Path(folder) / f"{name}.npy", "wb") as file:
-            np.save(file, array)
-    write_json(Path(folder) / META, {"kind": "sparse", "count": weights_NV.shape[0], "width": weights_NV.shape[1]})
-
-
-def holds_sparse(folder: str | Path) -> bool:
-    """Returns whether a folder holds sparse weights."""
-    return all((Path(folder) / name).is_file() for name in SPARSE)
-
-
-def open_sparse(folder: str | Path) -> csr_matrix:
-    """Returns the memory-mapped weights of a folder (N, V); ``ValueError`` names what cannot be read."""
-    try:
-        data, indices, indptr = (np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False) for name in SPARSE)
-        return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, read_json(Path(folder) / META)["width"]))
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"{folder}: holds no sparse weights that can be read ({error}); encode it anew") from None
 
 
 class _Keyed:
@@ -138,7 +113,7 @@ class TeacherWeights:
     def __init__(self, folder: str | Path) -> None:
         """Raises ``ValueError`` when the folder's files are missing or do not belong together."""
         self.folder = Path(folder)
-        self._stored = open_sparse(self.folder)
+        self._stored = open_encoded(self.folder)
         self._rows = _Keyed(self.folder, self._stored.shape[0])
 
     @property
@@ -158,7 +133,7 @@ class TeacherWeights:
 
 def open_teacher(folder: str | Path) -> TeacherVectors | TeacherWeights:
     """Returns what a folder holds, dense or sparse; ``ValueError`` when it holds neither."""
-    return TeacherWeights(folder) if holds_sparse(Path(folder)) else TeacherVectors(folder)
+    return TeacherWeights(folder) if representation(folder) == "sparse" else TeacherVectors(folder)
 
 
 def teacher_fingerprint(folder: str | Path) -> str:

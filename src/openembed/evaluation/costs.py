@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from openembed.encoded import Encoded, kind_of
+from openembed.encoded import Encoded, kind_of, width_of
 from openembed.evaluation.vectors import Vectors
 from openembed.token_vectors import TokenVectors
 from openembed.vectors import VectorFormat
@@ -32,8 +32,7 @@ ENTRY_BYTES = 8
 
 def costs_of(vectors: Vectors, queries: Encoded, documents: Encoded, search_seconds: float) -> dict[str, Any]:
     """Returns the costs of a search of ``documents`` for ``queries`` that took ``search_seconds``."""
-    width = documents.width if isinstance(documents, TokenVectors) else documents.shape[1]
-    size, formula = _entry_bytes(kind_of(documents), width, vectors.stored)
+    size, formula = _entry_bytes(kind_of(documents), width_of(documents), vectors.stored)
     entries_Q, entries_N = entries(queries), entries(documents)
     found: dict[str, Any] = {
         "kind": kind_of(documents),
@@ -50,6 +49,17 @@ def costs_of(vectors: Vectors, queries: Encoded, documents: Encoded, search_seco
     if isinstance(documents, csr_matrix):
         found["flops"] = flops(queries, documents)
     return found
+
+
+def bm25_costs(postings_a_document: float, search_seconds: float, queries: int) -> dict[str, Any]:
+    """Returns the costs of a BM25 search; queries need no model, so none of encoding."""
+    return {
+        "kind": "bm25",
+        "document_entries": postings_a_document,
+        "document_bytes": postings_a_document * ENTRY_BYTES,
+        "bytes_formula": "8 x terms (int32 number, float32 weight)",
+        "search_query_ms": _ms(search_seconds / max(1, queries)),
+    }
 
 
 def entries(encoded: Encoded) -> np.ndarray:

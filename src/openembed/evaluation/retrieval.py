@@ -19,6 +19,7 @@ from openembed.evaluation.statistics import bootstrap_interval, generator
 from openembed.evaluation.vectors import Vectors
 from openembed.index import exact
 from openembed.index.dense import best_first
+from openembed.index.tokens.xtr import Xtr
 from openembed.records import Document, Qrels, Query, Run
 
 TOP_K = 1_000
@@ -35,10 +36,10 @@ class RerankingItem:
 
 
 def exact_search(
-    queries: Encoded, query_ids: Sequence[str], documents: Encoded, document_ids: Sequence[str], top_k: int
+    queries: Encoded, query_ids: Sequence[str], documents: exact.Documents, document_ids: Sequence[str], top_k: int
 ) -> Run:
     """Returns the ``top_k`` documents of each query by the score of their kind; ties, also at the cut, by id descending."""
-    rankings = exact.search(queries, documents, top_k, document_ids.__getitem__)
+    rankings = documents.search(queries, top_k, document_ids.__getitem__)
     return {
         query_id: {document_ids[position]: score for position, score in ranking}
         for query_id, ranking in zip(query_ids, rankings, strict=True)
@@ -83,13 +84,18 @@ def evaluate_retrieval(
     metric: str = "ndcg_at_10",
     top_k: int = TOP_K,
     ignore_identical_ids: bool = False,
+    method: Xtr | None = None,
 ) -> Outcome:
-    """Returns nDCG@10 (or ``metric``) of exact search; judged queries only, documents with their title."""
+    """Returns nDCG@10 (or ``metric``) of exact search; judged queries only, documents with their title.
+
+    ``method``: how token vectors are searched, None: by MaxSim of all of them.
+    """
     judged = [query for query in queries if qrels.get(query.id)]
     documents = vectors.documents([document.full_text for document in corpus])
     queries = vectors.queries([query.text for query in judged])
+    searched = exact.prepared(documents, method)
     began = time.perf_counter()
-    run = exact_search(queries, [q.id for q in judged], documents, [d.id for d in corpus], top_k)
+    run = exact_search(queries, [q.id for q in judged], searched, [d.id for d in corpus], top_k)
     costs = costs_of(vectors, queries, documents, time.perf_counter() - began)
     outcome = score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
     return replace(outcome, costs=costs)
@@ -129,11 +135,11 @@ def evaluate_reranking(vectors: Vectors, items: Sequence[RerankingItem], *, metr
     place = {identity: row for row, identity in enumerate(identities)}
     queries = vectors.queries([item.query for item in usable])
     run: Run = {}
-    began = time.perf_counter()
+    searched, began = exact.prepared(documents), time.perf_counter()
     for number, item in enumerate(usable):
         candidates = list(qrels[item.id])
         positions = np.array([place[identity] for identity in candidates])
-        scores = exact.scores_of(take(queries, [number]), documents, positions)
+        scores = searched.scores(take(queries, [number]), positions)
         run[item.id] = dict(zip(candidates, map(float, scores), strict=True))
     costs = costs_of(vectors, queries, documents, time.perf_counter() - began)
     return replace(score_reranking(run, items, metric=metric), costs=costs)

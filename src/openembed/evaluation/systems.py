@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from openembed.evaluation.bm25 import Bm25
 from openembed.evaluation.cache import Cache
 from openembed.evaluation.classification import evaluate_classification
 from openembed.evaluation.clustering import evaluate_clustering, evaluate_clustering_sets
+from openembed.evaluation.costs import bm25_costs
 from openembed.evaluation.pair_classification import evaluate_pair_classification
 from openembed.evaluation.prompts import Prompts, choose_prompts
 from openembed.evaluation.result import Outcome
@@ -24,6 +26,7 @@ from openembed.evaluation.sts import evaluate_sts
 from openembed.evaluation.tasks import METRICS, Task
 from openembed.evaluation.vectors import TextEncoder, Vectors
 from openembed.index import lexical
+from openembed.index.tokens.xtr import Xtr
 from openembed.records import Run
 from openembed.vectors import VectorFormat
 
@@ -65,7 +68,8 @@ class EncoderSystem:
 
     ``options`` go to ``encode``: with ``normalize`` (the default) the similarity of dense vectors is the cosine, else the inner
     product. ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing. ``stored``: the format of dense
-    vectors whose loss is measured (queries stay float32). Raises ``ValueError`` where another kind is asked for it.
+    vectors whose loss is measured (queries stay float32). ``method``: how token vectors are retrieved (reranking is by MaxSim
+    always). Raises ``ValueError`` where another kind is asked for either.
     """
 
     encoder: TextEncoder
@@ -74,10 +78,13 @@ class EncoderSystem:
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
     stored: VectorFormat = field(default_factory=VectorFormat)
+    method: Xtr | None = None
 
     def __post_init__(self) -> None:
         if not self.stored.plain:
             require_kind(self.encoder, ["dense"], "a stored format", "leave dimensions and precision out")
+        if self.method is not None:
+            require_kind(self.encoder, ["tokens"], "XTR", "leave it out")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -88,7 +95,7 @@ class EncoderSystem:
     def fingerprint(self) -> str:
         """The encoder's fingerprint and the options that change vectors."""
         relevant = {key: self.options[key] for key in ("max_length", "normalize") if key in self.options}
-        relevant |= chosen(self.stored)
+        relevant |= chosen(self.stored) | ({} if self.method is None else {"method": str(self.method)})
         return f"{self.encoder.fingerprint} {relevant}" if relevant else self.encoder.fingerprint
 
     def prompts(self, task: Task) -> dict[str, str]:
@@ -108,6 +115,8 @@ class EncoderSystem:
             )
         prompts, options = self._choose(task), dict(self.options)
         vectors = Vectors(self.encoder, prompts, self.cache, options, show_progress=self.progress, stored=self.stored)
+        if task.kind == "retrieval":
+            return _retrieval(vectors, task, self.method)
         return PROTOCOLS[task.kind](vectors, task)
 
     def _choose(self, task: Task) -> Prompts:
@@ -136,8 +145,10 @@ class Bm25System:
             corpus, queries, qrels = read_beir(task.folder, task.split)
             judged = [query for query in queries if qrels.get(query.id)]
             model = Bm25([document.full_text for document in corpus], language=task.language)
+            began = time.perf_counter()
             run = model.search([q.text for q in judged], [q.id for q in judged], [d.id for d in corpus])
-            return _score_retrieval(run, task, corpus, qrels)
+            costs = bm25_costs(model.postings / len(corpus), time.perf_counter() - began, len(judged))
+            return replace(_score_retrieval(run, task, corpus, qrels), costs=costs)
         if task.kind == "reranking":
             return self._rerank(task)
         raise ValueError(f"{task.name}: BM25 ranks documents and cannot do {task.kind}; choose retrieval or reranking tasks")
@@ -187,11 +198,10 @@ def _score_retrieval(run: Run, task: Task, corpus: list[Any], qrels: Any) -> Out
     return retrieval.score_retrieval(run, corpus, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids)
 
 
-def _retrieval(vectors: Vectors, task: Task) -> Outcome:
+def _retrieval(vectors: Vectors, task: Task, method: Xtr | None) -> Outcome:
     corpus, queries, qrels = read_beir(task.folder, task.split)
-    return retrieval.evaluate_retrieval(
-        vectors, corpus, queries, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids
-    )
+    rules = {"metric": task.metric, "ignore_identical_ids": task.ignore_identical_ids}
+    return retrieval.evaluate_retrieval(vectors, corpus, queries, qrels, method=method, **rules)
 
 
 def _reranking(vectors: Vectors, task: Task) -> Outcome:
@@ -230,7 +240,6 @@ def _clustering(vectors: Vectors, task: Task) -> Outcome:
 
 
 PROTOCOLS: dict[str, Callable[[Vectors, Task], Outcome]] = {
-    "retrieval": _retrieval,
     "reranking": _reranking,
     "sts": _sts,
     "pair_classification": _pair_classification,

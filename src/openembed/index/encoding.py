@@ -5,7 +5,7 @@ An encoder says by its ``kind`` what it gives; one that says nothing gives dense
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,12 @@ def vectors_by_kind(given: Vectors | Mapping[Kind, Vectors] | None) -> dict[Kind
     if isinstance(given, TokenVectors):
         return {"tokens": given}
     return {"dense": given} if isinstance(given, np.ndarray) else {"sparse": given}
+
+
+def term_names(encoder: Any) -> Callable[[int], str]:
+    """Returns how a term of a sparse encoder is called: by its tokenizer's token, and by its number where there is none."""
+    backend = getattr(getattr(encoder, "tokenizer", None), "backend", None)
+    return str if backend is None else lambda term: backend.id_to_token(term) or str(term)
 
 
 def count_of(vectors: Vectors) -> int:

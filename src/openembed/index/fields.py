@@ -8,7 +8,7 @@ N documents, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -61,6 +61,21 @@ class Field(Protocol):
     @staticmethod
     def join(parts: Sequence[Vectors]) -> Vectors:
         """Returns vectors one after the other."""
+        ...
+
+    @staticmethod
+    def each(vectors: Vectors) -> Iterator[Any]:
+        """Yields the vector of each document."""
+        ...
+
+    @staticmethod
+    def to_arrays(vectors: Vectors) -> dict[str, np.ndarray]:
+        """Returns vectors as plain arrays, for a file."""
+        ...
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> Vectors:
+        """Returns the vectors that ``to_arrays`` took apart."""
         ...
 
 
@@ -128,6 +143,21 @@ class DenseField:
     def join(parts: Sequence[np.ndarray]) -> np.ndarray:
         """Returns matrices one below the other."""
         return np.concatenate(parts)
+
+    @staticmethod
+    def each(vectors: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields float32 (D,)."""
+        return iter(np.array(vectors))
+
+    @staticmethod
+    def to_arrays(vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the matrix."""
+        return {"values": vectors}
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the matrix."""
+        return arrays["values"]
 
 
 FIELDS: Mapping[Kind, type[Field]] = {"dense": DenseField, "sparse": SparseField}

@@ -15,8 +15,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +52,14 @@ STEMMERS = {
     "tr": "turkish",
 }
 STOP_WORDS = frozenset({"da", "de", "en", "es", "fr", "it", "nl", "no", "pt", "ru", "sv", "tr"})
+"""Languages of which bm25s has a list."""
+
+
+class Tokenized(NamedTuple):
+    """The terms' numbers of each text, in order, and the number of each term."""
+
+    ids: list[list[int]]
+    vocab: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -61,13 +70,20 @@ class Analyzer:
     stopwords: str | None
     stemmer: Any | None
 
-    def tokenize(self, texts: Sequence[str]) -> Any:
-        """Returns bm25s' ``Tokenized(ids, vocab)`` of the texts."""
-        import bm25s
+    def tokenize(self, texts: Sequence[str]) -> Tokenized:
+        """Returns the terms of the texts, those of ``bm25s.tokenize``.
 
-        return bm25s.tokenize(
-            list(texts), token_pattern=WORD.pattern, stopwords=self.stopwords, stemmer=self.stemmer, show_progress=False
-        )
+        That function takes a lock which forked processes share, and which one that is killed never gives back.
+        """
+        stop_words, vocabulary, rows = _stop_words(self.stopwords), {}, []
+        for text in texts:
+            words = [word for word in WORD.findall(text.lower()) if word not in stop_words]
+            rows.append([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+        if self.stemmer is None:
+            return Tokenized(rows, vocabulary)
+        stems: dict[str, int] = {}
+        numbers = [stems.setdefault(stem, len(stems)) for stem in self.stemmer.stemWords(list(vocabulary))]
+        return Tokenized([[numbers[word] for word in row] for row in rows], stems)
 
     def terms(self, text: str) -> list[str]:
         """Returns the terms of one text, in order."""
@@ -83,6 +99,15 @@ class Analyzer:
         words = list({word for _, _, word in found})
         stems = dict(zip(words, self.stemmer.stemWords(words), strict=True))
         return [(start, end, stems[word]) for start, end, word in found]
+
+
+@cache
+def _stop_words(language: str | None) -> frozenset[str]:
+    if language is None:
+        return frozenset()
+    from bm25s import stopwords
+
+    return frozenset(getattr(stopwords, f"STOPWORDS_{'EN' if language == 'en' else STEMMERS[language].upper()}"))
 
 
 def analyzer(language: str) -> Analyzer:

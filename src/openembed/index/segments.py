@@ -21,6 +21,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from openembed.index.lexical import Analyzer, Postings, PostingsWriter
 from openembed.index.manifest import Kind, ModelInfo, SegmentInfo
 from openembed.index.strings import Strings, StringsWriter, load_array, save_array
 from openembed.records import Document
+
+ROWS = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +131,13 @@ class Segment:
         for position in np.flatnonzero(self.live_N):
             yield self.document(int(position))
 
-    def live_rows(self) -> Iterator[tuple[Document, np.ndarray]]:
-        """Yields the live documents with their dense vectors, float32 (width,), in order."""
-        for position in np.flatnonzero(self.live_N):
-            yield self.document(int(position)), self.fields["dense"].rows(position).copy()
+    def live_rows(self, kind: Kind) -> Iterator[tuple[Document, Any]]:
+        """Yields the live documents with their vectors of a kind, in order."""
+        live = np.flatnonzero(self.live_N)
+        for start in range(0, len(live), ROWS):
+            positions = live[start : start + ROWS]
+            vectors = FIELDS[kind].each(self.fields[kind].rows(positions))
+            yield from zip(map(self.document, positions.tolist()), vectors, strict=True)
 
 
 def _to_json(document: Document) -> str:

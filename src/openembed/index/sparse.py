@@ -18,12 +18,13 @@ N documents, V terms, P postings, Q queries.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -58,10 +59,8 @@ def checked(vectors_NV: csr_matrix, width: int, whose: Callable[[int], str]) -> 
     from scipy import sparse
 
     if not sparse.issparse(vectors_NV) or vectors_NV.ndim != 2 or vectors_NV.shape[1] != width:
-        shape = getattr(vectors_NV, "shape", None)
-        raise ValueError(
-            f"got vectors of shape {shape} ({type(vectors_NV).__name__}); needed: a sparse matrix (count, {width})"
-        )
+        shape, kind = getattr(vectors_NV, "shape", None), type(vectors_NV).__name__
+        raise ValueError(f"got vectors of shape {shape} ({kind}); this index needs a sparse matrix (count, {width})")
     given = sparse.csr_matrix(vectors_NV, dtype=np.float32, copy=True)
     given.sum_duplicates()
     bad_P = ~((given.data >= 0) & (given.data <= MOST))
@@ -163,6 +162,17 @@ def _term_type(width: int) -> np.dtype:
     return np.dtype("<u2") if width <= NARROW else np.dtype("<i4")
 
 
+class SparseRow(NamedTuple):
+    """A document's terms, ascending, and their weights."""
+
+    terms: np.ndarray
+    weights: np.ndarray
+
+    def tobytes(self) -> bytes:
+        """Returns both, as bytes that are equal where the vectors are."""
+        return self.terms.astype("<i4").tobytes() + self.weights.astype("<f4").tobytes()
+
+
 class SparseField:
     """The sparse vectors of a segment, memory-mapped. Raises ``ValueError`` when a file is missing or damaged."""
 
@@ -210,6 +220,26 @@ class SparseField:
         from scipy import sparse
 
         return sparse.vstack(parts, format="csr")
+
+    @staticmethod
+    def each(vectors: csr_matrix) -> Iterator[SparseRow]:
+        """Yields the terms and weights of each document."""
+        for low, high in pairwise(vectors.indptr.tolist()):
+            yield SparseRow(vectors.indices[low:high], vectors.data[low:high])
+
+    @staticmethod
+    def to_arrays(vectors: csr_matrix) -> dict[str, np.ndarray]:
+        """Returns the matrix in three arrays, and its shape."""
+        shape = np.array(vectors.shape)
+        return {"weights": vectors.data, "terms": vectors.indices, "rows": vectors.indptr, "shape": shape}
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> csr_matrix:
+        """Returns the matrix again."""
+        from scipy import sparse
+
+        parts = arrays["weights"], arrays["terms"], arrays["rows"]
+        return sparse.csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
 
     def postings(self, term: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (documents, weights) of a term."""

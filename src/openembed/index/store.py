@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,8 @@ class Store(Searches):
     ) -> Store:
         """Returns a new store of ``documents`` (with their ``vectors`` when there is a model), all or nothing.
 
-        ``model``: one, or one of each kind. Raises ``FileExistsError`` when ``directory`` already holds a store, and what ``add`` raises.
+        ``model``: one, or one of each kind. Raises ``FileExistsError`` when ``directory`` already holds a store, and what
+        ``add`` raises.
         """
         store = cls.__new__(cls)
         store.directory = Path(directory)
@@ -135,13 +137,13 @@ class Store(Searches):
         for segment in self._segments:
             yield from segment.live_documents()
 
-    def rows(self) -> Iterator[tuple[Document, np.ndarray]]:
-        """Yields the live documents with their dense vectors, float32 (width,), in the order of ``ids``.
+    def rows(self, kind: Kind = "dense") -> Iterator[tuple[Document, Any]]:
+        """Yields the live documents with their vectors of ``kind``, in the order of ``ids``.
 
-        Raises ``ValueError`` when the store has no dense vectors.
+        Dense ones are float32 (width,), sparse ones (terms, weights). Raises ``ValueError`` when the store has none.
         """
-        self._model_of("dense")
-        return chain.from_iterable(segment.live_rows() for segment in self._segments)
+        self._model_of(kind)
+        return chain.from_iterable(segment.live_rows(kind) for segment in self._segments)
 
     def refresh(self) -> bool:
         """Opens the newest state; returns whether there was a newer one."""
@@ -176,7 +178,8 @@ class Store(Searches):
     ) -> int:
         """Adds documents, encoded by ``encoder`` or with ``vectors`` (N, width) given in their order; returns how many.
 
-        Where the store has models of several kinds, there are as many encoders, or vectors by kind, or some of both. All or nothing. Raises ``ValueError`` for an id twice in ``documents``, an id already in the store (unless
+        Where the store has models of several kinds, there are as many encoders, or vectors by kind, or some of both.
+        All or nothing. Raises ``ValueError`` for an id twice in ``documents``, an id already in the store (unless
         ``replace``, which deletes the old document in the same change), another model, and vectors of a wrong shape.
         Documents are streamed; their ids, metadata and term counts are held in memory until the end.
         """
@@ -392,12 +395,11 @@ class Store(Searches):
     def _check_given(self, encoders: Mapping[Kind, EncodesDocuments], vectors: Mapping[Kind, Vectors]) -> None:
         for kind in vectors:
             self._model_of(kind)
+        for encoder in encoders.values():
+            self.check_encoder(encoder)
         for kind, model in self.models.items():
-            if kind in vectors:
-                continue
-            if kind not in encoders:
+            if kind not in vectors and kind not in encoders:
                 raise ValueError(f"{self.directory}: give the encoder ({model.name}) or the documents' vectors")
-            self.check_encoder(encoders[kind])
 
     def _updated_vectors(
         self, documents: list[Document], encoders: Mapping[Kind, EncodesDocuments], kinds: Sequence[Kind]

@@ -117,6 +117,25 @@ EXPORT int openembed_residuals_maxsim(const Residuals *residuals, const float *p
     return failed;
 }
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#define NEAR(NAME, WIDTH, VECTOR, LOAD, STORE, MAX, ZERO)                                                                     \
+    static int32_t NAME(const int32_t *codes, int64_t count, const uint8_t *table, int64_t stride) {                          \
+        VECTOR best[4] = {ZERO, ZERO, ZERO, ZERO};                                                                             \
+        uint8_t lanes[WIDTH];                                                                                                  \
+        int32_t total = 0;                                                                                                     \
+        int64_t i = 0;                                                                                                         \
+        for (; i + 4 <= count; i += 4)                                                                                         \
+            UNROLLED for (int j = 0; j < 4; j++)                                                                               \
+                best[j] = MAX(best[j], LOAD((const void *)(table + (int64_t)codes[i + j] * stride)));                          \
+        for (; i < count; i++) best[0] = MAX(best[0], LOAD((const void *)(table + (int64_t)codes[i] * stride)));               \
+        STORE((void *)lanes, MAX(MAX(best[0], best[1]), MAX(best[2], best[3])));                                               \
+        for (int lane = 0; lane < WIDTH; lane++) total += lanes[lane];                                                         \
+        return total;                                                                                                          \
+    }
+NEAR(near_16, 16, __m128i, _mm_loadu_si128, _mm_storeu_si128, _mm_max_epu8, _mm_setzero_si128())
+NEAR(near_32, 32, __m256i, _mm256_loadu_si256, _mm256_storeu_si256, _mm256_max_epu8, _mm256_setzero_si256())
+NEAR(near_64, 64, __m512i, _mm512_loadu_si512, _mm512_storeu_si512, _mm512_max_epu8, _mm512_setzero_si512())
+#else
 #define NEAR(NAME, WIDTH)                                                                                                      \
     static int32_t NAME(const int32_t *codes, int64_t count, const uint8_t *table, int64_t stride) {                          \
         uint8_t best[WIDTH] = {0};                                                                                             \
@@ -131,6 +150,7 @@ EXPORT int openembed_residuals_maxsim(const Residuals *residuals, const float *p
 NEAR(near_16, 16)
 NEAR(near_32, 32)
 NEAR(near_64, 64)
+#endif
 
 /* MaxSim of documents as if their tokens were their centroids: ``table`` (centroids, stride) has the products as bytes; stride is
  * 16, 32 or a multiple of 64. -1 for a document of no tokens. */
@@ -201,6 +221,22 @@ typedef struct {
     int32_t *touched;        /* (documents): those of any query token */
 } Tally;
 
+/* Takes in a product of query token ``token`` with a token of document ``owner``. */
+static inline void note(Tally *tally, int64_t token, int64_t owner, float score, int64_t *found, int64_t *touched) {
+    if (tally->stamp[owner] == token + 1) {
+        if (score > tally->best[owner]) tally->best[owner] = score;
+        return;
+    }
+    if (!tally->stamp[owner]) tally->touched[(*touched)++] = (int32_t)owner;
+    tally->stamp[owner] = (int32_t)token + 1;
+    tally->best[owner] = score;
+    tally->found[(*found)++] = (int32_t)owner;
+}
+
+static inline void settle(Tally *tally, int64_t found, float missing) {
+    for (int64_t i = 0; i < found; i++) tally->total[tally->found[i]] += tally->best[tally->found[i]] - missing;
+}
+
 /* Sums, over the tokens of one query, the greatest product of each document found in the probed runs. Returns how many documents
  * were found. */
 EXPORT int64_t openembed_residuals_runs(const Residuals *residuals, const Probes *probes, Tally *tally) {
@@ -212,20 +248,22 @@ EXPORT int64_t openembed_residuals_runs(const Residuals *residuals, const Probes
             for (int64_t place = probes->runs[2 * probe]; place < probes->runs[2 * probe + 1]; place++) {
                 int32_t owner = residuals->owners[place];
                 if (!tally->eligible[owner]) continue;
-                float score = probes->near[probe] + residual_dot(residuals, place, query);
-                if (tally->stamp[owner] == token + 1) {
-                    if (score > tally->best[owner]) tally->best[owner] = score;
-                    continue;
-                }
-                if (!tally->stamp[owner]) tally->touched[touched++] = owner;
-                tally->stamp[owner] = (int32_t)token + 1;
-                tally->best[owner] = score;
-                tally->found[found++] = owner;
+                note(tally, token, owner, probes->near[probe] + residual_dot(residuals, place, query), &found, &touched);
             }
-        for (int64_t i = 0; i < found; i++) {
-            int32_t owner = tally->found[i];
-            tally->total[owner] += tally->best[owner] - probes->missing[token];
-        }
+        settle(tally, found, probes->missing[token]);
+    }
+    return touched;
+}
+
+/* As openembed_residuals_runs, of products at hand: those of query token i are ``starts[i]`` to ``starts[i + 1]``. */
+EXPORT int64_t openembed_products_tally(const int64_t *documents, const float *products, const int64_t *starts, int64_t tokens,
+                                        const float *missing, Tally *tally) {
+    int64_t touched = 0;
+    for (int64_t token = 0; token < tokens; token++) {
+        int64_t found = 0;
+        for (int64_t i = starts[token]; i < starts[token + 1]; i++)
+            note(tally, token, documents[i], products[i], &found, &touched);
+        settle(tally, found, missing[token]);
     }
     return touched;
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openembed.data.sources import SourceConfig
+from openembed.encoded import require_kind
 from openembed.files import atomic_write, read_json, write_json
 from openembed.packaged import packaged
 from openembed.recipe.config import (
@@ -196,16 +197,13 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
 def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:
     from openembed.bulk import BulkConfig, encode_file
     from openembed.checkpoints import DTYPES
-    from openembed.data.teacher import write_keys, write_sparse
+    from openembed.data.teacher import write_keys
 
     texts = _plain_texts(place, stage, folder, stage.side)
     encoder = place.model(stage.model, dtype=None if stage.dtype is None else DTYPES[stage.dtype])
-    if encoder.kind == "sparse":
-        encode = encoder.encode_queries if stage.side == "query" else encoder.encode_documents
-        write_sparse(folder, encode(list(_texts(texts)), instruction=stage.instruction, progress=True))
-    else:
-        config = BulkConfig(kind=stage.side or "document", instruction=stage.instruction)
-        encode_file(encoder, texts, folder, config, show_progress=True)
+    require_kind(encoder, ["dense", "sparse"], f"the encode stage of {stage.model}", "objectives learn from no other")
+    config = BulkConfig(kind=stage.side or "document", instruction=stage.instruction)
+    encode_file(encoder, texts, folder, config, show_progress=True)
     write_keys(folder, _texts(texts))
 
 
@@ -293,6 +291,10 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
         system = EncoderSystem(encoder, "training")
         return {task.name: system.evaluate(task).value for task in watched}
 
+    kinds = EncoderSystem(encoder, "training").kinds
+    unfit = [task.name for task in watched if task.kind not in kinds]
+    if unfit:
+        raise ValueError(f"watch: {', '.join(unfit)}: this model cannot be scored on it; it does {', '.join(kinds)}")
     scored = evaluate if watched else None
     train(place.training(stage), encoder, folder, examples=examples, evaluate=scored, world=world, tell=place.tell)
 
@@ -319,7 +321,8 @@ def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
             ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
-            run_tasks(EncoderSystem(place.model(model), model), tasks, folder / folder_name(model))
+            system = EncoderSystem(place.model(model), model)
+            run_tasks(system, [task for task in tasks if task.kind in system.kinds], folder / folder_name(model))
 
 
 def _task(place: Workplace, task: TaskConfig) -> Task:
@@ -337,6 +340,7 @@ def _task(place: Workplace, task: TaskConfig) -> Task:
 
 def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
     from openembed.documents import read_documents
+    from openembed.index.fields import FIELDS
     from openembed.index.store import Store, describe_model
 
     directory, documents = folder / STORE, read_documents(place.locate(stage.corpus))
@@ -345,6 +349,7 @@ def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
         Store.create(directory, documents, language=stage.language)
         return
     encoder = place.model(stage.model)
+    require_kind(encoder, tuple(FIELDS), "an index", f"evaluate {stage.model} instead")
     info = describe_model(place.model_folder(stage.model), encoder)
     Store.create(directory, language=stage.language, model=info).add(documents, encoder)
 

@@ -1,8 +1,8 @@
 """Token vectors as the nearest of K centroids and 2 or 4 bits a component of what is left (ColBERTv2, arXiv 2112.01488).
 
 A component of the residual becomes the number of its bucket; buckets hold equally many of a sample's components, and each is
-replaced by its middle quantile. Rows of buckets lie in the order of their centroids (which WARP scans), ``places_T`` leads there
-from the order of the documents (which PLAID reads); one set of files serves both.
+replaced by its middle quantile. Rows of buckets lie in the order of their centroids (which WARP scans), ``places_T`` leads
+there from the order of the documents (which PLAID reads); one set of files serves both.
 
 T tokens, K centroids, D width, P width padded for whole bytes of lanes, B bytes of a row, N documents.
 """
@@ -109,7 +109,7 @@ class Codec:
         """Returns float32 (T, D): what rows of buckets stand for."""
         shifts = np.arange(0, 8, self.bits, dtype=np.uint8)
         buckets = (packed_TB[:, None, :] >> shifts[:, None]) & np.uint8(2**self.bits - 1)
-        return np.asarray(self.weights, np.float32)[buckets.reshape(len(packed_TB), -1)[:, : self.width]]
+        return np.asarray(self.weights, np.float32)[buckets.reshape(len(packed_TB), self.padded)[:, : self.width]]
 
 
 @dataclass
@@ -253,7 +253,7 @@ def map_residuals(directory: Path, offsets_N1: np.ndarray, width: int, bits: int
     for name, limit in zip(LISTS, (len(centroids_KD), tokens, len(offsets_N1) - 1), strict=True):
         path = directory / f"residuals.{name}.i32"
         values_T = map_file(path, np.int32, (tokens,))
-        if tokens and not (0 <= int(values_T.min()) and int(values_T.max()) < limit):
+        if tokens and not (int(values_T.min()) >= 0 and int(values_T.max()) < limit):
             raise ValueError(f"{path}: damaged, a number is not below {limit}; build the index anew")
         lists.append(values_T)
     return Residuals(codec, offsets_N1, packed_TB, *lists, starts_K1)

@@ -59,7 +59,7 @@ def code_rows(values_TD: np.ndarray) -> CodedRows:
 
 
 def document_bounds(rows: CodedRows, offsets_N1: np.ndarray) -> np.ndarray:
-    """Returns float32 (N, 2): the greatest error and norm among the tokens of each document, rounded up; 0 where it has none."""
+    """Returns float32 (N, 2): the greatest error and norm among each document's tokens, rounded up; 0 where it has none."""
     bounds_N2, full_N = np.zeros((len(offsets_N1) - 1, 2), dtype=np.float32), np.diff(offsets_N1) > 0
     if full_N.any():
         for column, lengths_T in enumerate((rows.error_T, rows.norm_T)):

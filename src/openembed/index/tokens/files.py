@@ -23,12 +23,11 @@ from pydantic import Field
 
 from openembed.config import Config, parse
 from openembed.files import read_json, write_json
-from openembed.index.codes import Codes
 from openembed.index.strings import load_array, map_file, named, save_array
 from openembed.index.tokens.codec import Codec, Residuals, clusters_for, encode_tokens, map_residuals, write_residuals
 from openembed.index.tokens.coding import check_vectors, code_rows, document_bounds, stride_of
 from openembed.index.tokens.exact import TokenMatrix
-from openembed.index.tokens.muvera import EncodingSettings, map_encodings, write_encodings
+from openembed.index.tokens.muvera import Encodings, EncodingSettings, map_encodings, write_encodings
 from openembed.token_vectors import TokenVectors
 
 CODED_FROM = 2_000_000
@@ -40,8 +39,8 @@ class TokenSettings(Config):
 
     ``precision``: of the vectors on disk; all scores are those of the vectors as kept. ``bits``: of the residuals that segments
     of ``coded_from`` tokens or more are given for approximate search; None: exact search alone. ``clusters``: centroids, None:
-    by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals alone. ``encodings``: also one long
-    vector a document.
+    by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals alone. ``encodings``: also one
+    long vector a document.
     """
 
     precision: Literal["float16", "float32"] = "float16"
@@ -162,8 +161,8 @@ class TokenSegment:
         return map_residuals(self.directory, self.offsets_N1, info.width, info.bits, info.unit) if info.bits else None
 
     @cached_property
-    def encodings(self) -> tuple[np.ndarray, Codes] | None:
-        """One long vector a document, and their codes; None where there are none."""
+    def encodings(self) -> Encodings | None:
+        """One long vector a document; None where there are none."""
         return None if self.info.encodings is None else map_encodings(self.directory, self.info.count, self.info.encodings)
 
     def vectors(self, documents: np.ndarray) -> TokenVectors:

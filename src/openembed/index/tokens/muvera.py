@@ -2,8 +2,9 @@
 
 In each of R repetitions random hyperplanes put every token into one of 2^planes cells. A query's block holds for each cell the
 sum of its tokens there, projected to ``inner`` random directions; a document's the mean, or, where a cell is empty, its token
-that lies across the fewest planes. Candidates come from dense search over these vectors and are then scored exactly. Not to be
-brought to length 1: it is the dot product that follows MaxSim.
+that lies across the fewest planes. Candidates are those of the greatest products, and are then scored exactly. Not to be
+brought to length 1: it is the dot product that follows MaxSim. One byte a component is kept: what that loses is far less than
+what an encoding does, so an exact search of the encodings would be work for nothing.
 
 N texts, T tokens, D width, E width of an encoding.
 """
@@ -12,20 +13,23 @@ from __future__ import annotations
 
 from ctypes import Structure, byref, c_int64
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from openembed.config import Config
-from openembed.index.codes import LANES, Codes, groups_of, quantize, steps_of
-from openembed.index.dense import Vectors
 from openembed.index.strings import map_file, named
+from openembed.index.tokens.coding import Panel, code_rows, stride_of
+from openembed.index.tokens.exact import TokensStructure
 from openembed.index.tokens.native import address, check, token_library
 from openembed.token_vectors import TokenVectors
 
 BLOCK = 65_536
-FILES = ("encodings.f32", "encodings.codes.u8", "encodings.bounds.f32")
+CODED = 1_024
+"""Documents encoded at once."""
+FILES = ("encodings.u8", "encodings.scales.f32")
 
 
 class EncodingSettings(Config):
@@ -76,7 +80,7 @@ def encode_fixed(vectors: TokenVectors, settings: EncodingSettings, *, document:
 
 
 def _projection(width: int, settings: EncodingSettings) -> np.ndarray:
-    """Returns float32 (D, R * (planes + inner)): in each repetition Gaussian planes, then random signs over the root of ``inner``."""
+    """Returns float32 (D, R * (planes + inner)): for each repetition Gaussian planes, then signs over the root of ``inner``."""
     random = np.random.default_rng(settings.seed)
     planes = random.standard_normal((width, settings.repetitions, settings.planes))
     signs = random.choice([-1.0, 1.0], (width, settings.repetitions, settings.inner)) / settings.inner**0.5
@@ -90,7 +94,7 @@ def _encode(projected: np.ndarray, offsets: np.ndarray, settings: EncodingSettin
         texts = len(offsets) - 1
         check(library.openembed_fixed_encodings(address(projected), address(offsets), texts, byref(cells), address(out_NE)))
         return
-    parts = projected.reshape(len(projected), settings.repetitions, -1)
+    parts = projected.reshape(len(projected), settings.repetitions, settings.planes + settings.inner)
     bits = (parts[:, :, : settings.planes] > 0) @ (1 << np.arange(settings.planes))
     out = out_NE.reshape(len(out_NE), settings.repetitions, 2**settings.planes, settings.inner)
     cells = np.arange(2**settings.planes)
@@ -107,35 +111,56 @@ def _encode(projected: np.ndarray, offsets: np.ndarray, settings: EncodingSettin
                 out[text, repetition] = np.where(counts[:, None] > 0, means, filled)
 
 
+@dataclass
+class Encodings:
+    """The encodings of a segment's documents, one byte a component: ``codes_NE`` is component / ``scale_N`` + 128."""
+
+    codes_NE: np.ndarray
+    scale_N: np.ndarray
+    settings: EncodingSettings
+
+    def candidates(self, query: TokenVectors, eligible_N: np.ndarray, count: int) -> np.ndarray:
+        """Returns the positions of the ``count`` eligible documents of greatest product of encodings with the query's."""
+        chosen = np.flatnonzero(eligible_N)
+        if len(chosen) <= count:
+            return chosen
+        scores = self._products(encode_fixed(query, self.settings, document=False), chosen)
+        return chosen[np.argpartition(-scores, count - 1)[:count]]
+
+    def _products(self, query_1E: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        library = token_library()
+        if library is None:
+            parts = np.split(documents, range(CODED, len(documents), CODED))
+            codes = [(self.codes_NE[part].astype(np.float32) - 128)[:, : query_1E.shape[1]] @ query_1E[0] for part in parts]
+            return np.concatenate(codes) * self.scale_N[documents]
+        panel, scores = Panel(TokenVectors(query_1E, np.array([0, 1]))), np.empty(len(documents), dtype=np.float32)
+        arguments = byref(self._structure), panel.pointer, address(documents), len(documents), address(scores)
+        check(library.openembed_tokens_scan(*arguments))
+        return scores
+
+    @cached_property
+    def _structure(self) -> TokensStructure:
+        """The encodings as documents of one token each."""
+        self._offsets = np.arange(len(self.scale_N) + 1, dtype=np.int64)
+        arrays = self.codes_NE, self.scale_N, None, None, self._offsets
+        return TokensStructure(*map(address, arrays), self.codes_NE.shape[1], self.settings.width, 0)
+
+
 def write_encodings(directory: Path, vectors: TokenVectors, settings: EncodingSettings) -> None:
-    """Writes the encodings of a segment's documents, and their codes, into its folder, a block at a time."""
-    bounds, step = [], max(LANES, BLOCK // settings.width * LANES)
+    """Writes the encodings of a segment's documents into its folder, a block at a time."""
     paths = [directory / name for name in FILES]
-    with named(paths[0]), paths[0].open("wb") as values_file, named(paths[1]), paths[1].open("wb") as codes_file:
-        for start in range(0, len(vectors), step):
-            stop = min(start + step, len(vectors))
+    with named(paths[0]), paths[0].open("wb") as codes_file, named(paths[1]), paths[1].open("wb") as scales_file:
+        for start in range(0, len(vectors), CODED):
+            stop = min(start + CODED, len(vectors))
             low, high = vectors.offsets_N1[start], vectors.offsets_N1[stop]
             part = TokenVectors(vectors.values_TD[low:high], vectors.offsets_N1[start : stop + 1] - low)
-            block_NE = encode_fixed(part, settings, document=True)
-            codes = quantize(block_NE)
-            values_file.write(memoryview(block_NE).cast("B"))
-            codes_file.write(memoryview(codes.codes_GS).cast("B"))
-            bounds.append(codes.bounds_3P)
-    with named(paths[2]), paths[2].open("wb") as file:
-        file.write(np.concatenate(bounds, axis=1).tobytes() if bounds else b"")
+            rows = code_rows(encode_fixed(part, settings, document=True))
+            codes_file.write(memoryview(rows.codes_TS).cast("B"))
+            scales_file.write(memoryview(rows.scale_T).cast("B"))
 
 
-def map_encodings(directory: Path, count: int, settings: EncodingSettings) -> tuple[np.ndarray, Codes]:
-    """Returns memory-mapped encodings (N, E) and their codes; ``ValueError`` names a file that is missing or of a wrong size."""
-    values, codes, bounds = (directory / name for name in FILES)
-    groups = groups_of(count)
-    found = Codes(
-        map_file(codes, np.uint8, (groups, steps_of(settings.width), LANES, 4)),
-        map_file(bounds, np.float32, (3, groups * LANES)),
-    )
-    return map_file(values, np.float32, (count, settings.width)), found
-
-
-def as_vectors(encodings: tuple[np.ndarray, Codes], eligible_N: np.ndarray) -> Vectors:
-    """Returns encodings as dense search takes them."""
-    return Vectors(encodings[0], eligible_N, encodings[1])
+def map_encodings(directory: Path, count: int, settings: EncodingSettings) -> Encodings:
+    """Returns memory-mapped encodings; ``ValueError`` names a file that is missing or of a wrong size."""
+    codes, scales = (directory / name for name in FILES)
+    shape = count, stride_of(settings.width)
+    return Encodings(map_file(codes, np.uint8, shape), map_file(scales, np.float32, (count,)), settings)

@@ -13,6 +13,8 @@ import numpy as np
 
 from openembed.kernels.compile import compiled
 
+COUNTING = ("residuals_runs", "residuals_dots", "products_tally")
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,12 +39,13 @@ def token_library() -> ctypes.CDLL | None:
         "residuals_near": (pointer, pointer, integer, pointer, integer, pointer),
         "residuals_dots": (pointer, pointer, pointer, pointer, integer, pointer, pointer, pointer),
         "residuals_runs": (pointer, pointer, pointer),
+        "products_tally": (pointer, pointer, pointer, integer, pointer, pointer),
         "fixed_encodings": (pointer, pointer, integer, pointer, pointer),
     }
     for name, types in takes.items():
         function = getattr(library, f"openembed_{name}")
         function.argtypes = types
-        function.restype = integer if name in ("residuals_runs", "residuals_dots") else ctypes.c_int
+        function.restype = integer if name in COUNTING else ctypes.c_int
     return library
 
 

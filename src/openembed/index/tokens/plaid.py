@@ -1,4 +1,5 @@
-"""PLAID (arXiv 2205.09707): documents are first scored as if their tokens were their centroids, the best then by their residuals.
+"""PLAID (arXiv 2205.09707): documents are first scored as if their tokens were their centroids, the best then by their
+residuals.
 
 A token's product with a centroid is computed once a query and kept as one byte, so this first pass takes a byte look-up a token
 and query. It looks at every document, or at those with a token in one of the ``probes`` nearest centroids of a query token.

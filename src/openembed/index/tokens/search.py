@@ -1,11 +1,11 @@
 """Search and reranking over segments of token vectors.
 
-``rerank`` is the first of the two: whatever finds candidates (BM25, dense, sparse), it gives them their exact MaxSim. ``search``
-looks for itself: exactly, or by a method that passes documents over. Scores are always on the scale of MaxSim, a sum over the
-query's tokens. Positions count through the segments, as in ``index.dense``, and ties go to the greater id.
+``rerank`` is the first of the two: whatever finds candidates (BM25, dense, sparse), it gives them their exact MaxSim.
+``search`` looks for itself: exactly, or by a method that passes documents over. Scores are always on the scale of MaxSim, a sum
+over the query's tokens. Positions count through the segments, as in ``index.dense``, and ties go to the greater id.
 
-Segments too small to have residuals or encodings are searched exactly, whatever the method. A segment that holds residuals alone
-is exact only for its vectors as reconstructed.
+Segments too small to have residuals or encodings are searched exactly, whatever the method. A segment that holds residuals
+alone is exact only for its vectors as reconstructed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from openembed.index import dense
 from openembed.index.tokens.coding import Panel, check_vectors
 from openembed.index.tokens.exact import best_documents, exact_scores
 from openembed.index.tokens.files import TokenSegment
-from openembed.index.tokens.muvera import Encoded, as_vectors, encode_fixed
+from openembed.index.tokens.muvera import Encoded
 from openembed.index.tokens.plaid import Plaid
 from openembed.index.tokens.warp import Warp
-from openembed.index.tokens.xtr import Retrieved, Xtr, retrieve, retrieve_coded, scores_of
+from openembed.index.tokens.xtr import Retrieved, Xtr, joined, retrieve, retrieve_coded, scores_of
 from openembed.token_vectors import TokenVectors
 
 Method = Plaid | Warp | Xtr | Encoded | None
@@ -119,6 +119,7 @@ def _scores(query: TokenVectors, parts: Sequence[Tokens], positions: np.ndarray)
             scores[inside] = exact_scores([matrix], panel, documents)
         else:
             scores[inside] = part.segment.residuals.maxsim(query.values_TD, documents)
+        scores[inside[np.diff(part.segment.offsets_N1)[documents] == 0]] = -np.inf  # of a query without tokens too
     return scores
 
 
@@ -190,49 +191,26 @@ def _encoded(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Encod
         segment = part.segment
         if segment.encodings is None:
             return None
-        vector = encode_fixed(query, segment.info.encodings, document=False)
         full_N = part.eligible_N & (np.diff(segment.offsets_N1) > 0)
-        count = max(method.candidates, k)
-        found = dense.search(vector, [as_vectors(segment.encodings, full_N)], count, str)[0]
-        documents = np.array([position for position, _ in found], dtype=np.int64)
+        documents = segment.encodings.candidates(query, full_N, max(method.candidates, k))
         return documents, np.empty(len(documents), dtype=np.float32)
 
     return _by_parts(query, parts, k, find, None)
 
 
 def _xtr(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Xtr) -> Found:
-    """The tokens of parts that hold vectors compete with each other; a part of residuals alone is searched by itself."""
-    del k
-    found, panel, starts = [], Panel(query), _starts(parts)
-    whole = [number for number, part in enumerate(parts) if part.segment.matrix is not None]
-    if whole:
-        matrices = [parts[number].segment.matrix for number in whole]
-        retrieved = retrieve(matrices, [parts[number].eligible_N for number in whole], panel, method.tokens)
-        found.append(_tallied(retrieved, _owners([parts[n].segment for n in whole], starts[whole], retrieved), panel, method))
-    for number, part in enumerate(parts):
-        residuals = part.segment.residuals
-        if part.segment.matrix is None:
-            retrieved = retrieve_coded(residuals, part.eligible_N, query.values_TD, method.tokens)
-            owners = residuals.owners_T[retrieved.positions] + starts[number]
-            found.append(_tallied(retrieved, owners, panel, method))
-    positions, scores = _joined(found)
-    if method.rescored and len(positions):
-        best = np.sort(positions[np.argsort(-scores, kind="stable")[: method.rescored]])
-        return best, _scores(query, parts, best)
-    return positions, scores
-
-
-def _tallied(retrieved: Retrieved, owners: np.ndarray, panel: Panel, method: Xtr) -> Found:
-    return scores_of(retrieved, owners, panel.lanes, method.imputation)
-
-
-def _owners(segments: Sequence[TokenSegment], starts: np.ndarray, retrieved: Retrieved) -> np.ndarray:
-    """Returns int64: the position of each retrieved token's document."""
-    owners, first = np.empty(len(retrieved.positions), dtype=np.int64), 0
-    for segment, start in zip(segments, starts, strict=True):
-        last = first + int(segment.offsets_N1[-1])
-        inside = (retrieved.positions >= first) & (retrieved.positions < last)
-        tokens = retrieved.positions[inside] - first
-        owners[inside] = np.searchsorted(segment.offsets_N1, tokens, side="right") - 1 + start
-        first = last
-    return owners
+    """The tokens of all parts compete with each other."""
+    panel, starts, retrieved = Panel(query), _starts(parts), []
+    for part, start in zip(parts, starts, strict=False):
+        segment = part.segment
+        if segment.residuals is not None:
+            found = retrieve_coded(segment.residuals, part.eligible_N, query.values_TD, method.tokens)
+        else:
+            found = retrieve(segment.matrix, part.eligible_N, panel, method.tokens)
+        retrieved.append(Retrieved(found.lanes, found.documents + start, found.products))
+    found = joined(retrieved, method.tokens)
+    positions, scores = scores_of(found, panel.lanes, int(starts[-1]), method.imputation)
+    if not method.rescored or not len(positions):
+        return positions, scores
+    best = np.sort(positions[np.argsort(-scores, kind="stable")[: max(method.rescored, k)]])
+    return best, _scores(query, parts, best)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import byref
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from openembed.index.tokens.codec import Residuals
 from openembed.index.tokens.coding import Panel, padded
 from openembed.index.tokens.exact import TokenMatrix
 from openembed.index.tokens.native import address, check, structure, token_library
+from openembed.index.tokens.warp import Tally, nearest_holding
 
 WIDER = 4
 """Coded tokens looked at for each one retrieved."""
@@ -34,7 +36,8 @@ class Xtr:
     token (the greatest it can be), ``zero`` as 0, and ``none`` leaves it out and divides by the number of query tokens
     found instead of all (times all, to stay on the scale of MaxSim).
 
-    ``rescored``: so many of the best are scored exactly after; 0: XTR's own scores are given.
+    Segments that have residuals are searched by them, others exactly. ``rescored``: so many of the best are scored exactly
+    after; 0: XTR's own scores are given.
     """
 
     tokens: int = 1000
@@ -48,52 +51,69 @@ class Xtr:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The tokens found for each query token: by lane, then product descending, then position."""
+    """The tokens found for each query token, by lane: the document that each is of, and its product."""
 
     lanes: np.ndarray
-    positions: np.ndarray
+    documents: np.ndarray
     products: np.ndarray
 
+    def best(self, count: int) -> Retrieved:
+        """Returns the ``count`` of greatest product of each lane; of equal ones those that come first."""
+        kept = np.ones(len(self.lanes), dtype=bool)
+        bounds = np.r_[0, np.flatnonzero(np.diff(self.lanes)) + 1, len(self.lanes)]
+        for low, high in pairwise(bounds):
+            if high - low <= count:
+                continue
+            products = self.products[low:high]
+            last = np.partition(products, high - low - count)[high - low - count]
+            kept[low:high] = products > last
+            equal = np.flatnonzero(products == last)[: count - int(kept[low:high].sum())]
+            kept[low + equal] = True
+        return Retrieved(self.lanes[kept], self.documents[kept], self.products[kept])
 
-def retrieve(matrices: Sequence[TokenMatrix], eligible: Sequence[np.ndarray], panel: Panel, count: int) -> Retrieved:
+
+def joined(parts: Sequence[Retrieved], count: int) -> Retrieved:
+    """Returns the ``count`` best tokens of each lane among those of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    lanes = np.concatenate([np.empty(0, np.int64), *(part.lanes for part in parts)])
+    order = np.argsort(lanes, kind="stable")
+    documents = np.concatenate([np.empty(0, np.int64), *(part.documents for part in parts)])
+    products = np.concatenate([np.empty(0, np.float32), *(part.products for part in parts)])
+    return Retrieved(lanes[order], documents[order], products[order]).best(count)
+
+
+def retrieve(matrix: TokenMatrix, eligible_N: np.ndarray, panel: Panel, count: int) -> Retrieved:
     """Returns the ``count`` tokens of greatest product for each lane, exactly, among those of eligible documents.
 
-    Positions count through the matrices; of equal products the earlier token is retrieved.
+    Of equal products the earlier token is retrieved.
     """
-    parts, start = [], 0
-    for matrix, mask_N in zip(matrices, eligible, strict=True):
-        lanes, tokens = _candidates(matrix, mask_N, panel, count)
-        order = np.argsort(tokens, kind="stable")
-        products = np.empty(len(tokens), dtype=np.float32)
-        products[order] = matrix.products(panel, lanes[order], tokens[order])  # the file is read forwards
-        parts.append(best_of(Retrieved(lanes, tokens + start, products), count))
-        start += int(matrix.offsets_N1[-1])
-    if not parts:
-        return Retrieved(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    fields = ("lanes", "positions", "products")
-    return best_of(Retrieved(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields)), count)
+    lanes, tokens = _candidates(matrix, eligible_N, panel, count)
+    products = matrix.products(panel, lanes, tokens)
+    documents = np.searchsorted(matrix.offsets_N1, tokens, side="right") - 1
+    return Retrieved(lanes, documents, products).best(count)
 
 
 def retrieve_coded(residuals: Residuals, eligible_N: np.ndarray, query_LD: np.ndarray, count: int) -> Retrieved:
     """As ``retrieve``, from coded tokens: the best by their residuals of the ``WIDER * count`` in the nearest centroids.
 
-    Products are those with tokens as coded, not brought to length 1. Positions are places in the order of the centroids.
+    Products are those with tokens as coded, not brought to length 1.
     """
-    query_LD, codec = np.asarray(query_LD, dtype=np.float32), residuals.codec
-    products_LK, sizes_K = query_LD @ codec.centroids_KD.T, np.diff(residuals.starts_K1)
+    query_LD = np.asarray(query_LD, dtype=np.float32)
+    products_LK = query_LD @ residuals.codec.centroids_KD.T
+    order_LK, held_LK = nearest_holding(products_LK, np.diff(residuals.starts_K1), WIDER * count)
     parts = []
     for lane, query_D in enumerate(query_LD):
-        order_K = np.argsort(-products_LK[lane], kind="stable")
-        probed = order_K[: int((np.cumsum(sizes_K[order_K]) < WIDER * count).sum()) + 1]
-        places, products = _coded_products(residuals, query_D, probed, products_LK[lane, probed], eligible_N)
-        parts.append(best_of(Retrieved(np.full(len(places), lane), places, products), count))
-    return Retrieved(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("lanes", "positions", "products")))
+        probed = order_LK[lane, : int((held_LK[lane] < WIDER * count).sum()) + 1]
+        owners, products = _coded_products(residuals, query_D, probed, products_LK[lane, probed], eligible_N)
+        parts.append(Retrieved(np.full(len(owners), lane), owners, products).best(count))
+    return Retrieved(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("lanes", "documents", "products")))
 
 
 def _coded_products(
     residuals: Residuals, query_D: np.ndarray, probed_R: np.ndarray, near_R: np.ndarray, eligible_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (places, products) of the eligible tokens of some centroids."""
+    """Returns (documents, products) of the eligible tokens of some centroids."""
     codec, library = residuals.codec, token_library()
     runs_R2 = np.stack([residuals.starts_K1[probed_R], residuals.starts_K1[probed_R + 1]], axis=1)
     if library is None:
@@ -101,39 +121,44 @@ def _coded_products(
         near = np.repeat(near_R, runs_R2[:, 1] - runs_R2[:, 0])
         kept = eligible_N[residuals.owners_T[places]]
         products = near[kept] + codec.residuals_of(residuals.packed_TB[places[kept]]) @ query_D
-        return places[kept], products.astype(np.float32)
+        return residuals.owners_T[places[kept]].astype(np.int64), products.astype(np.float32)
     room = int((runs_R2[:, 1] - runs_R2[:, 0]).sum())
     places, products = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.float32)
-    wide_P, mask_N = padded(query_D, codec.padded), np.ascontiguousarray(eligible_N, dtype=np.uint8)
-    given = address(wide_P), address(runs_R2), address(np.ascontiguousarray(near_R)), len(runs_R2), address(mask_N)
-    found = library.openembed_residuals_dots(residuals.pointer, *given, address(places), address(products))
-    return places[:found], products[:found]
+    arrays = padded(query_D, codec.padded), runs_R2, np.ascontiguousarray(near_R)
+    mask_N = np.ascontiguousarray(eligible_N, dtype=np.uint8)
+    given = (*map(address, arrays), len(runs_R2), address(mask_N), address(places), address(products))
+    found = library.openembed_residuals_dots(residuals.pointer, *given)
+    return residuals.owners_T[places[:found]].astype(np.int64), products[:found]
 
 
-def best_of(found: Retrieved, count: int) -> Retrieved:
-    """Returns the ``count`` best of each lane, in order."""
-    order = np.lexsort((found.positions, -found.products, found.lanes))
-    lanes = found.lanes[order]
-    order = order[np.arange(len(lanes)) - np.searchsorted(lanes, lanes) < count]
-    return Retrieved(found.lanes[order], found.positions[order], found.products[order])
-
-
-def scores_of(found: Retrieved, documents: np.ndarray, lanes: int, imputation: Imputation) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (documents, float32 scores) of every document with a token retrieved; ``documents``: that of each token."""
-    if not len(documents):
-        return documents, np.empty(0, dtype=np.float32)
-    order = np.lexsort((documents, found.lanes))
-    by_lane, by_document, products = found.lanes[order], documents[order], found.products[order].astype(np.float64)
-    starts = np.flatnonzero(np.r_[True, (np.diff(by_lane) != 0) | (np.diff(by_document) != 0)])
-    best, by_lane = np.maximum.reduceat(products, starts), by_lane[starts]
-    imputed_L = np.zeros(lanes)
+def scores_of(found: Retrieved, lanes: int, count: int, imputation: Imputation) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (positions, float32 scores) of every document with a token retrieved, of ``count`` documents in all."""
+    starts = np.searchsorted(found.lanes, np.arange(lanes + 1))
+    imputed_L = np.zeros(lanes, dtype=np.float32)
     if imputation == "last":
-        last = np.flatnonzero(np.r_[np.diff(found.lanes) != 0, True])
-        imputed_L[found.lanes[last]] = found.products[last]
-    unique, which = np.unique(by_document[starts], return_inverse=True)
-    totals = imputed_L.sum() + np.bincount(which, best - imputed_L[by_lane])
+        for lane in np.flatnonzero(np.diff(starts)):
+            imputed_L[lane] = found.products[starts[lane] : starts[lane + 1]].min()
+    library = token_library()
+    if library is None or imputation == "none":
+        return _tallied(found, imputed_L, imputation)
+    tally, documents = Tally(count), np.ascontiguousarray(found.documents, dtype=np.int64)
+    products = np.ascontiguousarray(found.products, dtype=np.float32)
+    arguments = address(documents), address(products), address(starts), lanes, address(imputed_L), tally.pointer
+    positions, above = tally.found(library.openembed_products_tally(*arguments))
+    return positions, above + np.float32(imputed_L.sum(dtype=np.float64))
+
+
+def _tallied(found: Retrieved, imputed_L: np.ndarray, imputation: Imputation) -> tuple[np.ndarray, np.ndarray]:
+    if not len(found.lanes):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    order = np.lexsort((found.documents, found.lanes))
+    lanes, documents = found.lanes[order], found.documents[order]
+    first = np.flatnonzero(np.r_[True, (np.diff(lanes) != 0) | (np.diff(documents) != 0)])
+    best = np.maximum.reduceat(found.products[order].astype(np.float64), first)
+    unique, which = np.unique(documents[first], return_inverse=True)
+    totals = imputed_L.sum(dtype=np.float64) + np.bincount(which, best - imputed_L[lanes[first]])
     if imputation == "none":
-        totals *= lanes / np.bincount(which)
+        totals *= len(imputed_L) / np.bincount(which)
     return unique, totals.astype(np.float32)
 
 
@@ -144,7 +169,7 @@ def _candidates(matrix: TokenMatrix, mask_N: np.ndarray, panel: Panel, count: in
     total = int(lengths_N[documents].sum())
     if token_library() is None or total <= count:
         return _by_products(matrix, documents, panel, count)
-    capacity = 4 * count + 1024
+    capacity = 16 * count + 4096
     while True:
         found = _scan(matrix, documents, panel, count, capacity)
         if found is not None:
