@@ -127,6 +127,9 @@ def test_what_cannot_be_is_refused(store, encoders, tmp_path):
     with pytest.raises(ValueError, match="has no sparse vectors, only dense ones"):
         dense.sparse(encoder.encode(["a"]))
     assert len(store) == len(TEXTS)
+    with pytest.raises(ValueError, match="give the encoder"):
+        Store.create(tmp_path / "no vectors", documents(), model=describe_model("a", encoder))
+    assert store.update([]) == 0
 
 
 def test_explain_gives_the_terms_that_make_the_score(store, encoders):
