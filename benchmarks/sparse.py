@@ -40,6 +40,12 @@ def clocked(action):
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
+    return f"{names[0]}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
+
+
 def row_of(matrix, row):
     part = slice(matrix.indptr[row], matrix.indptr[row + 1])
     return matrix.indices[part], matrix.data[part]
@@ -242,7 +248,7 @@ def main():
     store, built = our_store(options.data / "store", documents, "float32")
     report = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
+        "machine": machine(),
         "load_average": os.getloadavg(),
         "note": options.note,
         "count": documents.shape[0],
