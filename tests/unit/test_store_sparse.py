@@ -245,3 +245,16 @@ def test_several_threads_find_the_same(tmp_path, monkeypatch):
     one = store.sparse(queries, 7)
     monkeypatch.setattr(sparse, "threads", lambda: 3)
     assert store.sparse(queries, 7) == one
+
+
+def test_an_empty_store_and_one_whose_documents_are_gone_find_nothing(tmp_path):
+    words = SparseWords()
+    store = Store.create(tmp_path / "index", model=describe_model("words", words))
+    assert store.sparse(words.encode(["cats"])) == [{}]
+    store.add(documents(), words)
+    assert store.sparse(words.encode(["cats"]), filter={"n": 99}) == [{}]
+    store.delete([f"d{n}" for n in range(len(TEXTS))])
+    assert store.sparse(words.encode(["cats", ""])) == [{}, {}]
+    store.compact()
+    assert store.sparse(words.encode(["cats"])) == [{}]
+    assert store.sparse(words.encode([])) == []
