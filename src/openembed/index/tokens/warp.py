@@ -112,7 +112,7 @@ def _compiled(residuals: Residuals, query_LD: np.ndarray, probed: Probed, eligib
     wide_LP = np.zeros((len(query_LD), codec.padded), dtype=np.float32)
     wide_LP[:, : codec.width] = query_LD
     probes = ProbesStructure(*map(address, (wide_LP, runs_LR, near_LR, missing_L)), *near_LR.shape)
-    tally = Tally(count, np.ascontiguousarray(eligible_N, dtype=np.uint8))
+    tally = Tally(count, np.ascontiguousarray(eligible_N, dtype=bool).view(np.uint8))
     return tally.found(token_library().openembed_residuals_runs(residuals.pointer, byref(probes), tally.pointer))
 
 
