@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,13 @@ def clocks(action):
 def load(folder, name, mode=None):
     values = np.load(folder / f"{name}.values.npy", mmap_mode=mode)
     return TokenVectors(values, np.load(folder / f"{name}.offsets.npy"))
+
+
+def cut(documents, count, length):
+    """Returns pieces of ``length`` tokens as documents of their own: short passages."""
+    starts = np.concatenate([np.arange(low, high - length + 1, length) for low, high in pairwise(documents.offsets_N1)])
+    starts = np.sort(np.random.default_rng(3).permutation(starts)[:count])
+    return TokenVectors.from_list([documents.values_TD[start : start + length] for start in starts])
 
 
 def build(place, documents, settings):
@@ -141,7 +149,7 @@ def limits(segment, queries):
         "codes_read_ms": round(tokens * (width + 4) / bandwidth * 1e3, 1),
         "products_billion_a_query": round(n * tokens * width / 1e9, 2),
         "products_billion_a_query_in_whole_lanes": round(
-            float(np.ceil(queries.lengths_N / 16).mean()) * 16 * tokens * width / 1e9, 2
+            float(np.ceil(queries.lengths_N / 8).mean()) * 8 * tokens * width / 1e9, 2
         ),
     }
 
@@ -227,10 +235,13 @@ def main():
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 2])
     parser.add_argument("--clusters", type=int)
     parser.add_argument("--pylate", type=Path)
+    parser.add_argument("--cut", type=int, nargs=2, metavar=("COUNT", "TOKENS"), help="pieces of documents, so long, instead")
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     documents, queries = load(options.data, "documents", "r"), load(options.data, "queries")
+    if options.cut:
+        documents = cut(documents, *options.cut)
     rows = np.random.default_rng(0).permutation(len(queries))[: options.queries]
     queries = TokenVectors.from_list([queries[int(row)].astype(np.float32) for row in rows])
     report = {"note": options.note, "threads": threads(), "width": documents.width}

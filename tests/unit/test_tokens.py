@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from token_paths import PATHS, clustered, drawn, fast_maxsim, forced, segment
 
-from openembed.index.tokens import clusters
+from openembed.index.tokens import clusters, warp
 from openembed.index.tokens.clusters import k_means, nearest
 from openembed.index.tokens.codec import Codec, encode_tokens
 from openembed.index.tokens.coding import Panel
@@ -17,7 +17,7 @@ from openembed.index.tokens.files import TokenSegment, TokenSettings, TokenWrite
 from openembed.index.tokens.muvera import Encoded, EncodingSettings, encode_fixed
 from openembed.index.tokens.plaid import Plaid, as_bytes
 from openembed.index.tokens.pooling import pool_tokens
-from openembed.index.tokens.search import Tokens, rerank, search
+from openembed.index.tokens.search import Tokens, explain, rerank, search
 from openembed.index.tokens.warp import Warp, nearest_holding
 from openembed.index.tokens.xtr import Retrieved, Xtr, retrieve, retrieve_coded, scores_of
 from openembed.token_vectors import TokenVectors
@@ -229,6 +229,26 @@ def test_a_higher_estimate_of_what_is_missing_ranks_no_found_product_higher(docu
     assert near.keys() == far.keys()
     np.testing.assert_allclose(list(near.values()), list(far.values()), atol=1e-4)
     assert all(low[n] <= high[n] + 1e-4 for n in low)
+
+
+def test_what_is_missing_is_never_estimated_above_what_was_looked_at(documents, queries, everyone, tmp_path, monkeypatch):
+    """Tokens of the probed centroids have been found, so what is missing lies beyond them."""
+    monkeypatch.setattr(warp, "SHARE", 0.0)
+    parts = [Tokens(segment(documents, TokenSettings(bits=4, **CODED), tmp_path), everyone)]
+    exact = search(queries, parts, 5, str)
+    assert overlap(search(queries, parts, 5, str, Warp(16)), exact) > 0.6
+    assert overlap(search(queries, parts, 5, str, Warp(16, reach=1)), exact) < 0.3
+
+
+def test_explaining_a_score_says_which_tokens_meet(documents, queries):
+    parts = [Tokens(segment(documents.select(run)), np.ones(len(run), bool)) for run in (range(150), range(150, COUNT))]
+    for position in (0, 149, 150, 399):
+        tokens, products = explain(queries[2], parts, position)
+        assert products.sum() == pytest.approx(rerank(queries.select([2]), parts, [[position]], str)[0][0][1], rel=1e-6)
+        kept = documents[position].astype(np.float16).astype(np.float32)
+        np.testing.assert_allclose((kept[tokens] * queries[2]).sum(axis=1), products, atol=1e-6)
+    with pytest.raises(ValueError, match="positions 0 to 399"):
+        explain(queries[2], parts, COUNT)
 
 
 # ---- XTR

@@ -94,6 +94,25 @@ def rerank(
     return rankings
 
 
+def explain(query_LD: np.ndarray, parts: Sequence[Tokens], position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each query token which token of the document it meets (int64) and their product (float32).
+
+    The products sum to the score of ``rerank``. Raises ``ValueError`` for a position that there is none of, a document without
+    tokens, and what ``search`` refuses.
+    """
+    query = TokenVectors.from_list([np.asarray(query_LD, dtype=np.float32)])
+    _check(query, parts)
+    starts = _starts(parts)
+    if not 0 <= position < starts[-1]:
+        raise ValueError(f"position {position}; this index has positions 0 to {starts[-1] - 1}")
+    number = int(np.searchsorted(starts, position, side="right")) - 1
+    document_TD = parts[number].segment.vectors(np.array([position - starts[number]]))[0]
+    if not len(document_TD):
+        raise ValueError(f"document {position} has no tokens")
+    products_LT = query.values_TD.astype(np.float64) @ document_TD.astype(np.float64).T
+    return products_LT.argmax(axis=1), products_LT.max(axis=1).astype(np.float32)
+
+
 def _check(queries: TokenVectors, parts: Sequence[Tokens]) -> None:
     for width in {part.segment.info.width for part in parts}:
         check_vectors(queries, width, "query {}".format)

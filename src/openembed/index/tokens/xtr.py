@@ -126,7 +126,7 @@ def _coded_products(
     room = int((runs_R2[:, 1] - runs_R2[:, 0]).sum())
     places, products = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.float32)
     arrays = padded(query_D, codec.padded), runs_R2, np.ascontiguousarray(near_R)
-    mask_N = np.ascontiguousarray(eligible_N, dtype=np.uint8)
+    mask_N = np.ascontiguousarray(eligible_N, dtype=bool).view(np.uint8)
     given = (*map(address, arrays), len(runs_R2), address(mask_N), address(places), address(products))
     found = library.openembed_residuals_dots(residuals.pointer, *given)
     return residuals.owners_T[places[:found]].astype(np.int64), products[:found]
