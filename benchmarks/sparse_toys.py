@@ -33,6 +33,8 @@ from openembed.train.loop import TrainConfig, train
 from openembed.vector_files import META, VECTORS
 
 COMMON, CONCEPTS, CONTEXTS = 40, 300, 8
+PAIRED = 100
+"""Concepts that have two words in the corpus of synonyms."""
 TRAIN, TEST = 3000, 300
 
 
@@ -62,7 +64,7 @@ def synonyms(seed: int, *, common: bool = True) -> World:
 
     pairs = []
     for _ in range(TRAIN + TEST):
-        concepts = generator.choice(CONCEPTS, 6, replace=False)
+        concepts = generator.choice(PAIRED, 6, replace=False)
         pairs.append((words(concepts[:3], 4), words(concepts, 10)))
     return _world(pairs)
 
@@ -151,7 +153,7 @@ def idf_aware(folder: Path, seed: int) -> dict:
     """Queries by a table: ones (``none``) against idf (``match``), under FLOPS of several weights."""
     world, found = synonyms(seed), {}
     for setting in ("none", "match"):
-        for weight in (0.003, 0.01, 0.03, 0.1):
+        for weight in (0.01, 0.05, 0.2):
             here = _folder(folder, f"{setting}-{weight}")
             model = encoder(here, seed, {}, query_head={"kind": "idf_lookup"})
             idf = build_idf(model.tokenizer, [row.positives[0].text for row in world.rows])
