@@ -44,9 +44,10 @@ class Searches:
 
     directory: Path
     _segments: list[Segment]
-    _starts: np.ndarray
+    _starts: list[int]
     _analyzer: Analyzer
     _bm25: Bm25 | None
+    _sparse: dict[int, sparse.Search]
     _model_of: Callable[[Kind], ModelInfo]
     _find: Callable[[str], tuple[int, int] | None]
 
@@ -87,9 +88,14 @@ class Searches:
         model = self._model_of("sparse")
         check_k(k)
         queries = sparse.checked(queries_QV, model.width, lambda row: f"query {row}")
-        fields: list[SparseField] = [segment.fields["sparse"] for segment in self._segments]
-        segments = [SparseVectors(field, mask_N) for field, mask_N in zip(fields, self._eligible(filter), strict=True)]
-        return [self._named(ranking) for ranking in sparse.search(queries, segments, k, self._id_at)]
+        search = self._sparse.get(k) if filter is None else None
+        if search is None:
+            fields: list[SparseField] = [segment.fields["sparse"] for segment in self._segments]
+            segments = [SparseVectors(field, mask_N) for field, mask_N in zip(fields, self._eligible(filter), strict=True)]
+            search = sparse.Search(segments, k)
+            if filter is None:
+                self._sparse = {k: search}
+        return [self._named(ranking) for ranking in search(queries, self._id_at)]
 
     def explain(
         self, query_1V: csr_matrix, identifiers: Sequence[str], token: Callable[[int], str] = str
@@ -136,7 +142,7 @@ class Searches:
 
     def _id_at(self, position: int) -> str:
         number = bisect_right(self._starts, position) - 1
-        return self._segments[number].ids[position - int(self._starts[number])]
+        return self._segments[number].ids[position - self._starts[number]]
 
     def _named(self, ranking: list[tuple[int, float]]) -> Hits:
         return {self._id_at(position): score for position, score in ranking}

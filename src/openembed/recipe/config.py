@@ -21,6 +21,7 @@ from openembed.data.mine import MineConfig
 from openembed.data.select import PolicyConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
+from openembed.heads.token_pooling import TokenPoolConfig
 from openembed.objectives.distillation import DistillationConfig
 from openembed.objectives.regularizers import FlopsConfig, Regularized
 from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
@@ -117,6 +118,14 @@ class IdfStage(_ReadsTexts):
     start: str = UNTRAINED
 
 
+class PoolStage(Config):
+    """Gives ``start`` (as in :class:`TrainStage`) another ``pool``: fewer vectors a text, to train or to use it so."""
+
+    do: Literal["pool"]
+    start: str
+    pool: TokenPoolConfig
+
+
 class InitialiseStage(Config):
     """Makes the recipe's encoder with token embeddings from a teacher: a bag of words before any training.
 
@@ -203,10 +212,9 @@ class SearchStage(Config):
     k: int = Field(3, ge=1)
 
 
-StageConfig = Annotated[
-    FilterStage | MineStage | EncodeStage | IdfStage | InitialiseStage | TrainStage | EvaluateStage | IndexStage | SearchStage,
-    Field(discriminator="do"),
-]
+Preparing = FilterStage | MineStage | EncodeStage | IdfStage | PoolStage | InitialiseStage
+Using = TrainStage | EvaluateStage | IndexStage | SearchStage
+StageConfig = Annotated[Preparing | Using, Field(discriminator="do")]
 
 
 class Expect(Config):
@@ -340,7 +348,7 @@ def model_references(stage: StageConfig) -> dict[str, str]:
     match stage:
         case MineStage():
             return {"teacher": stage.teacher}
-        case TrainStage() | IdfStage():
+        case TrainStage() | IdfStage() | PoolStage():
             return {"start": stage.start}
         case EncodeStage():
             return {"model": stage.model}
@@ -356,13 +364,15 @@ def model_references(stage: StageConfig) -> dict[str, str]:
 
 def tables(stage: StageConfig) -> tuple[str, ...]:
     """Returns the stages, or folders and files outside the run, that a stage learns from: vectors, and tables of idf."""
+    return (*_vectors(stage), *(idf_tables(stage.objective) if isinstance(stage, TrainStage) else ()))
+
+
+def _vectors(stage: StageConfig) -> tuple[str, ...]:
     if isinstance(stage, InitialiseStage):
         return (stage.vectors,)
-    if not isinstance(stage, TrainStage):
-        return ()
-    objective = stage.objective
-    vectors = objective.folders if isinstance(objective, DistillationConfig) else ()
-    return (*vectors, *idf_tables(objective))
+    if isinstance(stage, TrainStage) and isinstance(stage.objective, DistillationConfig):
+        return stage.objective.folders
+    return ()
 
 
 def idf_tables(objective: ObjectiveConfig) -> tuple[str, ...]:
@@ -453,21 +463,21 @@ def check_references(recipe: Recipe) -> list[str]:
 
 
 def _wrong_tables(recipe: Recipe, earlier: Mapping[str, StageConfig], name: str, stage: StageConfig) -> list[str]:
-    idf = idf_tables(stage.objective) if isinstance(stage, TrainStage) else ()
-    problems = []
-    for table in tables(stage):
-        of_a_stage = table in recipe.stage or isinstance(stage, InitialiseStage)
-        kind, what = (IdfStage, "idf") if table in idf else (EncodeStage, "vectors")
-        if of_a_stage and not isinstance(earlier.get(table), kind):
-            writer = "idf" if table in idf else "encode"
-            problems.append(f"stage.{name}: {what}: no earlier {writer} stage of this name (got {table!r})")
-    return problems
+    """What a stage learns from and is not there; a train stage may name a folder or file outside the run too."""
+    wanted: list[tuple[str, str, type]] = [("vectors", table, EncodeStage) for table in _vectors(stage)]
+    if isinstance(stage, TrainStage):
+        wanted += [("idf", table, IdfStage) for table in idf_tables(stage.objective)]
+    return [
+        f"stage.{name}: {key}: no earlier {'encode' if key == 'vectors' else key} stage of this name (got {table!r})"
+        for key, table, kind in wanted
+        if (table in recipe.stage or isinstance(stage, InitialiseStage)) and not isinstance(earlier.get(table), kind)
+    ]
 
 
 def _wrong_model(recipe: Recipe, earlier: Mapping[str, StageConfig], where: str, model: str) -> list[str]:
     if model == UNTRAINED and recipe.encoder is None:
         return [f"{where}: needs an [encoder] table (got 'untrained')"]
-    if model in recipe.stage and not isinstance(earlier.get(model), (TrainStage, InitialiseStage, IdfStage)):
+    if model in recipe.stage and not isinstance(earlier.get(model), (TrainStage, InitialiseStage, IdfStage, PoolStage)):
         return [f"{where}: no earlier train stage of this name (got {model!r})"]
     return []
 

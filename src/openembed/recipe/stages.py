@@ -1,8 +1,8 @@
 """What each kind of stage does in its folder.
 
 ``mine`` writes ``<source>.jsonl``, ``<source>/`` (audit and kept rankings) and ``report.json``, ``filter`` rows, report and
-``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``idf`` ``idf.npy`` and ``model/``, ``initialise``
-``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``idf`` ``idf.npy`` and ``model/``, ``pool`` and
+``initialise`` ``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
 ``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
@@ -32,6 +32,7 @@ from openembed.recipe.config import (
     IndexStage,
     InitialiseStage,
     MineStage,
+    PoolStage,
     Recipe,
     SearchStage,
     TaskConfig,
@@ -147,6 +148,8 @@ def run_stage(place: Workplace, name: str) -> None:
             _encode(place, stage, folder)
         case IdfStage():
             _idf(place, stage, folder)
+        case PoolStage():
+            place.model(stage.start).with_pool(stage.pool).save(folder / MODEL)
         case InitialiseStage():
             _initialise(place, stage, folder)
         case FilterStage():
@@ -254,7 +257,8 @@ def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
     assert isinstance(source, EncodeStage), "references are checked before a recipe runs"
     encoder = place.model(UNTRAINED, dtype=torch.float32)
     vectors = TeacherVectors(place.out / stage.vectors)
-    initialise(encoder, vectors, place.model(source.model), _texts(place.locate(source.texts)), stage.smoothing)
+    texts = _plain_texts(place, source, place.out / stage.vectors, source.side)
+    initialise(encoder, vectors, place.model(source.model), _texts(texts), stage.smoothing)
     encoder.save(folder / MODEL)
 
 
