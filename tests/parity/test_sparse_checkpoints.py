@@ -1,4 +1,4 @@
-"""Sparse checkpoints, both ways: what sentence-transformers saves opens here, what openembed saves opens there, same weights."""
+"""Sparse checkpoints both ways: sentence-transformers' open here, ours open there, with the same weights."""
 
 import json
 
@@ -137,7 +137,7 @@ def test_a_plain_masked_model_becomes_a_sparse_encoder_with_its_own_head(languag
     assert_saves(sparing, tmp_path / "ours")  # special tokens have no weight there either
 
 
-@pytest.mark.parametrize("family,tied", [("llama", True), ("llama", False), ("qwen3", True), ("qwen3", False)])
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("qwen3", True), ("qwen3", False)])
 def test_decoders_with_tied_and_untied_heads(language_model, tmp_path, family, tied):
     folder = language_model(family, tied=tied)
     encoder = openembed.load(folder, head={"kind": "splade", "exclude_special": not tied})

@@ -1,6 +1,7 @@
 """Every head: alone = packed, excluded tokens do not matter, every parameter gets a finite gradient, save and load."""
 
 import io
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from vocabulary import text_tokenizer
 
 from openembed.heads import (
     ClsConfig,
@@ -19,11 +22,14 @@ from openembed.heads import (
     MeanConfig,
     MeanSqrtConfig,
     SelfAttentionConfig,
+    SpladeConfig,
     WeightedMeanConfig,
 )
 from openembed.packing import TokenRows, pack
 
-WIDTH = 8
+WIDTH, TOKENIZER = 8, text_tokenizer()
+EMBEDDINGS = SimpleNamespace(model=nn.Module())
+EMBEDDINGS.model.get_input_embeddings = lambda table=nn.Embedding(TOKENIZER.vocabulary, WIDTH): table
 HEADS = [
     MeanConfig(),
     WeightedMeanConfig(),
@@ -35,8 +41,14 @@ HEADS = [
     LatentAttentionConfig(latents=5, heads=2, head_width=6),
     LatentAttentionConfig(latents=5, heads=2, variant="paper"),
     SelfAttentionConfig(heads=2),
+    SpladeConfig(),
+    SpladeConfig(transform="mlm", tied=False, activation="log1p_log1p_relu", offset=0.1),
+    SpladeConfig(transform="norm", bias=False, activation="elu1p", document={"top_k": 7, "keep_own": True}),
+    SpladeConfig(pooling="sum"),
 ]
-every_head = pytest.mark.parametrize("config", HEADS, ids=lambda c: f"{c.kind}-{getattr(c, 'variant', '')}")
+every_head = pytest.mark.parametrize(
+    "config", HEADS, ids=lambda c: f"{c.kind}-{getattr(c, 'variant', getattr(c, 'activation', ''))}"
+)
 
 
 def test_every_kind_of_head_is_tested_here():
@@ -45,7 +57,10 @@ def test_every_kind_of_head_is_tested_here():
 
 def make(config, seed=0):
     torch.manual_seed(seed)
-    return config.build(WIDTH).eval()
+    head = config.build(WIDTH)
+    if hasattr(head, "attach"):
+        head.attach(EMBEDDINGS, TOKENIZER)
+    return head.eval()
 
 
 def layout(lengths, starts):
@@ -73,7 +88,7 @@ def test_packed_equals_alone(config, case):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [HEADS[0], HEADS[1], HEADS[4], HEADS[5], HEADS[7], HEADS[8]], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", POOLED, ids=lambda c: c.kind)
 def test_tokens_before_the_pool_start_do_not_matter(config):
     head, packed = make(config), layout([6, 4], [2, 1])
     hidden = torch.randn(10, WIDTH)

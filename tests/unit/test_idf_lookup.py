@@ -55,7 +55,8 @@ def test_queries_are_their_own_tokens_once(encoder, monkeypatch):
     assert names[2] == {}
     assert not set(SPECIAL) & set().union(*names)
     assert all(weight == table[encoder.tokenizer.backend.token_to_id(name)] for row in names for name, weight in row.items())
-    assert found.has_sorted_indices and found.dtype == np.float32
+    assert found.has_sorted_indices
+    assert found.dtype == np.float32
 
 
 def test_lookup_equals_the_forward_pass(encoder):
@@ -119,7 +120,8 @@ def test_tokenizers_whose_words_depend_on_neighbours_have_no_words(make_encoder)
     ids, ends = tokenizer.bodies(["the sun", "", "wine"])
     rows = tokenizer(["the sun", "wine"]).ids
     assert ids[: ends[0]].tolist() == rows[0][1:-1].tolist()
-    assert ends[1] == ends[0] and ids[ends[1] :].tolist() == rows[1][1:-1].tolist()
+    assert ends[1] == ends[0]
+    assert ids[ends[1] :].tolist() == rows[1][1:-1].tolist()
 
 
 @pytest.mark.parametrize("trainable", [False, True])

@@ -44,7 +44,7 @@ def inputs(dtype, ties, vocabulary=301):
     return [x.requires_grad_() for x in (states, weight, bias)]
 
 
-@pytest.mark.parametrize("activation,pooling,ties", list(product(ACTIVATIONS, ("max", "sum"), (False, True))))
+@pytest.mark.parametrize(("activation", "pooling", "ties"), list(product(ACTIVATIONS, ("max", "sum"), (False, True))))
 def test_weights_and_gradients_are_those_of_the_naive_form(activation, pooling, ties, monkeypatch):
     monkeypatch.setitem(vocabulary_pooling.LOGITS_HELD, "cpu", 1)  # several stretches of the vocabulary
     given = inputs(torch.float64, ties)
