@@ -1,4 +1,4 @@
-"""What learned sparse retrieval costs: queries without a model against BM25's tokenisation, pooled logits against the naive form.
+"""Costs of learned sparse retrieval: queries without a model against BM25's tokens, pooled logits against their naive form.
 
 Queries: real ones of four shared data sets, encoded by openembed's table lookup (a ``csr_matrix`` comes out) and tokenised by
 bm25s (its ``tokenize`` at its defaults, its ``Tokenizer``, and ``tokenize`` with an English stemmer), all together and one at a

@@ -46,6 +46,7 @@ HEADS = [
     SpladeConfig(transform="norm", bias=False, activation="elu1p", document={"top_k": 7, "keep_own": True}),
     SpladeConfig(pooling="sum"),
 ]
+POOLED = [HEADS[0], HEADS[1], HEADS[4], HEADS[5], HEADS[7], HEADS[8], *HEADS[10:]]
 every_head = pytest.mark.parametrize(
     "config", HEADS, ids=lambda c: f"{c.kind}-{getattr(c, 'variant', getattr(c, 'activation', ''))}"
 )
