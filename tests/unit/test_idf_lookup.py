@@ -178,12 +178,12 @@ def test_a_recipe_makes_the_table(tmp_path):
         "backbone": {"architecture": {"model_type": "bert", "vocab_size": 230, "hidden_size": 32, "num_attention_heads": 2}}
     }
     fields |= {"head": {"kind": "splade"}, "tokenizer_path": str(tmp_path)}
-    stage = {"start": {"do": "initialise", "idf": "corpus.jsonl"}}
+    stage = {"start": {"do": "idf", "texts": "corpus.jsonl"}}
     recipe = {"name": "sparse", "encoder": {**fields, "query_head": {"kind": "idf_lookup"}}, "stage": stage}
     place = Workplace(Recipe.model_validate(recipe), tmp_path / "out", tmp_path)
     run_stage(place, "start")
     made = openembed.load(tmp_path / "out/start" / MODEL)
     expected = build_idf(made.tokenizer, SENTENCES)
     np.testing.assert_allclose(made.query_head.weight_V[: len(expected)].numpy(), expected)
-    with pytest.raises(ValueError, match="nothing to start from"):
-        Recipe.model_validate({**recipe, "stage": {"start": {"do": "initialise"}}})
+    with pytest.raises(ValueError, match="give either texts or sources"):
+        Recipe.model_validate({**recipe, "stage": {"start": {"do": "idf"}}})

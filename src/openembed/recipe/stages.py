@@ -14,8 +14,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from openembed.config import Config
 from openembed.data.sources import SourceConfig
 from openembed.encoded import require_kind
 from openembed.files import atomic_write, read_json, write_json
@@ -141,27 +142,7 @@ class Workplace:
 def run_stage(place: Workplace, name: str) -> None:
     """Runs stage ``name`` into its folder; the stages it reads must be finished."""
     stage, folder = place.recipe.stage[name], place.out / name
-    match stage:
-        case MineStage():
-            _mine(place, stage, folder)
-        case EncodeStage():
-            _encode(place, stage, folder)
-        case IdfStage():
-            _idf(place, stage, folder)
-        case PoolStage():
-            place.model(stage.start).with_pool(stage.pool).save(folder / MODEL)
-        case InitialiseStage():
-            _initialise(place, stage, folder)
-        case FilterStage():
-            _filter(place, stage, folder)
-        case TrainStage():
-            _train(place, stage, folder)
-        case EvaluateStage():
-            _evaluate(place, stage, folder)
-        case IndexStage():
-            _index(place, stage, folder)
-        case SearchStage():
-            _search(place, stage, folder)
+    RUN[type(stage)](place, stage, folder)
 
 
 def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
@@ -229,6 +210,10 @@ def _texts(path: Path) -> Iterator[str]:
     from openembed.documents import read_documents
 
     return (document.full_text for document in read_documents(path))
+
+
+def _pool(place: Workplace, stage: PoolStage, folder: Path) -> None:
+    place.model(stage.start).with_pool(stage.pool).save(folder / MODEL)
 
 
 def _idf(place: Workplace, stage: IdfStage, folder: Path) -> None:
@@ -375,6 +360,21 @@ def _search(place: Workplace, stage: SearchStage, folder: Path) -> None:
             hits.append({"id": identifier, "score": score, "title": document.title, "text": document.text})
         answers.append({"query": query.text, "system": index.model, "hits": hits})
     write_json(folder / SEARCHES, answers)
+
+
+RUN: dict[type[Config], Callable[[Workplace, Any, Path], None]] = {
+    MineStage: _mine,
+    EncodeStage: _encode,
+    IdfStage: _idf,
+    PoolStage: _pool,
+    InitialiseStage: _initialise,
+    FilterStage: _filter,
+    TrainStage: _train,
+    EvaluateStage: _evaluate,
+    IndexStage: _index,
+    SearchStage: _search,
+}
+"""How each kind of stage is run."""
 
 
 def folder_name(model: str) -> str:
