@@ -149,7 +149,7 @@ def limits(segment, queries):
         "codes_read_ms": round(tokens * (width + 4) / bandwidth * 1e3, 1),
         "products_billion_a_query": round(n * tokens * width / 1e9, 2),
         "products_billion_a_query_in_whole_lanes": round(
-            float(np.ceil(queries.lengths_N / 16).mean()) * 16 * tokens * width / 1e9, 2
+            float(np.ceil(queries.lengths_N / 8).mean()) * 8 * tokens * width / 1e9, 2
         ),
     }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from token_paths import PATHS, clustered, drawn, fast_maxsim, forced, segment
 
-from openembed.index.tokens import clusters
+from openembed.index.tokens import clusters, warp
 from openembed.index.tokens.clusters import k_means, nearest
 from openembed.index.tokens.codec import Codec, encode_tokens
 from openembed.index.tokens.coding import Panel
@@ -229,6 +229,15 @@ def test_a_higher_estimate_of_what_is_missing_ranks_no_found_product_higher(docu
     assert near.keys() == far.keys()
     np.testing.assert_allclose(list(near.values()), list(far.values()), atol=1e-4)
     assert all(low[n] <= high[n] + 1e-4 for n in low)
+
+
+def test_what_is_missing_is_never_estimated_above_what_was_looked_at(documents, queries, everyone, tmp_path, monkeypatch):
+    """Tokens of the probed centroids have been found, so what is missing lies beyond them."""
+    monkeypatch.setattr(warp, "SHARE", 0.0)
+    parts = [Tokens(segment(documents, TokenSettings(bits=4, **CODED), tmp_path), everyone)]
+    exact = search(queries, parts, 5, str)
+    assert overlap(search(queries, parts, 5, str, Warp(16)), exact) > 0.6
+    assert overlap(search(queries, parts, 5, str, Warp(16, reach=1)), exact) < 0.3
 
 
 def test_explaining_a_score_says_which_tokens_meet(documents, queries):
