@@ -3,12 +3,12 @@
     python benchmarks/sparse_data.py DATA TOKENIZER.json --count 100000 --out SPARSE
     OMP_NUM_THREADS=1 python benchmarks/sparse.py SPARSE --out benchmarks/sparse-DATE.json
 
-Needs no torch. numba, bm25s and pyseismic-lsr take part where they are installed. Engines take turns, ROUND queries each,
-so that whatever else the machine does meets all of them; medians and means of single queries are of the clock, ``cpu`` ones of
+Needs no torch. numba, bm25s and pyseismic-lsr take part where they are installed. Engines take turns, ROUND queries each, so
+that whatever else the machine does meets all of them; medians and means of single queries are of the clock, ``cpu`` ones of
 the processor. Recall is of the ten best by float64 products. Seismic is approximate: of its settings those are shown that
-find .99 of the ten best, or the one that finds most. bm25s has no query weights; for short queries idf is put into its documents, for
-long ones it takes no part. ``postings`` is the mean number of postings of a query's terms: 8 bytes each, which an engine that
-reads them all has to bring from memory.
+find .99 of the ten best, or the one that finds most. bm25s has no query weights; for short queries idf is put into its
+documents, for long ones it takes no part. ``postings`` is the mean number of postings of a query's terms: 8 bytes each, which
+an engine that reads them all has to bring from memory.
 """
 
 import argparse
@@ -38,6 +38,12 @@ def clocked(action):
     wall, cpu = time.perf_counter(), time.process_time()
     result = action()
     return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
+    return f"{names[0]}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
 
 
 def row_of(matrix, row):
@@ -242,7 +248,7 @@ def main():
     store, built = our_store(options.data / "store", documents, "float32")
     report = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
+        "machine": machine(),
         "load_average": os.getloadavg(),
         "note": options.note,
         "count": documents.shape[0],

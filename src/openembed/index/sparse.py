@@ -47,6 +47,8 @@ GROUP, PEAKED = 8, 8
 """Bounds are kept for so many documents at once, for terms that a GROUP * PEAKED-th of the documents have."""
 BOUNDED = 4_096
 """Segments of fewer documents have no bounds: their lists are added up."""
+COUNTED = 1 << 24
+"""Terms counted at once when postings are written."""
 AT_ONCE = 8
 """Queries from which on several threads search."""
 
@@ -111,8 +113,10 @@ class SparseWriter:
 
 
 def _write_postings(directory: Path, rows: np.ndarray, terms: np.ndarray, weights: np.ndarray, width: int) -> None:
-    starts = np.zeros(width + 1, dtype=np.int64)
-    np.cumsum(np.bincount(terms, minlength=width), out=starts[1:])
+    counts_V, starts = np.zeros(width, dtype=np.int64), np.zeros(width + 1, dtype=np.int64)
+    for start in range(0, len(terms), COUNTED):
+        counts_V += np.bincount(terms[start : start + COUNTED], minlength=width)
+    np.cumsum(counts_V, out=starts[1:])
     documents, impacts = _inverted(rows, terms, weights, starts)
     largest_V = np.zeros(width, dtype=np.float32)
     used = np.flatnonzero(np.diff(starts))

@@ -209,9 +209,9 @@ class Store(Searches):
             if document.id not in self:
                 raise ValueError(f"{self.directory}: no document with id {document.id!r}; nothing was updated")
         encoders, given = encoders_by_kind(encoder), vectors_by_kind(vectors)
-        missing = [kind for kind in self.models if kind not in given]
-        if documents and missing:
-            given |= self._updated_vectors(documents, encoders, missing)
+        if not documents:
+            return 0
+        given |= self._updated_vectors(documents, encoders, [kind for kind in self.models if kind not in given])
         return self.add(documents, encoder, vectors=given, replace=True)
 
     def check_addable(self, identifiers: Iterable[str], *, replace: bool = False) -> None:
@@ -326,6 +326,8 @@ class Store(Searches):
             for document in chunk:
                 check_document(document, f"document {document.id!r}")
                 self._admit(document.id, seen, superseded, replace)
+            if not writer.ids:
+                self._check_given(encoders, vectors)
             part = slice(len(writer.ids), len(writer.ids) + len(chunk))
             own = {kind: FIELDS[kind].take(given, part) for kind, given in vectors.items()}
             own |= {m.kind: encoded(m, encoders[m.kind], chunk) for m in manifest.models if m.kind not in vectors}
