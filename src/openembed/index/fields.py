@@ -19,6 +19,7 @@ from openembed.index.manifest import Kind, ModelInfo, SegmentInfo
 from openembed.index.sketch import VERSION, Sketch, map_sketch, write_sketch
 from openembed.index.sparse import SparseField
 from openembed.index.strings import map_file, named
+from openembed.index.tokens.field import TokenField
 from openembed.progress import progress
 
 CODED_AT_ONCE = 16_384
@@ -26,7 +27,8 @@ SKETCHED = 200_000
 """A segment of so many documents is prepared for approximate search; below it, exact search takes a few milliseconds."""
 
 Vectors = Any
-"""Of N documents: ``np.ndarray`` (N, D) of dense ones, ``csr_matrix`` (N, V) of sparse ones, or what gives such parts."""
+"""Of N documents: ``np.ndarray`` (N, D) of dense ones, ``csr_matrix`` (N, V) of sparse ones, ``TokenVectors`` of a vector a
+token, or what gives such parts."""
 
 
 class FieldWriter(Protocol):
@@ -160,7 +162,7 @@ class DenseField:
         return arrays["values"]
 
 
-FIELDS: Mapping[Kind, type[Field]] = {"dense": DenseField, "sparse": SparseField}
+FIELDS: Mapping[Kind, type[Field]] = {"dense": DenseField, "sparse": SparseField, "tokens": TokenField}
 
 
 def write_codes(directory: Path, vectors_ND: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Searching a store: by dense vectors, by sparse ones, by words."""
+"""Searching a store: by dense vectors, by sparse ones, by vectors of tokens, by words."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from openembed.index.lexical import Analyzer, Bm25
 from openembed.index.manifest import Kind, ModelInfo
 from openembed.index.segments import Segment
 from openembed.index.sparse import SparseField, SparseVectors
+from openembed.index.tokens import search as token_search
+from openembed.index.tokens.field import TokenField
+from openembed.token_vectors import TokenVectors
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -119,6 +122,48 @@ class Searches:
             parts = [TermScore(term, token(term), ours, theirs, ours * theirs) for term, ours, theirs in shared]
             explained[identifier] = sorted(parts, key=lambda part: -part.score)
         return explained
+
+    def tokens(
+        self,
+        queries: TokenVectors,
+        k: int = 10,
+        *,
+        filter: Condition = None,
+        method: token_search.Method = None,
+    ) -> list[Hits]:
+        """Returns for each query's token vectors the k documents of greatest MaxSim, best first.
+
+        Exact; by a ``method`` (``Plaid()``, ``Warp()``, ``Xtr()``, ``Encoded()``) large segments are searched approximately.
+        With ``filter``, of the documents for which it holds. Raises ``ValueError`` when the store has no token vectors, the
+        width differs, a value is not finite, or the filter is malformed.
+        """
+        check_k(k)
+        found = token_search.search(queries, self._token_parts(filter), k, self._id_at, method)
+        return [self._named(ranking) for ranking in found]
+
+    def rerank(self, queries: TokenVectors, candidates: Sequence[Sequence[str]]) -> list[Hits]:
+        """Returns each query's candidates, whatever found them, in order of their exact MaxSim, best first.
+
+        ``candidates``: ids of documents, for each query. One without token vectors comes last. Raises ``ValueError`` for an id
+        that is not there, and what ``tokens`` raises.
+        """
+        parts, places = self._token_parts(None), []
+        for identifiers in candidates:
+            refuse_string(identifiers, "each query's candidates")
+            places.append([self._position(identifier) for identifier in identifiers])
+        return [self._named(ranking) for ranking in token_search.rerank(queries, parts, places, self._id_at)]
+
+    def _token_parts(self, condition: Condition) -> list[token_search.Tokens]:
+        """Returns the token vectors of each segment, and which documents may be found."""
+        self._model_of("tokens")
+        fields: list[TokenField] = [segment.fields["tokens"] for segment in self._segments]
+        return [token_search.Tokens(f.segment, mask) for f, mask in zip(fields, self._eligible(condition), strict=True)]
+
+    def _position(self, identifier: str) -> int:
+        place = self._find(identifier)
+        if place is None:
+            raise ValueError(f"{self.directory}: no document with id {identifier!r}")
+        return self._starts[place[0]] + place[1]
 
     def bm25(self, texts: Sequence[str], k: int = 10, *, filter: Condition = None) -> list[Hits]:
         """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit.

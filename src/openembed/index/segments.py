@@ -12,6 +12,7 @@ and of a store's models (see ``fields``):
     codes.u8, codes.bounds.f32   the vectors as bytes and what that loses (see ``codes``)
     sketch.*                     of a segment of ``fields.SKETCHED`` documents or more (see ``sketch``)
     sparse.*                     see ``sparse``
+    tokens.*, residuals.*        see ``tokens.files``
 """
 
 from __future__ import annotations
