@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -56,7 +57,20 @@ class TokenVectors:
     def __len__(self) -> int:
         return len(self.offsets_N1) - 1
 
-    def __getitem__(self, text: int) -> np.ndarray:
+    @overload
+    def __getitem__(self, text: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, text: slice) -> TokenVectors: ...
+
+    def __getitem__(self, text: int | slice) -> np.ndarray | TokenVectors:
+        """Returns the vectors of one text, or the texts of a slice, without a copy where the slice has no step."""
+        if isinstance(text, slice):
+            low, high, step = text.indices(len(self))
+            if step != 1:
+                return self.select(range(low, high, step))
+            offsets_N1 = self.offsets_N1[low : max(low, high) + 1]
+            return TokenVectors(self.values_TD[offsets_N1[0] : offsets_N1[-1]], offsets_N1 - offsets_N1[0])
         text = range(len(self))[text]
         return self.values_TD[self.offsets_N1[text] : self.offsets_N1[text + 1]]
 

@@ -59,8 +59,8 @@ def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tm
     assert not list(index.glob("encoding*")) + list(index.glob("adding*"))
     with pytest.raises(ValueError, match="has no dense vectors; use --mode sparse or bm25"):
         cli("search", index, "x", "--mode", "dense")
-    with pytest.raises(ValueError, match="allowed: dense, sparse, bm25, hybrid"):
-        cli("search", index, "x", "--mode", "tokens")
+    with pytest.raises(ValueError, match="allowed: dense, sparse, tokens, bm25, hybrid"):
+        cli("search", index, "x", "--mode", "colours")
 
 
 def test_two_models_and_words_are_fused(cli, corpus, tmp_path):

@@ -23,6 +23,7 @@ BM25 = "bm25"
 SCORES = {
     "dense": "dot product of the vectors",
     "sparse": "sum of query weight times document weight over the terms",
+    "tokens": "MaxSim: over the query's tokens, the sum of the greatest dot product with a token of the document",
     "bm25": "BM25 (k1 1.5, b 0.75)",
     "hybrid": "reciprocal rank fusion: sum of 1 / (60 + rank) over the rankings of the index's models and of BM25",
 }
@@ -43,11 +44,11 @@ def index(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Model folder or hub id, dense or sparse; one of each by repeating it; bm25: words alone "
+            help="Model folder or hub id: dense, sparse or token vectors; one of each by repeating it; bm25: words alone "
             "(default: openembed-nano, for English)."
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="How sparse weights are kept: float32 or float16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Of sparse weights and token vectors: float32 or float16.")] = "float32",
     language: Annotated[str, typer.Option(help="Stemmer and stop words: en, pl, de, ..., or none.")] = "en",
     instruction: Instruction = None,
     normalize: Normalize = True,
@@ -57,7 +58,7 @@ def index(
     restart: Restart = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Index documents for dense, sparse and BM25 search; run again after an interruption, encoding resumes."""
+    """Index documents for dense, sparse, multi-vector and BM25 search; run again after an interruption, encoding resumes."""
     import shutil
 
     from openembed.documents import corpus_file, read_documents
@@ -91,7 +92,7 @@ def search(
     directory: Directory,
     query: Annotated[str, typer.Argument(help="What to look for.")],
     mode: Annotated[
-        str | None, typer.Option(help="dense, sparse, bm25 or hybrid (default: hybrid if there is a model).")
+        str | None, typer.Option(help="dense, sparse, tokens, bm25 or hybrid (default: hybrid if there is a model).")
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
     where: Annotated[
@@ -106,11 +107,11 @@ def search(
     dtype: Dtype = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Search an index: dense, sparse, BM25, or all it has fused by reciprocal rank.
+    """Search an index: dense, sparse, token vectors, BM25, or all it has fused by reciprocal rank.
 
     Scores: dense, the dot product (the cosine of normalized vectors); sparse, the sum of the products of the terms' weights;
-    bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank) over the rankings (0.0328 at most where there are two), which says
-    nothing of how alike query and document are.
+    tokens, MaxSim; bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank) over the rankings (0.0328 at most where there are
+    two), which says nothing of how alike query and document are.
     """
     from openembed.index.store import Store
     from openembed.records import Query
@@ -266,19 +267,20 @@ def _step_config(
 ) -> Any:
     """Returns the step of a mode; ``kinds``: the vectors that hybrid search asks, beside the words."""
     from openembed.config import parse
-    from openembed.steps import Bm25Config, DenseConfig, FuseConfig, SparseConfig
+    from openembed.steps import Bm25Config, DenseConfig, FuseConfig, SparseConfig, TokensConfig
     from openembed.steps.fuse import fused_depth
 
     found = {"filter": condition}
     prompts = {"task": task, "instruction": instruction}
-    options = {"dense": found | prompts | {"exact": exact}, "sparse": found | prompts, "bm25": found}
-    configs = {"dense": DenseConfig, "sparse": SparseConfig, "bm25": Bm25Config}
+    options = {"dense": found | prompts | {"exact": exact}, "sparse": found | prompts}
+    options |= {"tokens": found | prompts, "bm25": found}
+    configs = {"dense": DenseConfig, "sparse": SparseConfig, "tokens": TokensConfig, "bm25": Bm25Config}
     if mode in configs:
         return parse(configs[mode], {"k": k, **options[mode]}, "options")
     if mode == "hybrid":
         parts = [{"kind": kind, "k": fused_depth(k), **options[kind]} for kind in (*kinds, "bm25")]
         return parse(FuseConfig, {"k": k, "parts": parts}, "options")
-    raise ValueError(f"--mode {mode!r} is not known; allowed: dense, sparse, bm25, hybrid")
+    raise ValueError(f"--mode {mode!r} is not known; allowed: dense, sparse, tokens, bm25, hybrid")
 
 
 def load_for(store: Store, kinds: list[str], model: str | None, device: str | None, dtype: str | None) -> list[Encoder]:

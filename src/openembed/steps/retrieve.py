@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openembed.config import Config
 from openembed.index.encoding import Encoders, encoders_by_kind
@@ -90,7 +91,46 @@ class Bm25Config(Config):
         return step
 
 
-RetrieveConfig = Annotated[DenseConfig | SparseConfig | Bm25Config, Field(discriminator="kind")]
+class TokensConfig(Config):
+    """The k documents of greatest MaxSim with each query's token vectors; exact.
+
+    With ``candidates``, exact MaxSim orders only what the step before has found for a query, at most so many documents.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    k: int = Field(100, ge=1)
+    candidates: int | None = Field(None, ge=1)
+    task: str | None = None
+    instruction: str | None = None
+    filter: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> TokensConfig:
+        if self.candidates is not None and self.filter is not None:
+            raise ValueError("filter chooses documents of the whole index; with candidates, give it to the step before")
+        return self
+
+    def build(self, store: Store, encoder: Encoders = None) -> Step:
+        """Returns the step; raises ``ValueError`` without an encoder or with another than the store's."""
+        tokens = _encoder_of("tokens", store, encoder)
+
+        def step(search: Search) -> Search:
+            queries = tokens.encode_queries(
+                [query.text for query in search.queries],
+                task=self.task,
+                instruction=self.instruction,
+                max_length=store.models["tokens"].max_length,
+            )
+            if self.candidates is None:
+                return _with_hits(search, store.tokens(queries, self.k, filter=self.filter))
+            found = [list(search.run.get(query.id, {}))[: self.candidates] for query in search.queries]
+            ordered = store.rerank(queries, found)
+            return _with_hits(search, [dict(islice(hits.items(), self.k)) for hits in ordered])
+
+        return step
+
+
+RetrieveConfig = Annotated[DenseConfig | SparseConfig | TokensConfig | Bm25Config, Field(discriminator="kind")]
 
 
 def _encoder_of(kind: Kind, store: Store, given: Encoders) -> Any:

@@ -62,7 +62,7 @@ class TokenField:
     @staticmethod
     def take(vectors: TokenVectors, rows: np.ndarray | slice) -> TokenVectors:
         """Returns the token vectors of some texts."""
-        return vectors.select(np.arange(len(vectors))[rows])
+        return vectors[rows] if isinstance(rows, slice) else vectors.select(rows)
 
     @staticmethod
     def join(parts: Sequence[TokenVectors]) -> TokenVectors:
