@@ -151,17 +151,22 @@ def exact(queries: TokenVectors, documents: TokenVectors) -> np.ndarray:
     return np.array(rows)
 
 
-def retrieved(query_nD: np.ndarray, documents: TokenVectors, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns each query token's ``k`` nearest tokens (n, k), the last of their products (n), and the best product among them
-    of each document, -inf where it has none of them (n, N)."""
+def nearest(query_nD: np.ndarray, documents: TokenVectors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each query token's ``k`` nearest tokens, the nearest first, and their products, both (n, k)."""
     products_nT = query_nD @ documents.values_TD.T
     k = min(k, products_nT.shape[1])
     tokens_nk = np.argpartition(-products_nT, k - 1, axis=1)[:, :k]
-    document_T = np.repeat(np.arange(len(documents)), documents.lengths_N)
-    best_nN = np.full((len(query_nD), len(documents)), -np.inf, dtype=np.float32)
-    for row, tokens in enumerate(tokens_nk):
-        np.maximum.at(best_nN[row], document_T[tokens], products_nT[row, tokens])
-    return tokens_nk, np.take_along_axis(products_nT, tokens_nk, 1).min(axis=1), best_nN
+    products_nk = np.take_along_axis(products_nT, tokens_nk, 1)
+    order_nk = np.argsort(-products_nk, axis=1, kind="stable")
+    return np.take_along_axis(tokens_nk, order_nk, 1), np.take_along_axis(products_nk, order_nk, 1)
+
+
+def best_retrieved(document_nk: np.ndarray, products_nk: np.ndarray, documents: int) -> np.ndarray:
+    """Returns the best retrieved product of each query token with each document, -inf where it has none (n, N)."""
+    best_M = np.full(len(document_nk) * documents, -np.inf, dtype=np.float32)
+    places_nk = document_nk + documents * np.arange(len(document_nk))[:, None]
+    np.maximum.at(best_M, places_nk.ravel(), products_nk.ravel())
+    return best_M.reshape(len(document_nk), documents)
 
 
 def imputed(best_nN: np.ndarray, last_n: np.ndarray, how: str) -> np.ndarray:
@@ -177,18 +182,17 @@ def token_retrieval(encoder: Encoder, data: World) -> dict[str, object]:
     """Returns nDCG@10 of exact MaxSim and of every k' and imputation, and what share of retrieved tokens is relevant."""
     queries, documents = encoder.encode_queries(data.queries), encoder.encode_documents(data.documents)
     document_T = np.repeat(np.arange(len(documents)), documents.lengths_N)
-    curves: dict[str, list[float]] = {"last": [], "zero": [], "none": [], "precision": []}
-    for k in K_PRIME:
-        rows: dict[str, list[float]] = {name: [] for name in curves}
-        for query, relevant_N in zip(queries, data.relevant_QN, strict=True):
-            tokens, last, best = retrieved(query, documents, k)
-            rows["precision"].append(float(relevant_N[document_T[tokens]].mean()))
+    curves: dict[str, list[list[float]]] = {name: [[] for _ in K_PRIME] for name in ("last", "zero", "none", "precision")}
+    for query, relevant_N in zip(queries, data.relevant_QN, strict=True):
+        tokens_nk, products_nk = nearest(query, documents, max(K_PRIME))
+        for place, k in enumerate(K_PRIME):
+            document_nk, found_nk = document_T[tokens_nk[:, :k]], products_nk[:, :k]
+            curves["precision"][place].append(float(relevant_N[document_nk].mean()))
+            best_nN = best_retrieved(document_nk, found_nk, len(documents))
             for how in ("last", "zero", "none"):
-                rows[how].append(ndcg(imputed(best, last, how), relevant_N))
-        for name, values in rows.items():
-            curves[name].append(statistics.fmean(values))
+                curves[how][place].append(ndcg(imputed(best_nN, found_nk[:, -1], how), relevant_N))
     whole = statistics.fmean(map(ndcg, exact(queries, documents), data.relevant_QN))
-    return {"maxsim": whole, "k": list(K_PRIME), **curves}
+    return {"maxsim": whole, "k": list(K_PRIME), **{name: list(map(statistics.fmean, c)) for name, c in curves.items()}}
 
 
 def models_run(args: argparse.Namespace) -> dict[str, object]:

@@ -150,4 +150,4 @@ def _largest(values_TX: Tensor, k: int) -> Tensor:
     if not k:
         return values_TX[:, :0]
     split = values_TX.shape[1] - k
-    return torch.from_numpy(np.partition(values_TX.numpy(), split, axis=1)[:, split:])  # several times as fast as topk
+    return torch.from_numpy(np.partition(values_TX.numpy(), split, axis=1)[:, split:])  # faster than topk
