@@ -7,17 +7,21 @@ fresh pairs with in-batch negatives; nothing is shared between training and eval
 
 ``xtr`` (arXiv 2304.01982): one model is trained with MaxSim, one with XTR's scores. Each is then searched as XTR searches:
 every query token retrieves its k' nearest document tokens, and what a document's other tokens would have scored is imputed by
-the last retrieved score (``top``), by 0 (``zero``), or left out with its query token (``none``). Reported: nDCG@10 over k',
+the last retrieved score (``last``), by 0 (``zero``), or left out with its query token (``none``). Reported: nDCG@10 over k',
 that of exact MaxSim, and the share of retrieved tokens that lie in relevant documents.
 
 ``crisp`` (arXiv 2505.11471): a model trained with MaxSim on all vectors; its vectors clustered afterwards (post-hoc); the same
 model trained further with the clusters in place (CRISP), with the last vectors, with every so-manieth one, and with all
 vectors, which says what the further steps alone give.
 
+``models``: the first of these curves for models of one's own, on a BEIR folder.
+
     OMP_NUM_THREADS=1 python benchmarks/late_interaction.py xtr --seeds 3 --json out.json
+    python benchmarks/late_interaction.py models --model A --model B --data src/openembed/demo/data/eval/medquad
 """
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -33,9 +37,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+import openembed
 from openembed.checkpoints import build
+from openembed.config import parse
 from openembed.data.batch import BatchConfig, RowSource, collate
+from openembed.data.readers import read_beir
 from openembed.encoder import Encoder, EncoderConfig
+from openembed.heads.token_projection import TokenProjectionConfig
 from openembed.objectives.contrastive import ContrastiveConfig
 from openembed.records import Document, Example, Query
 from openembed.seeds import derive, generator
@@ -106,11 +114,8 @@ def new_encoder(folder: Path, aspects: int, seed: int) -> Encoder:
 
 def with_pool(encoder: Encoder, pool: dict | None) -> Encoder:
     """Returns an encoder with a copy of the weights, whose head keeps fewer vectors a text."""
-    head = encoder.config.head.model_validate({**encoder.config.head.model_dump(), "pool": pool})
-    config = encoder.config.model_copy(update={"head": head})
-    other = build(config)
-    other.load_state_dict(encoder.state_dict())
-    return other
+    head = parse(TokenProjectionConfig, {"pool": pool}, "pool")
+    return copy.deepcopy(encoder).with_pool(head.pool)
 
 
 def train(encoder: Encoder, objective: ContrastiveConfig, steps: int, seed: int, args: argparse.Namespace) -> float:
@@ -146,42 +151,53 @@ def exact(queries: TokenVectors, documents: TokenVectors) -> np.ndarray:
     return np.array(rows)
 
 
-def retrieved(query_nD: np.ndarray, documents: TokenVectors, k: int, imputed: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns one query's scores (N) from retrieved tokens alone, as XTR's section 3.3 defines them, and those tokens (n, k).
-
-    ``imputed``: what stands for a query token none of whose retrieved tokens is the document's: the ``top`` k's last score,
-    ``zero``, or ``none``: the sum is divided by the query tokens that have one. Documents without any score -inf.
-    """
+def retrieved(query_nD: np.ndarray, documents: TokenVectors, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns each query token's ``k`` nearest tokens (n, k), the last of their products (n), and the best product among them
+    of each document, -inf where it has none of them (n, N)."""
     products_nT = query_nD @ documents.values_TD.T
     k = min(k, products_nT.shape[1])
     tokens_nk = np.argpartition(-products_nT, k - 1, axis=1)[:, :k]
     document_T = np.repeat(np.arange(len(documents)), documents.lengths_N)
     best_nN = np.full((len(query_nD), len(documents)), -np.inf, dtype=np.float32)
-    last_n = np.take_along_axis(products_nT, tokens_nk, 1).min(axis=1)
     for row, tokens in enumerate(tokens_nk):
         np.maximum.at(best_nN[row], document_T[tokens], products_nT[row, tokens])
+    return tokens_nk, np.take_along_axis(products_nT, tokens_nk, 1).min(axis=1), best_nN
+
+
+def imputed(best_nN: np.ndarray, last_n: np.ndarray, how: str) -> np.ndarray:
+    """Returns the scores (N) of XTR's section 3.3: a query token with no retrieved token of a document counts as ``last``, as
+    ``zero``, or with ``none`` not at all: the sum is divided by those that have one. A document without any scores -inf."""
     hit_nN = np.isfinite(best_nN)
-    fill_n1 = last_n[:, None] if imputed == "top" else 0.0
-    sums_N = np.where(hit_nN, best_nN, fill_n1).sum(axis=0)
-    scores_N = sums_N / (np.maximum(hit_nN.sum(axis=0), 1) if imputed == "none" else len(query_nD))
-    return np.where(hit_nN.any(axis=0), scores_N, -np.inf), tokens_nk
+    sums_N = np.where(hit_nN, best_nN, last_n[:, None] if how == "last" else 0.0).sum(axis=0)
+    scores_N = sums_N / (np.maximum(hit_nN.sum(axis=0), 1) if how == "none" else len(best_nN))
+    return np.where(hit_nN.any(axis=0), scores_N, -np.inf)
 
 
 def token_retrieval(encoder: Encoder, data: World) -> dict[str, object]:
     """Returns nDCG@10 of exact MaxSim and of every k' and imputation, and what share of retrieved tokens is relevant."""
     queries, documents = encoder.encode_queries(data.queries), encoder.encode_documents(data.documents)
     document_T = np.repeat(np.arange(len(documents)), documents.lengths_N)
-    curves: dict[str, list[float]] = {"top": [], "zero": [], "none": [], "precision": []}
+    curves: dict[str, list[float]] = {"last": [], "zero": [], "none": [], "precision": []}
     for k in K_PRIME:
-        for imputed in ("top", "zero", "none"):
-            found = [retrieved(query, documents, k, imputed) for query in queries]
-            scored = zip((scores for scores, _ in found), data.relevant_QN, strict=True)
-            curves[imputed].append(statistics.fmean(ndcg(scores, relevant) for scores, relevant in scored))
-        right = [relevant[document_T[tokens]].mean() for (_, tokens), relevant in zip(found, data.relevant_QN, strict=True)]
-        curves["precision"].append(float(np.mean(right)))
-    scores_QN = exact(queries, documents)
-    whole = statistics.fmean(ndcg(scores, relevant) for scores, relevant in zip(scores_QN, data.relevant_QN, strict=True))
+        rows: dict[str, list[float]] = {name: [] for name in curves}
+        for query, relevant_N in zip(queries, data.relevant_QN, strict=True):
+            tokens, last, best = retrieved(query, documents, k)
+            rows["precision"].append(float(relevant_N[document_T[tokens]].mean()))
+            for how in ("last", "zero", "none"):
+                rows[how].append(ndcg(imputed(best, last, how), relevant_N))
+        for name, values in rows.items():
+            curves[name].append(statistics.fmean(values))
+    whole = statistics.fmean(map(ndcg, exact(queries, documents), data.relevant_QN))
     return {"maxsim": whole, "k": list(K_PRIME), **curves}
+
+
+def models_run(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the curves of models that are there on a BEIR folder."""
+    documents, queries, qrels = read_beir(args.data)
+    queries = [query for query in queries if query.id in qrels][: args.queries]
+    relevant = np.array([[qrels[query.id].get(document.id, 0) > 0 for document in documents] for query in queries])
+    data = World([document.full_text for document in documents], [query.text for query in queries], relevant)
+    return {model: token_retrieval(openembed.load(model), data) for model in args.model}
 
 
 def xtr_run(seed: int, args: argparse.Namespace) -> dict[str, object]:
@@ -212,7 +228,7 @@ def crisp_run(seed: int, args: argparse.Namespace) -> dict[str, object]:
 
     def quality(encoder: Encoder) -> float:
         scores_QN = exact(encoder.encode_queries(data.queries), encoder.encode_documents(data.documents))
-        return statistics.fmean(ndcg(scores, relevant) for scores, relevant in zip(scores_QN, data.relevant_QN, strict=True))
+        return statistics.fmean(map(ndcg, scores_QN, data.relevant_QN))
 
     with tempfile.TemporaryDirectory() as folder:
         base = new_encoder(Path(folder), args.aspects, seed)
@@ -238,15 +254,20 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
+def summaries(runs: list[dict]) -> dict[str, object]:
+    """Returns every number over seeds."""
+    return {key: interval([run[key] for run in runs]) for key in runs[0]}
+
+
 def xtr_summary(runs: list[dict]) -> dict[str, object]:
     """Returns the four pass criteria as numbers over seeds."""
     found: dict[str, object] = {}
     for name in ("mean_maxsim", "xtr"):
-        kept = [[value / run[name]["maxsim"] for value in run[name]["top"]] for run in runs]
+        kept = [[value / run[name]["maxsim"] for value in run[name]["last"]] for run in runs]
         found[f"{name} maxsim"] = interval([run[name]["maxsim"] for run in runs])
         found[f"{name} kept"] = {k: interval(list(column)) for k, column in zip(K_PRIME, zip(*kept, strict=True), strict=True)}
-        for imputed in ("top", "zero", "none"):
-            found[f"{name} {imputed} at {K_PRIME[0]}"] = interval([run[name][imputed][0] for run in runs])
+        for how in ("last", "zero", "none"):
+            found[f"{name} {how}"] = {k: interval([run[name][how][i] for run in runs]) for i, k in enumerate(K_PRIME)}
     ratios = [[x / m for x, m in zip(run["xtr"]["precision"], run["mean_maxsim"]["precision"], strict=True)] for run in runs]
     found["precision ratio"] = {k: interval(list(c)) for k, c in zip(K_PRIME, zip(*ratios, strict=True), strict=True)}
     return found
@@ -254,7 +275,7 @@ def xtr_summary(runs: list[dict]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["xtr", "crisp"])
+    parser.add_argument("part", choices=["xtr", "crisp", "models"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--aspects", type=int, default=150)
     parser.add_argument("--documents", type=int, default=1000)
@@ -265,16 +286,20 @@ def main() -> None:
     parser.add_argument("--k-train", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    one, runs = {"xtr": xtr_run, "crisp": crisp_run}[args.part], []
-    for seed in range(args.seeds):
-        runs.append(one(seed, args))
-        print(json.dumps(runs[-1]), flush=True)
-    summary = xtr_summary(runs) if args.part == "xtr" else {key: interval([run[key] for run in runs]) for key in runs[0]}
-    settings = {key: value for key, value in vars(args).items() if key != "json"}
-    report = {"settings": settings, "runs": runs, "summary": summary}
-    print(json.dumps(summary, indent=1))
+    report = {"settings": {key: value for key, value in vars(args).items() if value and key not in ("json", "model", "data")}}
+    if args.part == "models":
+        report["models"] = models_run(args)
+    else:
+        report["runs"] = runs = []
+        for seed in range(args.seeds):
+            runs.append({"xtr": xtr_run, "crisp": crisp_run}[args.part](seed, args))
+            print(json.dumps(runs[-1]), flush=True)
+        report["summary"] = summaries(runs) if args.part == "crisp" else xtr_summary(runs)
+    print(json.dumps(report.get("summary", report.get("models")), indent=1))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

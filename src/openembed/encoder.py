@@ -26,6 +26,8 @@ from openembed.encoded import Encoded, Gathered, GatheredDense, GatheredSparse, 
 from openembed.heads import HeadConfig
 from openembed.heads.idf_lookup import IdfLookup, IdfLookupConfig
 from openembed.heads.projection import ProjectionConfig
+from openembed.heads.token_pooling import TokenPoolConfig
+from openembed.heads.token_projection import TokenProjectionConfig
 from openembed.packing import Packed, TokenRows, pack
 from openembed.progress import progress as progress_bar
 from openembed.representations import Dense, Kind, Representation, Sparse, Tokens
@@ -358,6 +360,19 @@ class Encoder(nn.Module):
         for projection in self.projections:
             values_RD = projection(values_RD)
         return values_RD
+
+    def with_pool(self, pool: TokenPoolConfig | None) -> Encoder:
+        """Returns this encoder keeping fewer vectors a text (all: None); both share their weights.
+
+        Raises ``ValueError`` for an encoder that does not have a vector a token.
+        """
+        if not isinstance(self.config.head, TokenProjectionConfig):
+            raise ValueError(f"pool: only vectors a token can be pooled, this model's are {self.kind}")
+        config = self.config.head.model_copy(update={"pool": pool})
+        head = config.build(self.backbone.width)
+        head.load_state_dict(self.head.state_dict(), assign=True)
+        other = Encoder(self.config.model_copy(update={"head": config}), self.tokenizer, self.backbone, head.to(self.device))
+        return other.train(self.training)
 
     @property
     def fingerprint(self) -> str:

@@ -79,13 +79,15 @@ class Layout:
 class Packed:
     """One micro-batch: the token ids of ``B`` texts end to end, with their positions and layout.
 
-    ``query``: all of them are encoded as queries, where the encoder treats these differently.
+    ``rows``: what was packed, as arrays, for what depends on ids alone. ``query``: all texts are encoded as queries, where the
+    encoder treats these differently.
     """
 
     ids_T: Tensor
     positions_T: Tensor
     pool_starts_B: Tensor
     layout: Layout
+    rows: TokenRows
     query: bool = False
 
     @property
@@ -128,6 +130,7 @@ def pack(rows: TokenRows, indices: Sequence[int] | np.ndarray | None = None, dev
         positions_T=torch.from_numpy(positions).to(device),
         pool_starts_B=torch.from_numpy(rows.pool_starts[np.asarray(chosen)].astype(np.int64)).to(device),
         layout=layout,
+        rows=rows if indices is None else rows.select(chosen),
         query=sides.pop(),
     )
 

@@ -20,6 +20,7 @@ from openembed.heads import (
     MeanConfig,
     MeanSqrtConfig,
     SelfAttentionConfig,
+    SpladeConfig,
     TokenProjectionConfig,
     WeightedMeanConfig,
 )
@@ -47,7 +48,8 @@ every_head = pytest.mark.parametrize("config", HEADS, ids=lambda c: f"{c.kind}-{
 
 
 def test_every_kind_of_head_is_tested_here():
-    assert {type(config) for config in HEADS} == set(get_args(get_args(HeadConfig)[0]))
+    over_vocabulary = {SpladeConfig}  # has no weights without a backbone; has tests of its own
+    assert {type(config) for config in HEADS} == set(get_args(get_args(HeadConfig)[0])) - over_vocabulary
 
 
 class Numbers:
@@ -59,8 +61,8 @@ class Numbers:
 def make(config, seed=0):
     torch.manual_seed(seed)
     head = config.build(WIDTH).eval()
-    if hasattr(head, "read"):
-        head.read(Numbers)
+    if hasattr(head, "attach"):
+        head.attach(None, Numbers)
     return head
 
 

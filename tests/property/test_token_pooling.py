@@ -72,7 +72,7 @@ def test_clusters_found_are_clusters():
     centres = torch.nn.functional.normalize(torch.randn(4, 16, generator=generator), dim=-1)
     label = torch.tensor([0] * 11 + [1] * 3 + [2] * 9 + [3] * 7)
     values = centres[label] + 0.02 * torch.randn(30, 16, generator=generator)
-    assigned = lloyd(values[None], torch.ones(1, 30, dtype=torch.bool), torch.tensor([[4]]), 10)[0]
+    assigned = lloyd(values[None], np.ones((1, 30), dtype=bool), np.array([4]), 10)[0]
     assert sorted(assigned.sum(0).tolist()) == [3, 7, 9, 11]
     assert all(len(label[assigned[:, j] > 0].unique()) == 1 for j in range(4))
 

@@ -1,5 +1,6 @@
 """Training with vectors a token: cached equals plain gradients, every objective runs, losses fall."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_training import examples
@@ -8,11 +9,12 @@ from token_models import token_encoder
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.objectives.contrastive import ContrastiveConfig
 from openembed.objectives.distillation import DistillationConfig
-from openembed.packing import pack
+from openembed.packing import TokenRows, pack
 from openembed.records import Example
 from openembed.representations import Tokens
 from openembed.seeds import derive, generator
 from openembed.train.cached import ComputeConfig, backward, prepare, seeded
+from openembed.train.memory import counting, estimate_memory
 
 EXPANDED = {"pool_instruction": "include", "expansion": {"length": 8}}
 CLUSTERS = {"kind": "token_projection", "width": 16, "pool": {"kind": "clusters", "queries": 2, "documents": 3}}
@@ -94,6 +96,17 @@ def test_losses_fall_and_every_parameter_is_reached(tmp_path, objective, precisi
             assert unused or (parameter.grad is not None and torch.isfinite(parameter.grad).all()), name
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("head", [CLUSTERS, {**CLUSTERS, "skip": "punctuation", "pool": None}])
+def test_memory_is_counted_before_the_first_step(tmp_path, head):
+    encoder = token_encoder(tmp_path, head=head)
+    lengths = np.array([40, 12, 9, 7])
+    estimate = estimate_memory(encoder, ComputeConfig(chunk_tokens=100), lengths)
+    with counting(encoder) as kept:
+        encoder(pack(TokenRows([np.full(length, 9, dtype=np.int32) for length in lengths], np.zeros(4, dtype=np.int64))))
+    assert estimate.activations == pytest.approx(sum(kept.values()), rel=0.1)
+    assert estimate.vectors == 3 * 4 * 68 * 16
 
 
 def test_matryoshka_and_vectors_are_refused(tmp_path):

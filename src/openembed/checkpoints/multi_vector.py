@@ -242,7 +242,7 @@ def _head(parts: _Parts, tokenizer: TextTokenizer) -> TokenProjectionConfig:
         before = parts.layers
     known = tuple(word for word in parts.skip if tokenizer.backend.token_to_id(word) is not None)
     return TokenProjectionConfig(
-        width=last.width if plain else None,
+        width=last.width if plain else 0,
         bias=last.bias if plain else False,
         before=tuple(before),
         normalize=parts.normalize,

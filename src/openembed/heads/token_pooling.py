@@ -120,38 +120,33 @@ def _means(
     values_TD: Tensor, starts_B: np.ndarray, lengths_B: np.ndarray, counts_B: np.ndarray, config: ClustersConfig
 ) -> Tensor:
     """The means of these texts' clusters end to end; the texts are padded to the longest."""
-    places_L = np.arange(lengths_B.max())
-    mask_BL = places_L < lengths_B[:, None]
-    padded_BLD = values_TD[_tensor(np.where(mask_BL, starts_B[:, None] + places_L, starts_B[:, None]), values_TD)]
-    mask_BL, counts_B1 = _tensor(mask_BL, values_TD), _tensor(counts_B[:, None], values_TD)
+    mask_BL = np.arange(lengths_B.max()) < lengths_B[:, None]
+    padded_BLD = values_TD[_tensor(starts_B[:, None] + mask_BL * np.arange(lengths_B.max()), values_TD)]
     with torch.no_grad():
-        assigned_BLK = lloyd(padded_BLD.detach(), mask_BL, counts_B1, config.iterations)
+        assigned_BLK = lloyd(padded_BLD.detach(), mask_BL, counts_B, config.iterations)
     sizes_BK1 = assigned_BLK.sum(1)[..., None]
     means_BKD = assigned_BLK.transpose(1, 2) @ padded_BLD / sizes_BK1.clamp(min=1)
-    kept_BK = torch.arange(sizes_BK1.shape[1], device=values_TD.device) < counts_B1
-    means_RD = means_BKD[kept_BK]
+    kept_R = np.flatnonzero(np.arange(counts_B.max()) < counts_B[:, None])
+    means_RD = means_BKD.flatten(0, 1)[_tensor(kept_R, values_TD)]
     return torch.nn.functional.normalize(means_RD, dim=-1) if config.renormalize else means_RD
 
 
-def lloyd(values_BLD: Tensor, mask_BL: Tensor, counts_B1: Tensor, iterations: int) -> Tensor:
+def lloyd(values_BLD: Tensor, mask_BL: np.ndarray, counts_B: np.ndarray, iterations: int) -> Tensor:
     """Returns k-means clusters of each text: ``(B, L, K)``, 1 where a token belongs to a cluster, else 0.
 
-    ``mask_BL``: which places are tokens; ``counts_B1``: how many clusters a text gets, less than it has tokens. Clusters
+    ``mask_BL``: which places are tokens; ``counts_B``: how many clusters a text gets, less than it has tokens. Clusters
     begin at evenly spaced tokens. One that is left without tokens begins anew at the token farthest from its own centre,
     several at the next ones; if it is still empty at the end (vectors that are equal), it takes that token beside the
     cluster that has it, so no cluster is ever without one.
     """
-    width, largest = values_BLD.shape[2], int(counts_B1.max())
-    number_K = torch.arange(largest, device=values_BLD.device)
-    unused_BK = number_K >= counts_B1
-    lengths_B1 = mask_BL.sum(1, keepdim=True)
-    first_BK = ((2 * number_K + 1) * lengths_B1 // (2 * counts_B1)).clamp(max=values_BLD.shape[1] - 1)
-    centres_BKD = values_BLD.gather(1, first_BK[..., None].expand(-1, -1, width))
+    number_K, counts_B1 = np.arange(counts_B.max()), counts_B[:, None]
+    first_BK = np.minimum((2 * number_K + 1) * mask_BL.sum(1, keepdims=True) // (2 * counts_B1), mask_BL.shape[1] - 1)
+    centres_BKD = values_BLD[torch.arange(len(values_BLD))[:, None], _tensor(first_BK, values_BLD)]
+    unused_BK, tokens_BL = _tensor(number_K >= counts_B1, values_BLD), _tensor(mask_BL, values_BLD)
     for _ in range(iterations):
-        assigned_BLK, lost_BL = _assign(values_BLD, centres_BKD, mask_BL, unused_BK)
+        assigned_BLK, lost_BL = _assign(values_BLD, centres_BKD, tokens_BL, unused_BK)
         assigned_BLK = _filled(assigned_BLK, lost_BL, unused_BK)
-        sizes_BK1 = assigned_BLK.sum(1)[..., None].clamp(min=1)
-        centres_BKD = assigned_BLK.transpose(1, 2) @ values_BLD / sizes_BK1
+        centres_BKD = assigned_BLK.transpose(1, 2) @ values_BLD / assigned_BLK.sum(1)[..., None].clamp(min=1)
     return assigned_BLK
 
 
@@ -168,8 +163,6 @@ def _assign(values_BLD: Tensor, centres_BKD: Tensor, mask_BL: Tensor, unused_BK:
 def _filled(assigned_BLK: Tensor, lost_BL: Tensor, unused_BK: Tensor) -> Tensor:
     """The assignment with every empty cluster given the token that is farthest off, the next one the next."""
     empty_BK = (assigned_BLK.sum(1) == 0) & ~unused_BK
-    if not empty_BK.any():
-        return assigned_BLK
     farthest_BK = lost_BL.topk(empty_BK.shape[1], dim=1).indices
     token_BK = farthest_BK.gather(1, (empty_BK.cumsum(1) - 1).clamp(min=0))
     return assigned_BLK.scatter_add(1, token_BK[:, None], empty_BK[:, None].to(assigned_BLK.dtype))

@@ -24,7 +24,7 @@ from openembed.tokenization import TextTokenizer
 
 
 class TokenProjectionConfig(Config):
-    """``width`` of the vectors; None leaves the hidden states as they are (CRISP does). ``before``: layers under the last.
+    """``width`` of the vectors; 0 leaves the hidden states as they are (CRISP does). ``before``: layers under the last.
 
     ``skip``: tokens of documents that get no vector, by their spelling in the vocabulary, or ``punctuation``; a text of
     these alone keeps them. ``skip_queries`` leaves them out of queries too. Special tokens stay, as in ColBERT, unless listed.
@@ -32,7 +32,7 @@ class TokenProjectionConfig(Config):
     """
 
     kind: Literal["token_projection"] = "token_projection"
-    width: int | None = Field(128, gt=0)
+    width: int = Field(128, ge=0)
     bias: bool = False
     before: tuple[ProjectionConfig, ...] = ()
     normalize: bool = True
@@ -54,7 +54,7 @@ class TokenProjection(nn.Module):
         super().__init__()
         self.config = config
         layers = [*config.before]
-        if config.width is not None:
+        if config.width:
             layers.append(ProjectionConfig(width=config.width, bias=config.bias))
         widths = [width, *(layer.width for layer in layers)]
         self.layers = nn.ModuleList(layer.build(before) for layer, before in zip(layers, widths, strict=False))
@@ -81,24 +81,16 @@ class TokenProjection(nn.Module):
 
     def rows_of(self, rows: TokenRows) -> np.ndarray:
         """Returns the number of vectors of each text, int64 (N); a function of its ids and side alone."""
-        lengths_N, queries_N = rows.lengths, _sides(rows)
-        firsts_N = np.cumsum(lengths_N) - lengths_N
-        ids_T = np.concatenate(rows.ids) if len(rows) else np.empty(0, dtype=np.int64)
-        within_T = np.arange(len(ids_T)) - np.repeat(firsts_N, lengths_N)
-        pooled_T = within_T >= np.repeat(rows.pool_starts, lengths_N)
-        text_T = np.repeat(np.arange(len(rows)), lengths_N)
-        skipped_T = np.isin(ids_T, self._skipped) & ~(queries_N[text_T] & (not self.config.skip_queries))
-        counts_N = np.bincount(text_T[pooled_T & ~skipped_T], minlength=len(rows))
-        counts_N = np.where(counts_N == 0, lengths_N - rows.pool_starts, counts_N).astype(np.int64)
+        _, counts_N = self._kept(rows)
         if self.config.pool is None:
             return counts_N
         pooled = {query: self.config.pool.counts(counts_N, query=query) for query in (False, True)}
-        return np.where(queries_N, pooled[True], pooled[False])
+        return np.where(_queries(rows), pooled[True], pooled[False])
 
     def forward(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
         """Returns the vectors of all texts end to end, ``(R, D)`` float32."""
-        kept_T, lengths_B = self._kept(packed)
-        values_TD = hidden_TD[kept_T]
+        kept_T, counts_B = self._kept(packed.rows)
+        values_TD = hidden_TD[torch.from_numpy(np.flatnonzero(kept_T)).to(hidden_TD.device)]
         for layer in self.layers:
             values_TD = layer(values_TD)
         with torch.autocast(values_TD.device.type, enabled=False):
@@ -107,26 +99,22 @@ class TokenProjection(nn.Module):
                 values_TD = nn.functional.normalize(values_TD, dim=-1)
             if self.config.pool is None:
                 return values_TD
-            return self.config.pool.pooled(values_TD, lengths_B.cpu().numpy(), query=packed.query)
+            return self.config.pool.pooled(values_TD, counts_B, query=packed.query)
 
-    def _kept(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """Which tokens get a vector (T), and how many of each text (B)."""
-        pooled_T = kept_T = packed.pool_mask_T
-        if len(self._skipped) and (self.config.skip_queries or not packed.query):
-            kept_T = pooled_T & ~torch.isin(packed.ids_T, torch.from_numpy(self._skipped).to(packed.ids_T.device))
-        counts_B = _counts(kept_T, packed)
-        if bool((counts_B == 0).any()):
-            bare_T = torch.repeat_interleave(counts_B == 0, packed.lengths_B, output_size=len(pooled_T))
-            kept_T = kept_T | (pooled_T & bare_T)
-            counts_B = _counts(kept_T, packed)
-        return kept_T, counts_B
-
-
-def _counts(kept_T: Tensor, packed: Packed) -> Tensor:
-    """How many tokens of each text are marked, int64 (B)."""
-    before_T1 = torch.nn.functional.pad(kept_T.long().cumsum(0), (1, 0))
-    return before_T1[packed.layout.offsets_B1.long()].diff()
+    def _kept(self, rows: TokenRows) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens get a vector, bool (T), and how many of each text, int64 (N)."""
+        lengths_N = rows.lengths
+        text_T = np.repeat(np.arange(len(rows)), lengths_N)
+        place_T = np.arange(len(text_T)) - (np.cumsum(lengths_N) - lengths_N)[text_T]
+        kept_T = pooled_T = place_T >= rows.pool_starts[text_T]
+        if len(self._skipped) and len(rows):
+            skipped_T = np.isin(np.concatenate(rows.ids), self._skipped)
+            if not self.config.skip_queries:
+                skipped_T &= ~_queries(rows)[text_T]
+            bare_N = np.bincount(text_T[pooled_T & ~skipped_T], minlength=len(rows)) == 0
+            kept_T = pooled_T & (~skipped_T | bare_N[text_T])
+        return kept_T, np.bincount(text_T[kept_T], minlength=len(rows))
 
 
-def _sides(rows: TokenRows) -> np.ndarray:
+def _queries(rows: TokenRows) -> np.ndarray:
     return np.zeros(len(rows), dtype=bool) if rows.queries is None else rows.queries

@@ -21,6 +21,7 @@ from openembed.data.mine import MineConfig
 from openembed.data.select import PolicyConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
+from openembed.heads.token_pooling import TokenPoolConfig
 from openembed.objectives.distillation import DistillationConfig
 from openembed.objectives.regularizers import FlopsConfig, Regularized
 from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
@@ -117,6 +118,14 @@ class IdfStage(_ReadsTexts):
     start: str = UNTRAINED
 
 
+class PoolStage(Config):
+    """Gives ``start`` (as in :class:`TrainStage`) another ``pool``: fewer vectors a text, to train or to use it so."""
+
+    do: Literal["pool"]
+    start: str
+    pool: TokenPoolConfig
+
+
 class InitialiseStage(Config):
     """Makes the recipe's encoder with token embeddings from a teacher: a bag of words before any training.
 
@@ -203,10 +212,9 @@ class SearchStage(Config):
     k: int = Field(3, ge=1)
 
 
-StageConfig = Annotated[
-    FilterStage | MineStage | EncodeStage | IdfStage | InitialiseStage | TrainStage | EvaluateStage | IndexStage | SearchStage,
-    Field(discriminator="do"),
-]
+Preparing = FilterStage | MineStage | EncodeStage | IdfStage | PoolStage | InitialiseStage
+Using = TrainStage | EvaluateStage | IndexStage | SearchStage
+StageConfig = Annotated[Preparing | Using, Field(discriminator="do")]
 
 
 class Expect(Config):
@@ -340,7 +348,7 @@ def model_references(stage: StageConfig) -> dict[str, str]:
     match stage:
         case MineStage():
             return {"teacher": stage.teacher}
-        case TrainStage() | IdfStage():
+        case TrainStage() | IdfStage() | PoolStage():
             return {"start": stage.start}
         case EncodeStage():
             return {"model": stage.model}
@@ -469,7 +477,7 @@ def _wrong_tables(recipe: Recipe, earlier: Mapping[str, StageConfig], name: str,
 def _wrong_model(recipe: Recipe, earlier: Mapping[str, StageConfig], where: str, model: str) -> list[str]:
     if model == UNTRAINED and recipe.encoder is None:
         return [f"{where}: needs an [encoder] table (got 'untrained')"]
-    if model in recipe.stage and not isinstance(earlier.get(model), (TrainStage, InitialiseStage, IdfStage)):
+    if model in recipe.stage and not isinstance(earlier.get(model), (TrainStage, InitialiseStage, IdfStage, PoolStage)):
         return [f"{where}: no earlier train stage of this name (got {model!r})"]
     return []
 

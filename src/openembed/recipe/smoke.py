@@ -21,6 +21,7 @@ from openembed.recipe.config import (
     IdfStage,
     IndexStage,
     MineStage,
+    PoolStage,
     Recipe,
     StageConfig,
     TrainStage,
@@ -87,6 +88,8 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
             return stage.model_copy(update={**_texts(stage), "model": _model(stage.model, recipe)})
         case IdfStage():
             return stage.model_copy(update={**_texts(stage), "start": _model(stage.start, recipe)})
+        case PoolStage():
+            return stage.model_copy(update={"start": _model(stage.start, recipe)})
         case TrainStage():
             return _train(stage, recipe)
         case EvaluateStage():

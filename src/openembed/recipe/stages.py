@@ -1,8 +1,8 @@
 """What each kind of stage does in its folder.
 
 ``mine`` writes ``<source>.jsonl``, ``<source>/`` (audit and kept rankings) and ``report.json``, ``filter`` rows, report and
-``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``idf`` ``idf.npy`` and ``model/``, ``initialise``
-``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
+``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``idf`` ``idf.npy`` and ``model/``, ``pool`` and
+``initialise`` ``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
 ``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
@@ -32,6 +32,7 @@ from openembed.recipe.config import (
     IndexStage,
     InitialiseStage,
     MineStage,
+    PoolStage,
     Recipe,
     SearchStage,
     TaskConfig,
@@ -147,6 +148,8 @@ def run_stage(place: Workplace, name: str) -> None:
             _encode(place, stage, folder)
         case IdfStage():
             _idf(place, stage, folder)
+        case PoolStage():
+            place.model(stage.start).with_pool(stage.pool).save(folder / MODEL)
         case InitialiseStage():
             _initialise(place, stage, folder)
         case FilterStage():
