@@ -210,7 +210,8 @@ class Encoder(nn.Module):
             unknown = sorted(options.keys() - EncodeOptions.__annotations__.keys())
             raise TypeError(f"encode has no option {unknown[0]!r}; it takes {', '.join(EncodeOptions.__annotations__)}")
         if as_queries and not instruction and (query_head := self.query_head) is not None:
-            self._require_plain(options)
+            if options:
+                self._require_plain(options)
             return query_head.look_up(*self.tokenizer.bodies(texts, self.row_limit(options.get("max_length"))))
         sides = np.full(len(texts), as_queries) if self.sided and not isinstance(texts, str) else None
         rows = self.tokenize(texts, instruction, options.get("max_length"), queries=sides)

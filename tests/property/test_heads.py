@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from vocabulary import text_tokenizer
 
 from openembed.heads import (
     ClsConfig,
@@ -26,7 +28,9 @@ from openembed.heads import (
 )
 from openembed.packing import TokenRows, pack
 
-WIDTH = 8
+WIDTH, TOKENIZER = 8, text_tokenizer()
+EMBEDDINGS = SimpleNamespace(model=nn.Module())
+EMBEDDINGS.model.get_input_embeddings = lambda table=nn.Embedding(TOKENIZER.vocabulary, WIDTH): table
 HEADS = [
     MeanConfig(),
     WeightedMeanConfig(),
@@ -43,13 +47,19 @@ HEADS = [
     TokenProjectionConfig(width=5, pool={"kind": "clusters", "documents": 3}),
     TokenProjectionConfig(width=5, pool={"kind": "tail", "documents": 0.5}),
     TokenProjectionConfig(width=5, pool={"kind": "spacing", "documents": 2}),
+    SpladeConfig(),
+    SpladeConfig(transform="mlm", tied=False, activation="log1p_log1p_relu", offset=0.1),
+    SpladeConfig(transform="norm", bias=False, activation="elu1p", document={"top_k": 7, "keep_own": True}),
+    SpladeConfig(pooling="sum"),
 ]
-every_head = pytest.mark.parametrize("config", HEADS, ids=lambda c: f"{c.kind}-{getattr(c, 'variant', '')}")
+POOLED = [HEADS[0], HEADS[1], HEADS[4], HEADS[5], HEADS[7], HEADS[8], *HEADS[10:]]
+every_head = pytest.mark.parametrize(
+    "config", HEADS, ids=lambda c: f"{c.kind}-{getattr(c, 'variant', getattr(c, 'activation', ''))}"
+)
 
 
 def test_every_kind_of_head_is_tested_here():
-    over_vocabulary = {SpladeConfig}  # has no weights without a backbone; has tests of its own
-    assert {type(config) for config in HEADS} == set(get_args(get_args(HeadConfig)[0])) - over_vocabulary
+    assert {type(config) for config in HEADS} == set(get_args(get_args(HeadConfig)[0]))
 
 
 class Numbers:
@@ -60,10 +70,10 @@ class Numbers:
 
 def make(config, seed=0):
     torch.manual_seed(seed)
-    head = config.build(WIDTH).eval()
+    head = config.build(WIDTH)
     if hasattr(head, "attach"):
-        head.attach(None, Numbers)
-    return head
+        head.attach(*((EMBEDDINGS, TOKENIZER) if isinstance(config, SpladeConfig) else (None, Numbers)))
+    return head.eval()
 
 
 def token_rows(lengths, starts):
@@ -96,7 +106,7 @@ def test_packed_equals_alone(config, case):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [HEADS[0], HEADS[1], HEADS[4], HEADS[5], *HEADS[7:9], *HEADS[10:]], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", POOLED, ids=lambda c: c.kind)
 def test_tokens_before_the_pool_start_do_not_matter(config):
     head, packed = make(config), layout([6, 4], [2, 1])
     hidden = torch.randn(10, WIDTH)

@@ -186,7 +186,7 @@ def transformers_attention(
         raise RuntimeError(f"{type(module).__name__} does not pass keyword arguments on to its attention function")
     view = Visibility(
         causal=not bidirectional,
-        window=kwargs.get("sliding_window") if kwargs.get("sliding_window") is not None else None,
+        window=_window(module, kwargs.get("sliding_window"), bidirectional),
         softcap=kwargs.get("softcap"),
         sinks_H=kwargs.get("s_aux"),
     )
@@ -194,6 +194,12 @@ def transformers_attention(
         query[0], key[0], value[0], layout, view, scale=scaling, dropout=dropout if module.training else 0.0
     )
     return out_THd.unsqueeze(0), None
+
+
+def _window(module: nn.Module, given: int | None, bidirectional: bool) -> int | None:
+    """The window of a layer. ModernBERT's family hands its layers one more than its masks allow, as flash attention counts."""
+    own = getattr(getattr(module, "config", None), "sliding_window", None)
+    return min(given, own) if given is not None and own is not None and bidirectional else given
 
 
 def install_attention() -> str:

@@ -89,6 +89,8 @@ def _write(encoder: Encoder, folder: Path) -> None:
     config = encoder.config.model_dump(mode="json")
     config["backbone"] = {**config["backbone"], "path": ".", "revision": None, "architecture": None, "quantization": None}
     config["tokenizer_path"] = None
+    if encoder.query_head is None:
+        del config["query_head"]  # releases that know no such key open the folder too
     language_model = fill_language_model(encoder) if encoder.kind == "sparse" else None
     with quiet_unless_terminal():
         (language_model or encoder.backbone.model).save_pretrained(folder)

@@ -114,7 +114,7 @@ class IdfLookup(nn.Module):
         weight_V = self.weight_V
         version = weight_V.data_ptr(), -1 if weight_V.is_inference() else weight_V._version
         if self._known is None or self._known[0] != version:
-            self._known = version, self.table().cpu().numpy()
+            self._known = version, self.table().detach().cpu().numpy()
         return self._known[1]
 
 

@@ -28,6 +28,9 @@ Activation = Literal["log1p_relu", "log1p_log1p_relu", "elu1p"]
 LOGITS_HELD = {"cpu": 2**18, "cuda": 2**27}
 """Logits held at a time: few enough for a core's cache and memory, many enough for full-speed products."""
 
+FEW_TOKENS = 24
+"""Below so many the plain product is faster without gradients: laying the vocabulary out for the kernel takes longer."""
+
 
 def activate(logits: Tensor, activation: Activation) -> Tensor:
     """Returns the weights of logits."""
@@ -74,7 +77,8 @@ class _MaxPooled(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:3])
         states, weight = states_TD.detach(), weight_VD.detach()
         ctx.offsets_B1 = torch.tensor([0, *accumulate(lengths_B)])
-        if ctx.dtype == torch.float32 and kernels.serves(states, weight):
+        enough = wanted or len(states) >= FEW_TOKENS
+        if enough and ctx.dtype == torch.float32 and kernels.serves(states, weight):
             best_BV, winner_BV = kernels.largest_products(states, weight, ctx.offsets_B1, winners=wanted)
         else:
             best_BV, winner_BV = _largest(states, weight, lengths_B, ctx.dtype, wanted)
