@@ -69,6 +69,20 @@ def test_what_is_remembered_is_part_of_the_checkpoint(tmp_path):
         checkpoint.latest(tmp_path / "out" / "checkpoint")
 
 
+def test_a_table_may_move_but_not_change(tmp_path):
+    for name, values in (("a", np.ones(60)), ("b", np.ones(60)), ("c", np.full(60, 2.0))):
+        np.save(tmp_path / f"{name}.npy", values)
+
+    def flops(name):
+        return {"objective": objective(regularizers=[{"kind": "flops", "weight": 0.1, "idf": str(tmp_path / f"{name}.npy")}])}
+
+    with pytest.raises(Stopped):
+        run(tmp_path, stop_after=4, **flops("a"))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(tmp_path, **flops("c"))
+    assert run(tmp_path, **flops("b")).resumed_from == 3
+
+
 def test_gradient_caching_does_not_change_a_penalised_step(tmp_path):
     settings = {"objective": objective(regularizers=[DF_FLOPS]), "steps": 4}
     run(tmp_path / "plain", compute={"chunk_tokens": 40, "live_chunks": "all"}, **settings)

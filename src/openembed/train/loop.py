@@ -12,6 +12,7 @@ rank 0 writes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -36,6 +37,7 @@ from openembed.encoder import Encoder
 from openembed.objectives import Loss, Objective
 from openembed.objectives.contrastive import ContrastiveConfig
 from openembed.objectives.distillation import DistillationConfig
+from openembed.objectives.regularizers import read_idf
 from openembed.objectives.semi_parametric import SemiParametricConfig
 from openembed.packing import micro_batches
 from openembed.progress import progress
@@ -384,11 +386,14 @@ def _due(done: int, every: int | None, steps: int) -> bool:
 
 
 def _settings(config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-    """What must be the same for a run to be resumed; a teacher's vectors by what they are, not by where."""
+    """What must be the same for a run to be resumed; teachers' vectors and tables by what they are, not by where."""
     chosen = config.model_dump(mode="json", exclude={"save_every": True, "evaluate_every": True, "compute": PLACEMENT})
     if isinstance(config.objective, DistillationConfig):
         prints = [teacher_fingerprint(folder) for folder in config.objective.folders]
         chosen["objective"] = config.objective.at(prints).model_dump(mode="json")
+    for penalty in chosen["objective"].get("regularizers", ()):
+        if penalty.get("idf") is not None:
+            penalty["idf"] = hashlib.sha256(read_idf(penalty["idf"]).tobytes()).hexdigest()
     return {
         "config": chosen,
         "data": {source.name: fingerprint(examples[source.name]) for source in config.data.sources},
