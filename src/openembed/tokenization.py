@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,13 +115,10 @@ class _Echo(NamedTuple):
     kept: list[int]
 
 
-def _cut(ids_T: np.ndarray, ends_N: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut(ids: list[int], ends: list[int], room: int) -> tuple[list[int], list[int]]:
     """No more than ``room`` ids of each text."""
-    counts_N = np.diff(ends_N, prepend=0)
-    if counts_N.max(initial=0) <= room:
-        return ids_T, ends_N
-    places_T = np.arange(len(ids_T)) - np.repeat(ends_N - counts_N, counts_N)
-    return ids_T[places_T < room], np.cumsum(np.minimum(counts_N, room))
+    rows = [ids[start : min(end, start + room)] for start, end in pairwise([0, *ends])]
+    return [i for row in rows for i in row], list(accumulate(map(len, rows)))
 
 
 class TextTokenizer:
@@ -288,8 +286,8 @@ class TextTokenizer:
         """What tokenizes by remembered words; None for tokenizers whose words depend on their neighbours."""
         return words_of(self.backend)
 
-    def bodies(self, texts: Sequence[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the token ids of all texts end to end and where each text's end, both int64.
+    def bodies(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[int], list[int]]:
+        """Returns the token ids of all texts end to end and where each text's end.
 
         They are those of the rows that calling gives, cut where those are cut, without what the model puts before and after,
         and much sooner had for some tokenizers.
@@ -297,16 +295,15 @@ class TextTokenizer:
         lower = self.config.lowercase
         texts = [t if type(t) is str and t.isascii() and not lower else self._clean(t) for t in _listed(texts)]
         if self._words is not None:
-            ids_T, ends_N = self._words(texts)
+            ids, ends = self._words(texts)
         else:
             rows = [encoding.ids for encoding in self._encodings(texts, [""] * len(texts), False)]
-            ids_T = np.array([i for row in rows for i in row], dtype=np.int64)
-            ends_N = np.cumsum([len(row) for row in rows], dtype=np.int64)
+            ids, ends = [i for row in rows for i in row], list(accumulate(map(len, rows)))
         if max_length is None:
-            return ids_T, ends_N
+            return ids, ends
         kept = self.config.truncation == "keep_eos"
         room = max(0, max_length - len(self.prefix) - (len(self.suffix) if kept else 0))
-        return (ids_T, ends_N) if len(ids_T) <= room else _cut(ids_T, ends_N, room)
+        return (ids, ends) if len(ids) <= room else _cut(ids, ends, room)
 
     def prefix_ids(self, prefix: str) -> list[int]:
         """Returns the token ids of an instruction alone."""

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from itertools import chain
 
-import numpy as np
 from tokenizers import Tokenizer
 
 REMEMBERED = 2**22
@@ -25,22 +24,22 @@ class Words:
         self._ids: dict[str, list[int]] = {}
         self._characters = 0
 
-    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the token ids of all texts end to end and where each text's end, both int64; nothing is put around them."""
+    def __call__(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Returns the token ids of all texts end to end and where each text's end; nothing is put around them."""
         try:
             return self._joined(texts)
         except KeyError:
             self._learn({word for text in texts for word in text.split(" ")})
             return self._joined(texts)
 
-    def _joined(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _joined(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
         find, flatten = self._ids.__getitem__, chain.from_iterable
         ids: list[int] = []
         ends = []
         for text in texts:  # one list for all: many small ones would set the garbage collector off
             ids += flatten(map(find, text.split(" ")))
             ends.append(len(ids))
-        return np.array(ids, dtype=np.int64), np.array(ends, dtype=np.int64)
+        return ids, ends
 
     def _learn(self, words: set[str]) -> None:
         if self._characters > REMEMBERED:
