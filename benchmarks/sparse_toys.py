@@ -3,8 +3,8 @@
     python benchmarks/sparse_toys.py [idf] [threshold] [teachers] [echo] [entry] [--seeds 1 2 3] [--out FILE]
 
 A model of two layers and width 64 starts from random weights, with a head tied to its embeddings. Documents hold content words
-and common words; every concept has two words; a query asks for some concepts of a document, half of them by the other word.
-Prints one JSON object an experiment; deterministic for a seed and a number of threads.
+and common words; every concept has two words, and a query asks for some of a document's concepts, half of them by the other
+word. Prints one JSON object an experiment; deterministic for a seed and a number of threads.
 """
 
 from __future__ import annotations

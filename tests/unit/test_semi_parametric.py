@@ -73,6 +73,14 @@ def test_without_the_entry_loss_bags_of_words_are_not_learned_from():
     assert SemiParametricConfig(top_k=VOCABULARY, entry_weight=0).build().loss(other, rows).total == loss.total
 
 
+def test_the_scale_divides_all_weights():
+    rows = batch()
+    given = texts(len(rows.texts))
+    plain = SemiParametricConfig(top_k=3, gated="both").build().loss(given, rows)
+    scaled = SemiParametricConfig(top_k=3, gated="both", scale=8).build().loss(Sparse(given.values_NV * 8, given.bag_NV), rows)
+    assert scaled.parts == pytest.approx(plain.parts, rel=1e-5)
+
+
 def test_the_contrastive_mask_deals_out_what_no_bag_has():
     bag = torch.zeros(2, 7)
     bag[0, [0, 3]], bag[1, 5] = 1.0, 1.0

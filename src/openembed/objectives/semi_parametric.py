@@ -39,7 +39,9 @@ class SemiParametricConfig(Config):
     ``top_k``: weights kept of a gated text besides its own tokens. ``gated``: see above. ``entry_weight``: of the terms with a
     bag against those without, 1 as published, 0 leaves them out. ``contrastive_mask``: entries that no text of the batch has
     are dealt out to the rows; each is then part of its row's bag and not of its positive, so that rare entries are pushed down
-    (in their code, off in the settings they used).
+    (in their code, off in the settings they used). ``scale``: weights are divided by it before they are compared, 1 as
+    published; for models whose logits are larger than BERT's, so that terms with a bag (linear in the weights) and without
+    (quadratic) stay of one size.
     """
 
     kind: Literal["semi_parametric"] = "semi_parametric"
@@ -48,7 +50,7 @@ class SemiParametricConfig(Config):
     entry_weight: float = Field(1.0, ge=0)
     contrastive_mask: bool = False
     in_batch: InBatch = "all"
-    temperature: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, gt=0)
 
     def build(self) -> SemiParametric:
         """Returns the objective."""
@@ -69,9 +71,9 @@ class SemiParametric(RegularizedObjective):
                 "this objective needs weights over the vocabulary and each text's own tokens: set head.bags = true"
             )
         config, (queries, documents) = self.config, sides(representations, batch)
-        q, p = queries.values_NV.float(), documents.values_NV.float()
+        q, p = (side.values_NV.float() / config.scale for side in (queries, documents))
         q_k, p_k = (
-            side.values_NV * largest(side.values_NV.detach(), config.top_k, side.bag_NV) for side in (queries, documents)
+            values * largest(values.detach(), config.top_k, side.bag_NV) for values, side in ((q, queries), (p, documents))
         )
         sparse = {"parametric_query": (q_k, p)}
         entry = {"entry_query": self._entry(queries.bag_NV, p, batch, flip=False)} if config.entry_weight else {}
@@ -85,7 +87,7 @@ class SemiParametric(RegularizedObjective):
         rows_Q, parts = torch.zeros(batch.rows, device=q.device), {}
         for terms, weight in ((sparse, 1.0), (entry, config.entry_weight)):
             for name, (left_QV, right_NV) in terms.items():
-                term_Q = two_way_rows(dot(left_QV, right_NV), *masks, config.temperature)
+                term_Q = two_way_rows(dot(left_QV, right_NV), *masks)
                 parts[name] = weighted_mean(term_Q.detach(), weights_Q).item()
                 rows_Q = rows_Q + term_Q * weight / (len(terms) * (1 + config.entry_weight))
         diagnostics = split_by_source(rows_Q, batch) | sparsity(Sparse(q_k), Sparse(p_k))
@@ -113,9 +115,9 @@ def dealt(bag_MV: Tensor, other_MV: Tensor, owners_R: Tensor, others_R: Tensor) 
     return bag_MV, other_MV * keep_MV
 
 
-def two_way_rows(scores_QN: Tensor, positives_QN: Tensor, allowed_QN: Tensor, temperature: float) -> Tensor:
+def two_way_rows(scores_QN: Tensor, positives_QN: Tensor, allowed_QN: Tensor) -> Tensor:
     """Returns each row's InfoNCE over its candidates plus its positives' over the rows they may be negatives of (Q,)."""
-    forward_Q = info_nce_rows(scores_QN, positives_QN, allowed_QN, temperature)
-    backward_N = info_nce_rows(scores_QN.T, positives_QN.T, allowed_QN.T, temperature)
+    forward_Q = info_nce_rows(scores_QN, positives_QN, allowed_QN, 1.0)
+    backward_N = info_nce_rows(scores_QN.T, positives_QN.T, allowed_QN.T, 1.0)
     share_QN = positives_QN / positives_QN.sum(1, keepdim=True).clamp(min=1)
     return forward_Q + share_QN @ backward_N
