@@ -13,12 +13,16 @@ import json
 import shutil
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from openembed.files import read_json, write_json
 from openembed.index.native import threads
-from openembed.index.tokens.files import CODED_FROM, TokenSegment, TokenSettings, TokenWriter
+from openembed.index.tokens.coding import Panel
+from openembed.index.tokens.exact import TokenMatrix
+from openembed.index.tokens.files import TokenSegment, TokenSettings, TokenWriter
 from openembed.index.tokens.muvera import Encoded, EncodingSettings
 from openembed.index.tokens.plaid import Plaid
 from openembed.index.tokens.pooling import pool_tokens
@@ -44,6 +48,13 @@ def clocks(action):
 def load(folder, name, mode=None):
     values = np.load(folder / f"{name}.values.npy", mmap_mode=mode)
     return TokenVectors(values, np.load(folder / f"{name}.offsets.npy"))
+
+
+def cut(documents, count, length):
+    """Returns pieces of ``length`` tokens as documents of their own: short passages."""
+    starts = np.concatenate([np.arange(low, high - length + 1, length) for low, high in pairwise(documents.offsets_N1)])
+    starts = np.sort(np.random.default_rng(3).permutation(starts)[:count])
+    return TokenVectors.from_list([documents.values_TD[start : start + length] for start in starts])
 
 
 def build(place, documents, settings):
@@ -128,7 +139,7 @@ def limits(segment, queries):
     """What the processor allows an exact scan: reading the codes once, and 64 products of bytes a cycle and core."""
     import torch
 
-    block = torch.ones(64 * 2**20, dtype=torch.int32)
+    block = torch.ones(64 * 2**20)
     reads = min(clocks(lambda: block.sum())[1] for _ in range(5))
     bandwidth = block.numel() * 4 / reads
     n = float(queries.lengths_N.mean())
@@ -138,18 +149,83 @@ def limits(segment, queries):
         "codes_read_ms": round(tokens * (width + 4) / bandwidth * 1e3, 1),
         "products_billion_a_query": round(n * tokens * width / 1e9, 2),
         "products_billion_a_query_in_whole_lanes": round(
-            float(np.ceil(queries.lengths_N / 16).mean()) * 16 * tokens * width / 1e9, 2
+            float(np.ceil(queries.lengths_N / 8).mean()) * 8 * tokens * width / 1e9, 2
         ),
     }
 
 
-def methods(options):
-    yield from ((f"plaid {n} documents", Plaid(documents=n)) for n in (64, 256, 1024))
-    yield "plaid 256 documents, 8 probes", Plaid(documents=256, probes=8)
-    yield from ((f"warp {n} probes", Warp(probes=n)) for n in (16, 32))
-    yield "warp 32 probes + exact 100", Warp(probes=32, rescored=100)
-    yield from ((f"xtr {n} tokens", Xtr(tokens=n)) for n in (1000, 10_000))
-    yield "xtr 1000 tokens + exact 100", Xtr(tokens=1000, rescored=100)
+def parts(segment):
+    return [Tokens(segment, np.ones(len(segment), dtype=bool))]
+
+
+def searching(segment, method=None):
+    return lambda query: search(query, parts(segment), K, str, method)
+
+
+def of_exact(place, documents, queries, report):
+    """Measures exact search, reranking and XTR without a codec; returns the true ten best."""
+    segment, row = build(place / "exact", documents, TokenSettings(bits=None))
+    best, wall, _ = clocks(lambda: search(queries, parts(segment), K, str))
+    row |= measured(searching(segment), queries, best, len(queries))
+    report["exact, float16"] = row | {"batch_ms_a_query": round(wall / len(queries) * 1e3, 2)}
+    report["limits"] = limits(segment, queries)
+    random = np.random.default_rng(1)
+    chosen = [random.choice(len(documents), 1000, replace=False) for _ in range(len(queries))]
+    taken = [clocks(lambda n=n: rerank(queries.select([n]), parts(segment), [chosen[n]], str))[1:] for n in range(len(queries))]
+    wall, cpu = np.median(taken, axis=0) * 1e3
+    report["rerank of 1000 documents"] = {"ms": round(float(wall), 2), "cpu_ms": round(float(cpu), 2)}
+    report["xtr 1000 tokens, exact retrieval"] = measured(searching(segment, Xtr(1000)), queries, best, len(queries) // 4)
+    return best
+
+
+def of_encodings(place, documents, queries, best, report):
+    for name, settings in ENCODINGS.items():
+        segment, row = build(place / "fde", documents, TokenSettings(bits=None, encodings=settings))
+        for count in (100, 500):
+            report[f"{name} + exact {count}"] = row | measured(searching(segment, Encoded(count)), queries, best, len(queries))
+
+
+def of_codec(place, documents, queries, best, report, settings):
+    segment, row = build(place / "coded", documents, settings)
+    name = f"{settings.bits} bits"
+    report[name] = row | {"centroids": len(segment.residuals.codec.centroids_KD)}
+    for method_name, method in METHODS.items():
+        report[f"{name}, {method_name}"] = measured(searching(segment, method), queries, best, len(queries))
+    info = segment.directory / "tokens.json"
+    write_json(info, read_json(info) | {"vectors": False})
+    segment = TokenSegment(segment.directory)
+    report[f"{name} alone, every document"] = measured(searching(segment), queries, best, 10)
+    for method_name in ("plaid 64 documents", "plaid 256 documents"):
+        found = measured(searching(segment, METHODS[method_name]), queries, best, len(queries))
+        report[f"{name} alone, {method_name}"] = found
+
+
+METHODS = {
+    **{f"plaid {n} documents": Plaid(documents=n) for n in (32, 64, 256)},
+    "plaid 64 documents, 8 probes": Plaid(documents=64, probes=8),
+    "warp 8 probes": Warp(probes=8),
+    "warp 32 probes": Warp(probes=32),
+    "warp 8 probes + exact 64": Warp(probes=8, rescored=64),
+    "warp 32 probes + exact 64": Warp(probes=32, rescored=64),
+    "xtr 1000 tokens": Xtr(tokens=1000),
+    "xtr 1000 tokens, imputed 0": Xtr(tokens=1000, imputation="zero"),
+    "xtr 10000 tokens": Xtr(tokens=10_000),
+    "xtr 1000 tokens + exact 64": Xtr(tokens=1000, rescored=64),
+}
+
+
+def of_pooling(documents, queries, report):
+    random = np.random.default_rng(2)
+    chosen = documents.select(np.sort(random.choice(len(documents), 1000, replace=False)))
+    panel, every = Panel(queries), np.arange(1000)
+    true_QN = TokenMatrix.of(chosen).bounded(panel, every)[0]
+    best = [[(int(n), 0.0) for n in np.argsort(-row)[:K]] for row in true_QN]
+    for factor in (2, 4):
+        for method in ("ward", "k_means"):
+            pooled, _, cpu = clocks(lambda factor=factor, method=method: pool_tokens(chosen, factor, method=method))
+            scores_QN = TokenMatrix.of(pooled).bounded(panel, every)[0]
+            found = [[(int(n), 0.0) for n in np.argsort(-row)[:K]] for row in scores_QN]
+            report[f"pooling by {factor}, {method}"] = {"cpu_ms_a_document": round(cpu, 2), "recall": recall(found, best)}
 
 
 def main():
@@ -159,66 +235,28 @@ def main():
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 2])
     parser.add_argument("--clusters", type=int)
     parser.add_argument("--pylate", type=Path)
+    parser.add_argument("--cut", type=int, nargs=2, metavar=("COUNT", "TOKENS"), help="pieces of documents, so long, instead")
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     documents, queries = load(options.data, "documents", "r"), load(options.data, "queries")
+    if options.cut:
+        documents = cut(documents, *options.cut)
     rows = np.random.default_rng(0).permutation(len(queries))[: options.queries]
     queries = TokenVectors.from_list([queries[int(row)].astype(np.float32) for row in rows])
-    report = {
-        "documents": len(documents),
-        "tokens": len(documents.values_TD),
-        "tokens_a_query": round(float(queries.lengths_N.mean()), 1),
-        "width": documents.width,
-        "threads": threads(),
-        "note": options.note,
-    }
-
-    def parts(segment):
-        return [Tokens(segment, np.ones(len(segment), dtype=bool))]
-
-    def searching(segment, method=None):
-        return lambda query: search(query, parts(segment), K, str, method)
-
+    report = {"note": options.note, "threads": threads(), "width": documents.width}
+    report |= {"documents": len(documents), "tokens": len(documents.values_TD)}
+    report["tokens_a_query"] = round(float(queries.lengths_N.mean()), 1)
     place = options.data / "index"
-    exact, report["exact, float16"] = build(place / "exact", documents, TokenSettings())
-    best, wall, _ = clocks(lambda: search(queries, parts(exact), K, str))
-    report["exact, float16"] |= measured(searching(exact), queries, best, len(queries))
-    report["exact, float16"]["batch_ms_a_query"] = round(wall / len(queries) * 1e3, 2)
-    report["limits"] = limits(exact, queries)
-    random = np.random.default_rng(1)
-    chosen = [random.choice(len(documents), 1000, replace=False) for _ in range(len(queries))]
-    taken = [clocks(lambda n=n: rerank(queries.select([n]), parts(exact), [chosen[n]], str))[1] for n in range(len(queries))]
-    report["rerank of 1000 documents"] = {"ms": round(float(np.median(taken)) * 1e3, 2)}
-    for name, settings in ENCODINGS.items():
-        segment, row = build(place / "fde", documents, TokenSettings(encodings=settings))
-        for count in (100, 500):
-            report[f"{name}, exact {count}"] = row | measured(searching(segment, Encoded(count)), queries, best, len(queries))
+    best = of_exact(place, documents, queries, report)
+    of_encodings(place, documents, queries, best, report)
     for bits in options.bits:
-        for keep in (True, False):
-            settings = TokenSettings(bits=bits, coded_from=1, clusters=options.clusters, keep_vectors=keep)
-            segment, row = build(place / "coded", documents, settings)
-            row["centroids"] = len(segment.residuals.codec.centroids_KD)
-            name = f"{bits} bits" + ("" if keep else " alone")
-            report[name] = row
-            if not keep:
-                report[f"{name}, every document"] = measured(searching(segment), queries, best, 5)
-            for method_name, method in methods(options):
-                if not keep and isinstance(method, Warp) and not method.rescored:
-                    continue  # as with vectors
-                if keep and isinstance(method, Xtr) and bits != options.bits[0]:
-                    continue
-                report[f"{name}, {method_name}"] = measured(searching(segment, method), queries, best, len(queries))
-    for method_name in ("k_means", "ward"):
-        pooled, _, cpu = clocks(
-            lambda method_name=method_name: pool_tokens(documents.select(range(500)), 2, method=method_name)
-        )
-        report[f"pooling by 2, {method_name}"] = {"cpu_ms_a_document": round(cpu / 500 * 1e3, 2)}
-        assert len(pooled) == 500
+        settings = TokenSettings(bits=bits, coded_from=1, clusters=options.clusters)
+        of_codec(place, documents, queries, best, report, settings)
+    of_pooling(documents, queries, report)
     report["torch, one product and segment_reduce"] = of_torch(documents, queries, best, min(20, len(queries)))
     if options.pylate:
         report["pylate's colbert_scores"] = of_pylate(options.pylate, documents, queries, best, min(20, len(queries)))
-    assert CODED_FROM > 0
     text = json.dumps(report, indent=2)
     print(text)
     if options.out:

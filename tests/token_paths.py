@@ -1,4 +1,4 @@
-"""Token search with and without compiled kernels, small segments of every kind, and MaxSim as three loops."""
+"""Token search with and without compiled kernels and threads, small segments of every kind, and MaxSim as three loops."""
 
 import tempfile
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from openembed.index.tokens.files import TokenSegment, TokenSettings, TokenWrite
 from openembed.index.tokens.native import token_library
 from openembed.token_vectors import TokenVectors
 
-PATHS = ["numpy", *(["kernels"] if token_library() else [])]
+PATHS = ["numpy", *(["kernels", "threads"] if token_library() else [])]
 
 
 @contextmanager
@@ -21,6 +21,12 @@ def forced(path):
         if path == "numpy":
             for module in (clusters, codec, coding, exact, muvera, warp, xtr):
                 patch.setattr(module, "token_library", lambda: None)
+        if path == "threads":
+            patch.setattr(exact, "THREADED", 8)
+            patch.setattr(exact, "RESCORED", 8)
+            patch.setattr(clusters, "BLOCK", 50)
+            for module in (exact, clusters):
+                patch.setattr(module, "threads", lambda: 3)
         yield
 
 

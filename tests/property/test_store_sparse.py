@@ -13,7 +13,7 @@ from openembed.index import lexical, sparse
 from openembed.index.lexical import Bm25, PostingsWriter, analyzer
 from openembed.index.manifest import ModelInfo, SegmentInfo
 from openembed.index.native import postings_library
-from openembed.index.sparse import SparseField, SparseVectors, SparseWriter, row_scores, search
+from openembed.index.sparse import Search, SparseField, SparseVectors, SparseWriter, row_scores
 
 PATHS = ["numpy", *(["lists", "bounds", "rows", "threads"] if postings_library() else ["rows"])]
 
@@ -79,9 +79,9 @@ def test_search_equals_a_product(tmp_path_factory, path, data):
             for number, (part, (low, high)) in enumerate(zip(parts, pairwise(starts), strict=True))
         ]
         checked = sparse.checked(queries, width, str)
-        found = search(checked, segments, k, names.__getitem__)
+        found = Search(segments, k)(checked, names.__getitem__)
         assert found == by_product(queries, vectors, eligible_N, k, names.__getitem__)
-        again = search(checked[::-1], segments, k, names.__getitem__)
+        again = Search(segments, k)(checked[::-1], names.__getitem__)
         assert again == found[::-1]
 
 
@@ -117,7 +117,7 @@ def test_large_segments_are_searched_as_by_numpy(tmp_path, skewed, precision, cu
         by_lists = sparse._Lists(segments)
         for k in (1, 10, 400):
             compiled = sparse._Compiled(postings_library(), segments, k)
-            found = search(queries, segments, k, str)
+            found = Search(segments, k)(queries, str)
             for row, hits in enumerate(found):
                 part = slice(queries.indptr[row], queries.indptr[row + 1])
                 terms, weights = queries.indices[part], queries.data[part]
@@ -132,7 +132,7 @@ def test_more_ties_than_there_is_room_for(tmp_path):
     count = 30_000
     vectors = sp.csr_matrix(np.ones((count, 1), dtype=np.float32))
     field = field_of(tmp_path / "f", vectors)
-    found = search(vectors[:1], [SparseVectors(field, np.ones(count, dtype=bool))], 3, str)
+    found = Search([SparseVectors(field, np.ones(count, dtype=bool))], 3)(vectors[:1], str)
     assert found == [[(9999, 1.0), (9998, 1.0), (9997, 1.0)]]
 
 
@@ -143,7 +143,7 @@ def test_the_least_and_the_greatest_weights(tmp_path, path):
         field = field_of(tmp_path / "f", sp.csr_matrix(values))
         segments = [SparseVectors(field, np.ones(4, dtype=bool))]
         queries = sparse.checked(sp.csr_matrix(values), 2, str)
-        found = [[position for position, _ in hits] for hits in search(queries, segments, 4, str)]
+        found = [[position for position, _ in hits] for hits in Search(segments, 4)(queries, str)]
     assert found == [[0, 3, 1], [0, 3, 1], [], [0, 3, 1]]
     assert not row_scores(field.rows(np.array([2])), queries.indices, queries.data).any()
 

@@ -181,3 +181,12 @@ def test_a_task_watched_in_training_must_suit_the_model(models, folder):
     recipe = parse_recipe(RecipeFile("r", folder / "r.toml", False, {"stage": {"fit": stage}}))
     with pytest.raises(ValueError, match=r"^watch: pairs: this model cannot be scored on it; it does retrieval, reranking$"):
         run_stage(Workplace(recipe, folder / "run", folder), "fit")
+
+
+def test_texts_under_a_literal_prefix_are_encoded_as_the_side_asked_for(models):
+    encoder = openembed.load(models["sparse"])
+    texts = [sentence(1, 2, 3), sentence(4)]
+    asked, given = encoder.encode(texts, as_queries=True), encoder.encode(texts)
+    assert abs(asked - encoder.encode_queries(texts)).nnz == 0
+    assert abs(given - encoder.encode_documents(texts)).nnz == 0
+    assert asked.nnz < given.nnz

@@ -1,12 +1,13 @@
 """Approximate search of large segments, the codes it and exact search read, and the library that reads them."""
 
+import json
 import os
 import signal
 
 import numpy as np
 import pytest
 
-from openembed.index import codes, fields, native, sketch
+from openembed.index import codes, fields, native, quantizer, sketch
 from openembed.index.codes import quantize
 from openembed.index.native import scan_library
 from openembed.index.store import ModelInfo, Store
@@ -53,7 +54,7 @@ def test_approximate_search_finds_nearly_all_with_exact_scores(large, values_ND)
 
 @compiled
 def test_with_every_cluster_and_enough_candidates_it_is_exact(large, values_ND, monkeypatch):
-    monkeypatch.setattr(sketch, "SHARE", 1.0)
+    monkeypatch.setattr(sketch, "LEAST_SHARE", 1.0)
     monkeypatch.setattr(sketch, "LEAST", COUNT)
     monkeypatch.setattr(sketch, "THREADED", 10)
     for number in (1, 3):
@@ -94,26 +95,112 @@ def test_a_damaged_sketch_is_named(large):
         (folder / name).write_bytes(whole)
 
 
+def plain_scores(made, codes_GS, tables):
+    """The sums of table entries, in numpy alone."""
+    parts = len(made.coder.parts_MC)
+    tables_MP = tables.transpose(1, 0, 2, 3).reshape(parts, quantizer.POINTS).astype(np.int64)
+    both = codes_GS.transpose(0, 2, 1, 3).reshape(-1, parts // 2)
+    return tables_MP[np.arange(parts), np.concatenate([both & 15, both >> 4], axis=1)].sum(axis=1)
+
+
+def scanned(made, tables, ranges, k, eligible_N):
+    found, sums = np.empty(2 * k + 16, dtype=np.int32), np.empty(2 * k + 16, dtype=np.float32)
+    some = not eligible_N.all()
+    given = codes.sketch_argument(made.codes_GS, np.array(ranges).reshape(-1, 2), made.order_P, eligible_N, some)
+    count = scan_library().openembed_sketch_scan(given.pointer, tables.ctypes.data, k, found.ctypes.data, sums.ctypes.data)
+    return found[:count], sums[:count]
+
+
 @compiled
-def test_sketch_scores_are_the_sums_of_the_tables(tmp_path, values_ND):
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("k", [1, 7, 300, COUNT])
+def test_a_scan_finds_the_best_sums_of_the_tables(tmp_path, values_ND, k, masked):
     sketch.write_sketch(tmp_path, values_ND)
     made = sketch.map_sketch(tmp_path, COUNT, WIDTH)
-    order_P, query_D = made.order_P, values_ND[5]
+    order_P, tables = made.order_P, made.coder.tables(values_ND[5])
     assert sorted(order_P[order_P >= 0]) == list(range(COUNT))
-    pairs = len(made.points_MP)
-    tables_MP = made._tables(query_D).transpose(1, 0, 2, 3).reshape(pairs, sketch.POINTS)
-    both = made.codes_GS.transpose(0, 2, 1, 3).reshape(len(order_P), -1)
-    points = np.concatenate([both & 15, both >> 4], axis=1)
-    expected_P = tables_MP[np.arange(pairs), points].astype(np.int64).sum(axis=1)
-    room = codes.Room(1, COUNT, codes.capacity(COUNT))
-    mask_G = codes.eligible_groups(order_P >= 0)
-    documents = codes.documents_argument(made.codes_GS, None, mask_G, np.array([[0, len(mask_G)]]), 0)
-    queries = codes.queries_argument(None, COUNT, room)
-    tables = made._tables(query_D)
-    assert scan_library().openembed_sketch_scan(documents.pointer, queries.pointer, tables.ctypes.data) == 0
-    places = room.positions[0, : room.filled[0]]
-    assert sorted(order_P[places]) == list(range(COUNT))
-    assert room.upper[0, : len(places)].tolist() == expected_P[places].tolist()
+    expected_P = plain_scores(made, made.codes_GS, tables)
+    assert quantizer.sketch_scores(made.codes_GS, tables).tolist() == expected_P.tolist()
+    groups = len(made.codes_GS)
+    eligible_N = np.arange(COUNT) % 3 != (1 if masked else 3)
+    ranges = [[3, 3], [0, 40], [60, 61], [61, groups], [7, 7]]
+    groups_P = np.arange(len(order_P)) // 16
+    seen_P = (order_P >= 0) & eligible_N[order_P] & ((groups_P < 40) | (groups_P >= 60))
+    found, sums = scanned(made, tables, ranges, k, eligible_N)
+    assert len(set(found.tolist())) == len(found) == min(k, seen_P.sum())
+    assert set(found.tolist()) <= set(order_P[seen_P].tolist())
+    place_of = np.argsort(order_P)[-COUNT:]
+    assert sums.tolist() == expected_P[place_of[found]].tolist()
+    assert sorted(sums) == sorted(expected_P[seen_P])[-len(found) :]
+    assert len(scanned(made, tables, [], k, eligible_N)[0]) == 0
+
+
+@compiled
+def test_tables_and_codes_are_those_of_a_plain_product_quantizer(tmp_path, values_ND):
+    sketch.write_sketch(tmp_path, values_ND)
+    made = sketch.map_sketch(tmp_path, COUNT, WIDTH)
+    decoded_PD = np.zeros((len(made.order_P), WIDTH))
+    parts = len(made.coder.parts_MC)
+    both = made.codes_GS.transpose(0, 2, 1, 3).reshape(-1, parts // 2)
+    nearest_PM = np.concatenate([both & 15, both >> 4], axis=1)
+    for part, (components, points) in enumerate(zip(made.coder.parts_MC, made.coder.points_MPC, strict=True)):
+        np.add.at(decoded_PD.T, components, points[nearest_PM[:, part]].T)
+    real_P = made.order_P >= 0
+    values_PD = values_ND[made.order_P[real_P]]
+    lost = ((values_PD - decoded_PD[real_P]) ** 2).sum() / values_PD.var(axis=0).sum() / real_P.sum()
+    assert lost < 0.2
+    scores_P = plain_scores(made, made.codes_GS, made.coder.tables(values_ND[5]))[real_P]
+    assert np.corrcoef(scores_P, decoded_PD[real_P] @ values_ND[5])[0, 1] > 0.999
+
+
+@compiled
+def test_many_equal_vectors_are_searched_without_more_room(tmp_path, monkeypatch):
+    """A thousand times the room of the candidates tie; all clusters are as near as each other."""
+    made = np.zeros((20_000, 24), dtype=np.float32)
+    made[:, 0] = 1
+    made[-3:, 1] = 1
+    sketch.write_sketch(tmp_path, made)
+    monkeypatch.setattr(sketch, "LEAST", 20)
+    found = sketch.map_sketch(tmp_path, *made.shape).candidates(made[-1], np.ones(len(made), dtype=bool), 1)
+    assert len(set(found.tolist())) == 20
+    assert {19_997, 19_998, 19_999} <= set(found.tolist())
+
+
+@compiled
+def test_components_are_dealt_by_how_much_they_vary():
+    variance_D = np.array([4.0, 1.0, *[0.01] * 60, 0.0, 0.0])
+    dealt = quantizer._dealt(variance_D, 24)
+    with_most = next(part for part in dealt if 0 in part)
+    assert sum(map(len, dealt)) <= len(variance_D)
+    assert sorted(component for part in dealt for component in part) == sorted({c for part in dealt for c in part})
+    assert len(with_most) < np.mean([len(part) for part in dealt if part])
+    assert not any({62, 63} & set(part) for part in dealt)
+
+
+@compiled
+@pytest.mark.parametrize("width", [1, 2, 17, 130])
+def test_any_width_can_be_sketched(tmp_path, width):
+    values_ND = np.random.default_rng(3).standard_normal((400, width)).astype(np.float32)
+    sketch.write_sketch(tmp_path, values_ND)
+    found = sketch.map_sketch(tmp_path, 400, width).candidates(values_ND[7], np.ones(400, dtype=bool), 30)
+    best = np.argsort(-(values_ND @ values_ND[7]))[:10]
+    assert len(set(best) & set(found)) >= 8
+
+
+@compiled
+def test_a_sketch_of_another_version_is_passed_over_until_compaction(large, values_ND):
+    manifest = large.directory / "manifest.json"
+    written = json.loads(manifest.read_text())
+    assert [segment["sketch"] for segment in written["segments"]] == [sketch.VERSION]
+    written["segments"][0]["sketch"] = True
+    manifest.write_text(json.dumps(written))
+    for path in (large.directory / "segments" / "000001").glob("sketch*"):
+        path.unlink()
+    older = Store(large.directory)
+    assert older.dense(values_ND[:3], 10, exact=False) == large.dense(values_ND[:3], 10, exact=True)
+    older.delete(["d5"])
+    older.compact()
+    assert Store(large.directory)._segments[0].fields["dense"].sketch is not None
 
 
 @compiled

@@ -127,6 +127,9 @@ def test_what_cannot_be_is_refused(store, encoders, tmp_path):
     with pytest.raises(ValueError, match="has no sparse vectors, only dense ones"):
         dense.sparse(encoder.encode(["a"]))
     assert len(store) == len(TEXTS)
+    with pytest.raises(ValueError, match="give the encoder"):
+        Store.create(tmp_path / "no vectors", documents(), model=describe_model("a", encoder))
+    assert store.update([]) == 0
 
 
 def test_explain_gives_the_terms_that_make_the_score(store, encoders):
@@ -242,3 +245,16 @@ def test_several_threads_find_the_same(tmp_path, monkeypatch):
     one = store.sparse(queries, 7)
     monkeypatch.setattr(sparse, "threads", lambda: 3)
     assert store.sparse(queries, 7) == one
+
+
+def test_an_empty_store_and_one_whose_documents_are_gone_find_nothing(tmp_path):
+    words = SparseWords()
+    store = Store.create(tmp_path / "index", model=describe_model("words", words))
+    assert store.sparse(words.encode(["cats"])) == [{}]
+    store.add(documents(), words)
+    assert store.sparse(words.encode(["cats"]), filter={"n": 99}) == [{}]
+    store.delete([f"d{n}" for n in range(len(TEXTS))])
+    assert store.sparse(words.encode(["cats", ""])) == [{}, {}]
+    store.compact()
+    assert store.sparse(words.encode(["cats"])) == [{}]
+    assert store.sparse(words.encode([])) == []

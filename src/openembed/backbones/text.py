@@ -237,7 +237,7 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
         options["revision"] = config.revision
     if config.quantization is not None:
         options |= {"quantization_config": _four_bits(), "dtype": torch.bfloat16}
-    with quiet_unless_terminal():
+    with quiet_unless_terminal(), _without_reports():
         model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
     if any(name.startswith("pooler.") for name in report["missing_keys"]):
         model.pooler = None  # it would be random, and no head reads it
@@ -277,6 +277,19 @@ def inference(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keeps transformers from listing weights it did not use, as a language model's head; missing ones are an error here."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 @contextmanager

@@ -81,7 +81,16 @@ def load(
 
 
 def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | None = None) -> Encoder:
-    """Returns a new encoder: pretrained or random backbone (``seed``) and a freshly initialised head."""
+    """Returns a new encoder: pretrained or random backbone (``seed``) and a freshly initialised head.
+
+    A vocabulary head of the form that the pretrained language model has takes that one's weights.
+    """
+    encoder, _ = _built(config, seed, dtype)
+    return encoder
+
+
+def _built(config: EncoderConfig, seed: int, dtype: str | torch.dtype | None) -> tuple[Encoder, bool]:
+    """A new encoder, and whether its head is pretrained."""
     backbone_config = config.backbone
     if backbone_config.path is not None:
         folder = resolve(backbone_config.path, backbone_config.revision)
@@ -97,7 +106,9 @@ def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         encoder = Encoder(config, tokenizer, backbone, config.head.build(backbone.width))
-    return _ready(encoder, torch.device("cpu"))
+    pretrained = encoder.kind == "sparse" and backbone_config.path is not None
+    pretrained = pretrained and take_weights(encoder, Path(backbone_config.path))
+    return _ready(encoder, torch.device("cpu")), pretrained
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
@@ -203,10 +214,10 @@ def _model_type(folder: Path) -> str | None:
 
 def _with_head(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any]) -> Encoder:
     fields = {"backbone": {"path": str(folder), "attention": "model"}, "head": dict(head)}
-    sparse = head.get("kind") == "splade"
-    config = parse(EncoderConfig, {**fields, **(splade_fields(folder, head) if sparse else {})}, "head")
-    encoder = build(config, dtype=dtype)
-    if list(encoder.head.parameters()) and not (sparse and take_weights(encoder, folder)):
+    vocabulary = splade_fields(folder, head) if head.get("kind") == "splade" else {}
+    config = parse(EncoderConfig, {**fields, **vocabulary}, "head")
+    encoder, pretrained = _built(config, 0, dtype)
+    if list(encoder.head.parameters()) and not pretrained:
         logger.warning("the %s head is newly initialised: train it before use", config.head.kind)
     return encoder
 

@@ -87,7 +87,13 @@ def take_language_head(encoder: Encoder, folder: Path) -> bool:
     Returns whether it did, and logs that.
     """
     head, found = encoder.head, language_head(encoder.backbone.model.config)
-    if not isinstance(head, Splade) or found is None or head.config.transform != found.settings["transform"]:
+    if not isinstance(head, Splade) or found is None:
+        return False
+    if head.config.transform != found.settings["transform"]:
+        wanted, there = head.config.transform, found.settings["transform"]
+        logger.info(
+            "%s: its language model's head is not taken: transform = %r was asked for, it has %r", folder, wanted, there
+        )
         return False
     own, tensors = head.state_dict(), {}
     for ours, theirs in found.names().items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,7 +119,7 @@ def search(
     store = Store(directory)
     mode = mode or ("hybrid" if store.models else "bm25")
     kinds = [] if mode == "bm25" else list(store.models) if mode == "hybrid" else [mode]
-    config = _step_config(mode, kinds, k, task, instruction, _condition(where, filter), exact or None)
+    config = _step_config(mode, k, task, instruction, _condition(where, filter), exact or None, kinds)
     encoders = load_for(store, kinds, model, device, dtype) if mode != "bm25" else []
     hits = config.build(store, encoders)(Search((Query("query", query),))).run["query"]
     rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
@@ -256,14 +257,14 @@ def _condition(where: list[str] | None, given: str | None) -> dict[str, Any] | N
 
 def _step_config(
     mode: str,
-    kinds: list[str],
     k: int,
     task: str | None,
     instruction: str | None,
     condition: dict[str, Any] | None = None,
     exact: bool | None = None,
+    kinds: Sequence[str] = ("dense",),
 ) -> Any:
-    """Returns the step of a mode; ``kinds``: the vectors it searches."""
+    """Returns the step of a mode; ``kinds``: the vectors that hybrid search asks, beside the words."""
     from openembed.config import parse
     from openembed.steps import Bm25Config, DenseConfig, FuseConfig, SparseConfig
     from openembed.steps.fuse import fused_depth

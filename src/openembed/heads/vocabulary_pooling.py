@@ -11,7 +11,7 @@ Shapes: ``T`` tokens, ``B`` texts, ``V`` vocabulary, ``C`` vocabulary entries at
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, Literal
 
 import torch
@@ -20,10 +20,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from openembed.kernels import vocabulary as kernels
+
 Activation = Literal["log1p_relu", "log1p_log1p_relu", "elu1p"]
 """``log(1 + relu(z))``; the same once more; ``elu(z) + 1``. All are at least 0 and never fall as z grows."""
 
-LOGITS_HELD = {"cpu": 2**20, "cuda": 2**27}
+LOGITS_HELD = {"cpu": 2**18, "cuda": 2**27}
 """Logits held at a time: few enough for a core's cache and memory, many enough for full-speed products."""
 
 
@@ -70,7 +72,12 @@ class _MaxPooled(torch.autograd.Function):
     ) -> Tensor:
         ctx.activation, ctx.dtype = activation, _product_dtype(states_TD, weight_VD)
         wanted = any(ctx.needs_input_grad[:3])
-        best_BV, winner_BV = _largest(states_TD.detach(), weight_VD.detach(), lengths_B, ctx.dtype, wanted)
+        states, weight = states_TD.detach(), weight_VD.detach()
+        ctx.offsets_B1 = torch.tensor([0, *accumulate(lengths_B)])
+        if ctx.dtype == torch.float32 and kernels.serves(states, weight):
+            best_BV, winner_BV = kernels.largest_products(states, weight, ctx.offsets_B1, winners=wanted)
+        else:
+            best_BV, winner_BV = _largest(states, weight, lengths_B, ctx.dtype, wanted)
         values_BV = activate(best_BV.add_(bias_V.detach()), activation)
         if wanted:
             ctx.save_for_backward(states_TD, weight_VD, bias_V, values_BV, winner_BV)
@@ -81,7 +88,11 @@ class _MaxPooled(torch.autograd.Function):
     def backward(ctx: Any, grad_BV: Tensor) -> tuple[Tensor | None, ...]:
         states_TD, weight_VD, bias_V, values_BV, winner_BV = ctx.saved_tensors
         grad_BV = grad_BV * _slope(values_BV, ctx.activation)
-        for_states, for_weight = _towards_winners(grad_BV, winner_BV, states_TD, weight_VD, ctx)
+        if ctx.dtype == torch.float32 and kernels.serves(states_TD, weight_VD):
+            inputs = states_TD, weight_VD, ctx.offsets_B1
+            for_states, for_weight = kernels.largest_products_backward(grad_BV, winner_BV, inputs, ctx.needs_input_grad[:2])
+        else:
+            for_states, for_weight = _towards_winners(grad_BV, winner_BV, states_TD, weight_VD, ctx)
         for_bias = grad_BV.sum(0).to(bias_V.dtype) if ctx.needs_input_grad[2] else None
         return for_states, for_weight, for_bias, None, None
 

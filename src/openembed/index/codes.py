@@ -86,6 +86,13 @@ class _Documents(ctypes.Structure):
     )
 
 
+class _Sketch(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int64 if name in ("steps", "range_count", "count") else ctypes.c_void_p)
+        for name in ("codes", "steps", "ranges", "range_count", "order", "eligible", "count")
+    )
+
+
 class _Queries(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("codes", "offset", "scale", "inner", "outer", "limit")),
@@ -147,7 +154,7 @@ class Scanner:
             self._rooms.append(Room(self._queries.count, self._k, self._capacity))
 
         def run(number: int) -> int:
-            documents = documents_argument(codes.codes_GS, codes.bounds_3P, eligible_G, parts[number], first)
+            documents = documents_argument(codes, eligible_G, parts[number], first)
             queries = queries_argument(self._queries, self._k, self._rooms[number])
             return self._library.openembed_scan(documents.pointer, queries.pointer)
 
@@ -172,7 +179,7 @@ class Argument:
     """A structure for the kernel, with the arrays it points into, which must live as long."""
 
     structure: ctypes.Structure
-    arrays: tuple[np.ndarray | None, ...]
+    arrays: tuple[np.ndarray, ...]
 
     @property
     def pointer(self) -> object:
@@ -180,29 +187,31 @@ class Argument:
         return ctypes.byref(self.structure)
 
 
-def documents_argument(
-    codes_GS: np.ndarray, bounds_3P: np.ndarray | None, eligible_G: np.ndarray, ranges: np.ndarray, first: int
-) -> Argument:
-    """Returns what the kernel reads of documents; sketches have no bounds."""
+def documents_argument(codes: Codes, eligible_G: np.ndarray, ranges: np.ndarray, first: int) -> Argument:
+    """Returns what the kernel reads of documents."""
     ranges = np.ascontiguousarray(ranges, dtype=np.int64)
-    arrays = (codes_GS, *((None,) * 3 if bounds_3P is None else bounds_3P), eligible_G, ranges)
-    return Argument(_Documents(*map(_address, arrays), len(ranges), codes_GS.shape[1], first), arrays)
+    arrays = (codes.codes_GS, *codes.bounds_3P, eligible_G, ranges)
+    return Argument(_Documents(*map(_address, arrays), len(ranges), codes.codes_GS.shape[1], first), arrays)
 
 
-def queries_argument(queries: CodedQueries | None, k: int, room: Room) -> Argument:
-    """Returns what the kernel reads of queries, and where it puts their candidates; None: one query, of a sketch."""
-    if queries is None:
-        given: tuple[np.ndarray | None, ...] = (*(None,) * 5, np.full(1, np.inf, dtype=np.float32))
-    else:
-        given = (queries.codes, queries.offset_Q, queries.scale_Q, queries.inner_Q, queries.outer_Q, queries.limit_Q)
+def sketch_argument(codes_GS: np.ndarray, ranges: np.ndarray, order_P: np.ndarray, mask_N: np.ndarray, some: bool) -> Argument:
+    """Returns what the kernel reads of a sketch; ``some``: whether the mask leaves out any, so that it must be read."""
+    arrays = (codes_GS, np.ascontiguousarray(ranges, dtype=np.int64), order_P, np.ascontiguousarray(mask_N, dtype=bool))
+    codes, ranges_at, order, mask = map(_address, arrays)
+    structure = _Sketch(codes, codes_GS.shape[1], ranges_at, len(ranges), order, mask if some else None, len(mask_N))
+    return Argument(structure, arrays)
+
+
+def queries_argument(queries: CodedQueries, k: int, room: Room) -> Argument:
+    """Returns what the kernel reads of queries, and where it puts their candidates."""
+    given = (queries.codes, queries.offset_Q, queries.scale_Q, queries.inner_Q, queries.outer_Q, queries.limit_Q)
     taken = (room.positions, room.lower, room.upper, room.filled, room.next, room.floor, room.above, room.overflow)
-    count, tile = (1, 1) if queries is None else (queries.count, queries.tile)
-    sizes = (count, tile, k, room.positions.shape[1])
+    sizes = (queries.count, queries.tile, k, room.positions.shape[1])
     return Argument(_Queries(*map(_address, given), *sizes, *map(_address, taken)), (*given, *taken))
 
 
-def _address(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.ctypes.data
+def _address(array: np.ndarray) -> int:
+    return array.ctypes.data
 
 
 def capacity(k: int) -> int:

@@ -232,21 +232,23 @@ def _by_sketches(
     starts = np.cumsum([0, *(len(segment.values_ND) for segment in segments)])
     rows, positions, others = [], [], []
     for number, segment in enumerate(segments):
-        if segment.sketch is None or np.count_nonzero(segment.eligible_N) < LEAST_ELIGIBLE * len(segment.eligible_N):
+        sketch = segment.sketch
+        if sketch is None or sketch.eligible(segment.eligible_N) < LEAST_ELIGIBLE * len(segment.eligible_N):
             others.append(number)
             continue
         for row, query_D in enumerate(queries_QD):
-            found = segment.sketch.candidates(query_D, segment.eligible_N, k)
+            found = sketch.candidates(query_D, segment.eligible_N, k)
             rows.append(np.full(len(found), row))
             positions.append(found + starts[number])
+    if rows and not others:
+        return np.concatenate(rows), np.concatenate(positions), np.zeros(len(queries_QD), dtype=np.int64)
     rows_C, places_C, above_Q = _candidates(queries_QD, [segments[number] for number in others], k, limit_Q)
     ends = np.cumsum([len(segments[number].values_ND) for number in others])
     which = np.searchsorted(ends, places_C, side="right")
     shifts = np.array(
         [starts[number] - (end - len(segments[number].values_ND)) for number, end in zip(others, ends, strict=True)]
     )
-    exact_C = places_C + shifts[which] if others else places_C
-    return np.concatenate([rows_C, *rows]), np.concatenate([exact_C, *positions]), above_Q
+    return np.concatenate([rows_C, *rows]), np.concatenate([places_C + shifts[which], *positions]), above_Q
 
 
 def _by_codes(

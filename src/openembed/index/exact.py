@@ -124,12 +124,15 @@ class _Sparse(Documents):
             writer.add(names[part], documents[part])
         field = sparse.SparseField(folder, SegmentInfo(name="", count=self._count, **writer.close()), model)
         self._lists = sparse.SparseVectors(field, np.ones(self._count, dtype=bool))
+        self._made: tuple[int, sparse.Search] | None = None
 
     def _checked(self, queries: Encoded) -> csr_matrix:
         return sparse.checked(super()._checked(queries), width_of(self._documents), lambda row: f"query {row}")
 
     def _search(self, queries: csr_matrix, k: int, id_of: Callable[[int], str]) -> list[Ranking]:
-        return sparse.search(queries, [self._lists], k, id_of)
+        if self._made is None or self._made[0] != k:
+            self._made = k, sparse.Search([self._lists], k)
+        return self._made[1](queries, id_of)
 
     def _top(self, queries: csr_matrix, k: int, limit_Q: np.ndarray | None) -> Found:
         best = _Best(queries.shape[0], k, limit_Q)
@@ -168,24 +171,33 @@ class _Tokens(Documents):
         return queries
 
     def _search(self, queries: TokenVectors, k: int, id_of: Callable[[int], str]) -> list[Ranking]:
-        return [best_first(*self._candidates(query, k), k, id_of) for query in _each(queries)]
+        return [best_first(positions, scores, k, id_of) for positions, scores in self._candidates(queries, k)]
 
-    def _candidates(self, query: TokenVectors, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (positions, scores) of a superset of the k best."""
-        every = np.ones(self._count, dtype=bool)
-        if not len(query.values_TD):
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    def _candidates(self, queries: TokenVectors, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns for each query (positions, scores) of a superset of the k best; nothing for one without tokens."""
+        every, asked = np.ones(self._count, dtype=bool), np.flatnonzero(queries.lengths_N)
+        found = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * len(queries)
         if self._method is None:
-            return best_documents([self._matrix], [every], query, k)
+            answers = best_documents([self._matrix], [every], queries.select(asked), k)
+        else:
+            answers = [self._retrieved(query, every) for query in _each(queries.select(asked))]
+        for row, answer in zip(asked, answers, strict=True):
+            found[row] = answer
+        return found
+
+    def _retrieved(self, query: TokenVectors, every: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         panel = Panel(query)
         found = retrieve(self._matrix, every, panel, self._method.tokens)
         return xtr_scores(found, panel.lanes, self._count, self._method.imputation)
 
     def _top(self, queries: TokenVectors, k: int, limit_Q: np.ndarray | None) -> Found:
         best = _Best(len(queries), k, limit_Q)
+        if limit_Q is None or self._method is not None:
+            for row, found in enumerate(self._candidates(queries, k)):
+                best.add(row, *found)
+            return best.found()
         for row, query in enumerate(_each(queries)):
-            if limit_Q is None or self._method is not None or not len(query.values_TD):
-                best.add(row, *self._candidates(query, k))
+            if not len(query.values_TD):
                 continue
             scores, slack = (part[0] for part in self._matrix.bounded(Panel(query), self._filled))
             above_N, below_N = scores - slack >= limit_Q[row], scores + slack < limit_Q[row]

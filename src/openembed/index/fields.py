@@ -16,7 +16,7 @@ import numpy as np
 
 from openembed.index.codes import LANES, Codes, groups_of, quantize, steps_of
 from openembed.index.manifest import Kind, ModelInfo, SegmentInfo
-from openembed.index.sketch import Sketch, map_sketch, write_sketch
+from openembed.index.sketch import VERSION, Sketch, map_sketch, write_sketch
 from openembed.index.sparse import SparseField
 from openembed.index.strings import map_file, named
 from openembed.progress import progress
@@ -115,7 +115,7 @@ class DenseWriter:
         if sketched:
             with progress("cluster", self._count, "documents") as advance:
                 write_sketch(self._directory, vectors_ND, advance)
-        return {"coded": True, "sketch": sketched, "largest_norm": self._largest_norm}
+        return {"coded": True, "sketch": VERSION if sketched else 0, "largest_norm": self._largest_norm}
 
 
 class DenseField:
@@ -128,7 +128,7 @@ class DenseField:
         self.largest_norm = info.largest_norm
         self.vectors_ND = map_file(directory / "vectors.f32", np.float32, shape)
         self.codes = map_codes(directory, *shape) if info.coded else None
-        self.sketch: Sketch | None = map_sketch(directory, *shape) if info.sketch else None
+        self.sketch: Sketch | None = map_sketch(directory, *shape) if info.sketch == VERSION else None
 
     def rows(self, positions_P: np.ndarray) -> np.ndarray:
         """Returns float32 (P, D)."""

@@ -25,6 +25,9 @@ from openembed.index.native import postings_library
 from openembed.index.postings import Searches, WordList, Words
 from openembed.index.strings import Strings, load_array, save_array, write_strings
 
+ONE = np.float32(1)
+TABLED = 1_024
+"""Document lengths up to which it is computed once for a list what a term adds that stands there once."""
 K1 = 1.5
 B = 0.75
 WORD = re.compile(r"(?u)\b\w\w+\b")
@@ -219,6 +222,7 @@ class Bm25:
         self._count = len(lengths)
         self._average = (lengths.mean() if self._count else 0.0) or 1.0
         self._by_length: list[np.ndarray] = []
+        self._searches: tuple[int, Searches] | None = None
 
     def search(self, terms: Sequence[str], k: int, eligible: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Returns (positions, scores) of no fewer than the k best eligible documents, and of no document without a term."""
@@ -230,8 +234,11 @@ class Bm25:
             matching = np.flatnonzero(scores_N * np.concatenate(eligible))
             return matching, scores_N[matching]
         segments, kept = self._native(terms, [np.ascontiguousarray(mask_N) for mask_N in eligible])
-        searches = Searches(library, min(k, most), 0)
-        found = searches.run(lambda query: library.openembed_bm25_search(segments, len(segments), query), lists=len(terms))
+        if self._searches is None or self._searches[0] != min(k, most):
+            self._searches = min(k, most), Searches(library, min(k, most), 0)
+        found = self._searches[1].run(
+            lambda query: library.openembed_bm25_search(segments, len(segments), query), lists=len(terms)
+        )
         del kept  # until here the structures point to it
         return found
 
@@ -244,13 +251,19 @@ class Bm25:
         idfs = [self._idf([found[number] for found in lists]) for number in range(len(terms))]
         segments, kept, first = (Words * len(lists))(), [lists, eligible], 0
         for number, (segment, found) in enumerate(zip(self._segments, lists, strict=True)):
+            penalties = self._by_length[number]
+            ones = [(idf * (ONE / (penalties[:TABLED] + ONE))).astype(np.float32) for idf in idfs]
             own = (WordList * len(terms))(
-                *((d.ctypes.data, c.ctypes.data, len(d), float(idf)) for (d, c), idf in zip(found, idfs, strict=True))
+                *(
+                    (d.ctypes.data, c.ctypes.data, table.ctypes.data, len(d), float(idf))
+                    for (d, c), table, idf in zip(found, ones, idfs, strict=True)
+                )
             )
-            arrays = segment.lengths_N, self._by_length[number], eligible[number]
-            pointers = [array.ctypes.data for array in arrays]
-            segments[number] = Words(ctypes.addressof(own), *pointers, len(terms), len(segment.lengths_N), first)
-            kept.append(own)
+            pointers = [array.ctypes.data for array in (segment.lengths_N, penalties, eligible[number])]
+            segments[number] = Words(
+                ctypes.addressof(own), *pointers, len(terms), len(segment.lengths_N), first, len(penalties[:TABLED])
+            )
+            kept += [own, ones]
             first += len(segment.lengths_N)
         return segments, kept
 

@@ -61,7 +61,8 @@ class SegmentInfo(Config):
     deleted: str | None = None
     coded: bool = False
     columns: bool = False
-    sketch: bool = False
+    sketch: int = 0
+    """Which version of sketches it has (``true`` of the first); 0: none."""
 
 
 class Manifest(Config):

@@ -24,8 +24,11 @@ def scan_library() -> ctypes.CDLL | None:
         return None
     library.openembed_scan.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.openembed_scan.restype = ctypes.c_int
-    library.openembed_sketch_scan.argtypes = [ctypes.c_void_p] * 3
-    library.openembed_sketch_scan.restype = ctypes.c_int
+    pointer, whole = ctypes.c_void_p, ctypes.c_int64
+    library.openembed_sketch_scan.argtypes = [pointer, pointer, whole, pointer, pointer]
+    library.openembed_sketch_scan.restype = whole
+    library.openembed_sketch_scores.argtypes = [pointer, pointer, whole, whole, pointer]
+    library.openembed_sketch_scores.restype = None
     sizes = [ctypes.c_int64] * 3
     library.openembed_quantize.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_double, *[ctypes.c_void_p] * 4]
     library.openembed_quantize.restype = ctypes.c_int

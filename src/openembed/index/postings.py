@@ -27,7 +27,7 @@ class Postings(ctypes.Structure):
 class WordList(ctypes.Structure):
     """The documents of a term, for BM25."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("documents", "counts")] + [
+    _fields_ = [(name, ctypes.c_void_p) for name in ("documents", "counts", "ones")] + [
         ("size", ctypes.c_int64),
         ("idf", ctypes.c_double),
     ]
@@ -37,7 +37,7 @@ class Words(ctypes.Structure):
     """A segment's lists of the terms of a query, for BM25."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("lists", "lengths", "penalties", "eligible")] + [
-        (name, ctypes.c_int64) for name in ("list_count", "count", "first")
+        (name, ctypes.c_int64) for name in ("list_count", "count", "first", "tabled")
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,9 +44,10 @@ class Searches:
 
     directory: Path
     _segments: list[Segment]
-    _starts: np.ndarray
+    _starts: list[int]
     _analyzer: Analyzer
     _bm25: Bm25 | None
+    _sparse: dict[int, sparse.Search]
     _model_of: Callable[[Kind], ModelInfo]
     _find: Callable[[str], tuple[int, int] | None]
 
@@ -53,8 +55,8 @@ class Searches:
         """Returns for each query vector the k documents of greatest dot product, best first.
 
         With ``filter``, of the documents for which it holds. ``exact``: True looks at every document; False lets segments of
-        ``segments.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
-        so for fewer than ``EXACT_FROM`` queries, since for more at once exact search is as fast. The scores are exact always.
+        ``fields.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
+        so for fewer than ``EXACT_FROM`` queries, since exact search of more at once is fast too. The scores are exact always.
 
         Raises ``ValueError`` when the store has no vectors, the width
         differs, or the filter is malformed.
@@ -86,9 +88,14 @@ class Searches:
         model = self._model_of("sparse")
         check_k(k)
         queries = sparse.checked(queries_QV, model.width, lambda row: f"query {row}")
-        fields: list[SparseField] = [segment.fields["sparse"] for segment in self._segments]
-        segments = [SparseVectors(field, mask_N) for field, mask_N in zip(fields, self._eligible(filter), strict=True)]
-        return [self._named(ranking) for ranking in sparse.search(queries, segments, k, self._id_at)]
+        search = self._sparse.get(k) if filter is None else None
+        if search is None:
+            fields: list[SparseField] = [segment.fields["sparse"] for segment in self._segments]
+            segments = [SparseVectors(field, mask_N) for field, mask_N in zip(fields, self._eligible(filter), strict=True)]
+            search = sparse.Search(segments, k)
+            if filter is None:
+                self._sparse = {k: search}
+        return [self._named(ranking) for ranking in search(queries, self._id_at)]
 
     def explain(
         self, query_1V: csr_matrix, identifiers: Sequence[str], token: Callable[[int], str] = str
@@ -134,8 +141,8 @@ class Searches:
         return [segment.live_N & segment.matching(parsed) for segment in self._segments]
 
     def _id_at(self, position: int) -> str:
-        number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self._segments[number].ids[position - int(self._starts[number])]
+        number = bisect_right(self._starts, position) - 1
+        return self._segments[number].ids[position - self._starts[number]]
 
     def _named(self, ranking: list[tuple[int, float]]) -> Hits:
         return {self._id_at(position): score for position, score in ranking}

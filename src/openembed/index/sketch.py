@@ -1,13 +1,12 @@
-"""Approximate search of a large segment: clusters that are worth looking into, and half a byte for two components.
+"""Approximate search of a large segment: clusters that are worth looking into, scanned as four bits for a few components.
 
-Vectors are grouped by nearest centroid (k-means), each group of a cluster's own. Every pair of components is one of 16 points
-of its plane (a product quantizer), so a query's product with a document is a sum of D/2 table entries, a fast compiled
-look-up. The clusters nearest to the query are scanned so, a share of all documents; the best by that count are then scored
-exactly. What is missed is missed because its cluster is not among the nearest, or its sketch is poor; the scores of what is
-found are exact.
+Vectors are grouped by nearest centroid (k-means), and both they and the centroids are coded (see ``quantizer``). A first
+look-up finds the clusters near the query, a second scans them, and the best documents by that count are then scored exactly.
+What is missed is missed because its cluster is not among the near ones, or its code is poor; the scores of what is found are
+exact.
 
-N documents, P places in the order of the clusters (padded to whole groups of 16), L clusters, D width, M pairs of components,
-S steps of eight pairs.
+N documents, P places in the order of the clusters (padded to whole groups of 16), G groups, L clusters, D width, R ranges of
+groups, S steps of eight parts.
 """
 
 from __future__ import annotations
@@ -20,105 +19,110 @@ from pathlib import Path
 
 import numpy as np
 
-from openembed.index.codes import (
-    LANES,
-    Room,
-    capacity,
-    documents_argument,
-    eligible_groups,
-    groups_of,
-    in_parallel,
-    queries_argument,
-)
+from openembed.index.codes import LANES, groups_of, in_parallel, sketch_argument
 from openembed.index.native import scan_library, threads
+from openembed.index.quantizer import POINTS, Coder, aligned, parts_of, sketch_scores, trained
 from openembed.index.strings import load_array, map_file, named, save_array
 
-SHARE = 0.4
-"""How many of the documents are scanned. Measured on a million real passages: see docs/index.md."""
+REACH = 0.13
+"""A cluster is scanned when its product with the query is this far from the mean of all clusters to the best of them.
+
+So an easy question looks at less than a hard one: a quarter of a million real passages on average. See docs/index.md.
+"""
+LEAST_SHARE = 0.05
+LEAST_TIMES = 4
+"""This share of the documents is scanned at least, and this many for each of the candidates to be scored exactly."""
 RESCORED = 16
 """Candidates scored exactly for each of the k wanted, and at least ``LEAST``."""
-LEAST = 192
+LEAST = 320
+VERSION = 2
+"""Which sketches this module reads: a segment with those of another version is searched exactly until it is compacted."""
 THREADED = 4_096
 """Groups that are worth a thread."""
-SAMPLE = 50
-ROUNDS = 8
-POINTS = 16
+SAMPLE = 40
+ROUNDS = 6
 BLOCK = 16_384
-FILES = ("sketch.u8", "sketch.points.npy", "sketch.order.npy", "sketch.centroids.npy", "sketch.starts.npy")
+FILES = (
+    "sketch.u8",
+    "sketch.points.npy",
+    "sketch.parts.npy",
+    "sketch.order.npy",
+    "sketch.centroids.npy",
+    "sketch.starts.npy",
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Sketch:
-    """What is on disk of a segment: ``codes_GS`` (G, S, 16, 4), ``points_MP`` (M, 16, 2), ``order_P`` (-1: padding).
+    """What is on disk of a segment: ``codes_GS`` (G, S, 16, 4), ``order_P`` (-1: padding), how they were coded.
 
-    ``centroids_LD`` and the group at which each cluster starts, ``starts_L`` (L + 1).
+    ``centroids_GS``: the codes of the clusters, and the group at which each of them starts, ``starts_L`` (L + 1).
     """
 
     codes_GS: np.ndarray
-    points_MP: np.ndarray
+    coder: Coder
     order_P: np.ndarray
-    centroids_LD: np.ndarray
+    centroids_GS: np.ndarray
     starts_L: np.ndarray
-    _masks: tuple[np.ndarray, np.ndarray] | None = None
+    _counted: tuple[np.ndarray, int] | None = None
 
     @cached_property
     def _loaded_GS(self) -> np.ndarray:
-        """The codes in memory of their own: scanned twice as fast as a mapped file, for 64 bytes a document of width 256."""
-        return np.array(self.codes_GS)
+        """The codes in memory of their own: scanned twice as fast as a mapped file, for 48 bytes a document of width 256."""
+        return aligned(self.codes_GS)
+
+    @cached_property
+    def _clusters(self) -> tuple[np.ndarray, np.ndarray]:
+        """The codes of the clusters in memory of their own, and int64 (L, 2): which groups are theirs."""
+        return aligned(self.centroids_GS), np.stack([self.starts_L[:-1], self.starts_L[1:]], axis=1)
 
     def candidates(self, query_D: np.ndarray, eligible_N: np.ndarray, k: int) -> np.ndarray:
         """Returns positions of eligible documents that are likely the k of greatest product with the query."""
-        wanted, tables = max(RESCORED * k, LEAST), self._tables(query_D)
-        ranges, mask_G = self._nearest(query_D), self._eligible(eligible_N)
+        wanted, tables = max(RESCORED * k, LEAST), self.coder.tables(query_D)
+        ranges, some = self._near(tables, wanted), self.eligible(eligible_N) < len(eligible_N)
         parts = min(threads(), max(1, int((ranges[:, 1] - ranges[:, 0]).sum()) // THREADED))
-        rooms = [Room(1, wanted, capacity(wanted)) for _ in range(parts)]
+        shape = (parts, 2 * wanted + LANES)
+        found, sums = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
 
         def run(number: int) -> int:
-            documents = documents_argument(self._loaded_GS, None, mask_G, ranges[number::parts], first=0)
-            queries = queries_argument(None, wanted, rooms[number])
-            return scan_library().openembed_sketch_scan(documents.pointer, queries.pointer, tables.ctypes.data)
+            given = sketch_argument(self._loaded_GS, ranges[number::parts], self.order_P, eligible_N, some)
+            taken = (found[number].ctypes.data, sums[number].ctypes.data)
+            return scan_library().openembed_sketch_scan(given.pointer, tables.ctypes.data, wanted, *taken)
 
-        if any(in_parallel(run, parts)):
+        filled = np.array(in_parallel(run, parts))
+        if (filled < 0).any():
             raise MemoryError("no memory for the candidates of a search")
-        places = np.concatenate([room.positions[0, : room.filled[0]] for room in rooms])
-        scores = np.concatenate([room.upper[0, : room.filled[0]] for room in rooms])
-        if len(places) > wanted:
-            places = places[np.argpartition(scores, -wanted)[-wanted:]]
-        return self.order_P[places]
+        held = np.arange(shape[1]) < filled[:, None]
+        best = found[held]
+        return best if len(best) <= wanted else best[np.argpartition(sums[held], -wanted)[-wanted:]]
 
-    def _eligible(self, eligible_N: np.ndarray) -> np.ndarray:
-        """Returns uint16 (G): the mask in the order of the clusters; the last one is kept, being most often the next."""
-        last = self._masks
+    def eligible(self, eligible_N: np.ndarray) -> int:
+        """Returns how many documents the mask leaves; of the last one it is known, being most often the next."""
+        last = self._counted
         if last is None or last[0] is not eligible_N:
-            last = self._masks = eligible_N, eligible_groups(np.append(eligible_N, False)[self.order_P])
+            last = self._counted = eligible_N, int(np.count_nonzero(eligible_N))
         return last[1]
 
-    def _nearest(self, query_D: np.ndarray) -> np.ndarray:
-        """Returns int64 (R, 2): the groups of the nearest clusters that together hold ``SHARE`` of the documents.
-
-        The nearest come first: they hold the best documents, and the sooner these are known, the fewer others are taken in.
-        """
-        order_L = np.argsort(-(self.centroids_LD @ query_D))
-        reached = np.cumsum(np.diff(self.starts_L)[order_L])
-        chosen = order_L[: int(np.searchsorted(reached, SHARE * self.starts_L[-1])) + 1]
-        return np.stack([self.starts_L[chosen], self.starts_L[chosen + 1]], axis=1)
-
-    def _tables(self, query_D: np.ndarray) -> np.ndarray:
-        """Returns uint8 (S, 2, 4, 16): the products of the query with each point, all on one scale."""
-        pairs_M2 = np.zeros((len(self.points_MP), 2), dtype=np.float32)
-        pairs_M2.reshape(-1)[: len(query_D)] = query_D
-        products_MP = np.einsum("mpc,mc->mp", self.points_MP, pairs_M2)
-        products_MP -= products_MP.min(axis=1, keepdims=True)
-        whole_MP = np.rint(products_MP * (255 / max(float(products_MP.max()), 1e-30))).astype(np.uint8)
-        return np.ascontiguousarray(whole_MP.reshape(2, -1, 4, POINTS).transpose(1, 0, 2, 3))
+    def _near(self, tables: np.ndarray, wanted: int) -> np.ndarray:
+        """Returns int64 (R, 2): the groups of the clusters near the query."""
+        centroids_GS, ranges_L = self._clusters
+        scores_L = sketch_scores(centroids_GS, tables)[: len(ranges_L)]
+        mean, needed = float(scores_L.mean()), max(LEAST_SHARE * self.starts_L[-1], LEAST_TIMES * wanted / LANES)
+        ranges = ranges_L[scores_L >= mean + REACH * (int(scores_L.max()) - mean)]
+        if (ranges[:, 1] - ranges[:, 0]).sum() < needed:
+            order_L = np.argsort(-scores_L, kind="stable")
+            reached = np.cumsum(ranges_L[order_L, 1] - ranges_L[order_L, 0])
+            ranges = ranges_L[order_L[: int(np.searchsorted(reached, needed)) + 1]]
+        return ranges
 
 
 def write_sketch(directory: Path, vectors_ND: np.ndarray, advance: Callable[[int], None] = lambda _n: None) -> None:
     """Writes the sketch of a segment's vectors; the same vectors give the same files."""
     random = np.random.default_rng(0)
-    clusters = 2 ** round(np.log2(max(16, len(vectors_ND) ** 0.5)))
+    clusters = 2 ** round(np.log2(max(16, 4 * len(vectors_ND) ** 0.5)))
+    clusters = min(clusters, len(vectors_ND))
     chosen = np.sort(random.choice(len(vectors_ND), min(len(vectors_ND), SAMPLE * clusters), replace=False))
     sample_ND = np.ascontiguousarray(vectors_ND[chosen], dtype=np.float32)
     centroids_LD = _k_means(sample_ND, clusters, random)
@@ -128,36 +132,34 @@ def write_sketch(directory: Path, vectors_ND: np.ndarray, advance: Callable[[int
         nearest_N[part] = _nearest(np.asarray(vectors_ND[part]), centroids_LD)
         advance(len(nearest_N[part]))
     order_P, starts_L = _grouped(nearest_N, clusters)
-    points_MP = _points(sample_ND)
+    coder = trained(sample_ND)
     with named(directory / "sketch.u8"), (directory / "sketch.u8").open("wb") as file:
         for start in range(0, len(order_P), BLOCK):
-            rows_ND = np.asarray(vectors_ND[np.maximum(order_P[start : start + BLOCK], 0)])
-            file.write(_packed(rows_ND, points_MP).tobytes())
-    arrays = {"points": points_MP, "order": order_P, "centroids": centroids_LD, "starts": starts_L}
-    for name, array in arrays.items():
+            file.write(coder.coded(np.asarray(vectors_ND[np.maximum(order_P[start : start + BLOCK], 0)])).tobytes())
+    padded_PD = np.zeros((groups_of(clusters) * LANES, vectors_ND.shape[1]), dtype=np.float32)
+    padded_PD[:clusters] = centroids_LD
+    arrays = {"points": coder.points_MPC, "parts": coder.parts_MC, "order": order_P, "starts": starts_L}
+    for name, array in (arrays | {"centroids": coder.coded(padded_PD)}).items():
         save_array(directory / f"sketch.{name}.npy", array)
 
 
 def map_sketch(directory: Path, count: int, width: int) -> Sketch:
     """Returns the memory-mapped sketch; raises ``ValueError`` when a file is missing or does not fit the segment."""
     arrays = [load_array(directory / name) for name in FILES[1:]]
-    points_MP, order_P, centroids_LD, starts_L = arrays
+    points_MPC, parts_MC, order_P, centroids_GS, starts_L = arrays
+    steps, clusters = parts_of(width) // 8, len(starts_L) - 1
     shapes = {
-        "sketch.points.npy": points_MP.shape == (_pairs(width), POINTS, 2),
-        "sketch.order.npy": len(order_P) >= count and len(order_P) % LANES == 0,
-        "sketch.centroids.npy": centroids_LD.ndim == 2 and centroids_LD.shape[1] == width,
-        "sketch.starts.npy": len(starts_L) == len(centroids_LD) + 1 and starts_L[-1] * LANES == len(order_P),
+        "sketch.points.npy": points_MPC.shape == (parts_of(width), POINTS, parts_MC.shape[-1]),
+        "sketch.parts.npy": len(parts_MC) == parts_of(width) and int(parts_MC.max()) < width,
+        "sketch.order.npy": order_P.dtype == np.int32 and len(order_P) >= count and len(order_P) % LANES == 0,
+        "sketch.centroids.npy": centroids_GS.shape == (groups_of(clusters), steps, LANES, 4),
+        "sketch.starts.npy": clusters > 0 and starts_L[-1] * LANES == len(order_P),
     }
     for name, fits in shapes.items():
         if not fits:
             raise ValueError(f"{directory / name}: damaged, it does not fit the segment; build the index anew")
-    shape = (groups_of(len(order_P)), _pairs(width) // 8, LANES, 4)
-    return Sketch(map_file(directory / "sketch.u8", np.uint8, shape), points_MP, order_P, centroids_LD, starts_L)
-
-
-def _pairs(width: int) -> int:
-    """Returns the number of pairs of components, padded to whole steps of eight."""
-    return -(-width // 16) * 8
+    codes_GS = map_file(directory / "sketch.u8", np.uint8, (groups_of(len(order_P)), steps, LANES, 4))
+    return Sketch(codes_GS, Coder(parts_MC, points_MPC), order_P, centroids_GS, starts_L)
 
 
 def _k_means(sample_ND: np.ndarray, clusters: int, random: np.random.Generator) -> np.ndarray:
@@ -189,41 +191,3 @@ def _grouped(nearest_N: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarr
     within = np.arange(len(nearest_N)) - np.repeat(np.cumsum(sizes_L) - sizes_L, sizes_L)
     order_P[np.repeat(starts_L[:-1] * LANES, sizes_L) + within] = sorted_N
     return order_P, starts_L
-
-
-def _points(sample_ND: np.ndarray) -> np.ndarray:
-    """Returns float32 (M, 16, 2): for each pair of components 16 points of their plane, by k-means."""
-    count, width = sample_ND.shape
-    padded_NM2 = np.zeros((count, _pairs(width), 2), dtype=np.float32)
-    padded_NM2.reshape(count, -1)[:, :width] = sample_ND
-    points_MP = np.empty((_pairs(width), POINTS, 2), dtype=np.float32)
-    for pair in range(len(points_MP)):
-        values_N2 = padded_NM2[:, pair]
-        angle = 2 * np.pi * np.arange(POINTS) / POINTS
-        radius = values_N2.std(axis=0) * np.where(np.arange(POINTS) % 2, 0.7, 1.6)[:, None]
-        points_P2 = (values_N2.mean(axis=0) + radius * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
-        for _ in range(ROUNDS):
-            nearest_N = _closest(values_N2, points_P2)
-            counts_P = np.bincount(nearest_N, minlength=POINTS)
-            for part in range(2):
-                sums_P = np.bincount(nearest_N, values_N2[:, part], minlength=POINTS)
-                points_P2[counts_P > 0, part] = (sums_P / np.maximum(counts_P, 1))[counts_P > 0]
-        points_MP[pair] = points_P2
-    return points_MP
-
-
-def _closest(values_N2: np.ndarray, points_P2: np.ndarray) -> np.ndarray:
-    return (values_N2 @ (2 * points_P2.T) - (points_P2**2).sum(axis=1)).argmax(axis=1)
-
-
-def _packed(rows_PD: np.ndarray, points_MP: np.ndarray) -> np.ndarray:
-    """Returns uint8 (G, S, 16, 4): the nearest point of each pair, the second half of the pairs in the high bits."""
-    count, width = rows_PD.shape
-    padded_PM2 = np.zeros((count, len(points_MP), 2), dtype=np.float32)
-    padded_PM2.reshape(count, -1)[:, :width] = rows_PD
-    nearest_PM = np.empty((count, len(points_MP)), dtype=np.uint8)
-    for pair, points_P2 in enumerate(points_MP):
-        nearest_PM[:, pair] = _closest(padded_PM2[:, pair], points_P2)
-    half = len(points_MP) // 2
-    both_PH = nearest_PM[:, :half] | (nearest_PM[:, half:] << 4)
-    return np.ascontiguousarray(both_PH.reshape(count // LANES, LANES, half // 4, 4).transpose(0, 2, 1, 3))

@@ -47,6 +47,8 @@ GROUP, PEAKED = 8, 8
 """Bounds are kept for so many documents at once, for terms that a GROUP * PEAKED-th of the documents have."""
 BOUNDED = 4_096
 """Segments of fewer documents have no bounds: their lists are added up."""
+COUNTED = 1 << 24
+"""Terms counted at once when postings are written."""
 AT_ONCE = 8
 """Queries from which on several threads search."""
 
@@ -67,8 +69,9 @@ def checked(vectors_NV: csr_matrix, width: int, whose: Callable[[int], str]) -> 
     if bad_P.any():
         row = int(np.searchsorted(given.indptr, np.flatnonzero(bad_P)[0], side="right")) - 1
         raise ValueError(f"{whose(row)}: its vector has the weight {given.data[bad_P][0]}; allowed: 0 to {MOST:g}")
-    given.data[given.data < LEAST] = 0
-    given.eliminate_zeros()
+    if len(given.data) and given.data.min() < LEAST:
+        given.data[given.data < LEAST] = 0
+        given.eliminate_zeros()
     return given
 
 
@@ -110,8 +113,10 @@ class SparseWriter:
 
 
 def _write_postings(directory: Path, rows: np.ndarray, terms: np.ndarray, weights: np.ndarray, width: int) -> None:
-    starts = np.zeros(width + 1, dtype=np.int64)
-    np.cumsum(np.bincount(terms, minlength=width), out=starts[1:])
+    counts_V, starts = np.zeros(width, dtype=np.int64), np.zeros(width + 1, dtype=np.int64)
+    for start in range(0, len(terms), COUNTED):
+        counts_V += np.bincount(terms[start : start + COUNTED], minlength=width)
+    np.cumsum(counts_V, out=starts[1:])
     documents, impacts = _inverted(rows, terms, weights, starts)
     largest_V = np.zeros(width, dtype=np.float32)
     used = np.flatnonzero(np.diff(starts))
@@ -264,31 +269,36 @@ class SparseVectors:
     eligible_N: np.ndarray
 
 
-def search(
-    queries_QV: csr_matrix, segments: Sequence[SparseVectors], k: int, id_of: Callable[[int], str]
-) -> list[list[tuple[int, float]]]:
-    """Returns for each query (in canonical form) the k eligible documents of greatest score, as (position, score).
+class Search:
+    """Exact search for the ``k`` best eligible documents of these segments; made once, it serves any number of queries."""
 
-    Best first; positions count through the segments; ties are broken by document id, descending. Exact.
-    """
-    library = postings_library()
-    eligible = sum(int(np.count_nonzero(segment.eligible_N)) for segment in segments)
-    if eligible == 0:
-        return [[] for _ in range(queries_QV.shape[0])]
-    if eligible <= DIRECT:
-        find: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = _Direct(segments)
-    else:
-        find = _Lists(segments) if library is None else _Compiled(library, segments, min(k, eligible))
+    def __init__(self, segments: Sequence[SparseVectors], k: int) -> None:
+        self._k = k
+        library = postings_library()
+        eligible = sum(int(np.count_nonzero(segment.eligible_N)) for segment in segments)
+        self._find: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+        if eligible <= DIRECT:
+            self._find = _Direct(segments)
+        elif library is None:
+            self._find = _Lists(segments)
+        else:
+            self._find = _Compiled(library, segments, min(k, eligible))
 
-    def found(row: int) -> list[tuple[int, float]]:
-        part = slice(queries_QV.indptr[row], queries_QV.indptr[row + 1])
-        return best_first(*find(queries_QV.indices[part], queries_QV.data[part]), k, id_of)
+    def __call__(self, queries_QV: csr_matrix, id_of: Callable[[int], str]) -> list[list[tuple[int, float]]]:
+        """Returns for each query (in canonical form) its best documents as (position, score), best first.
 
-    count = queries_QV.shape[0]
-    if isinstance(find, _Compiled) and count >= AT_ONCE and threads() > 1:
-        with ThreadPoolExecutor(threads()) as pool:
-            return list(pool.map(found, range(count)))
-    return [found(row) for row in range(count)]
+        Positions count through the segments; ties are broken by document id, descending.
+        """
+
+        def found(row: int) -> list[tuple[int, float]]:
+            part = slice(queries_QV.indptr[row], queries_QV.indptr[row + 1])
+            return best_first(*self._find(queries_QV.indices[part], queries_QV.data[part]), self._k, id_of)
+
+        count = queries_QV.shape[0]
+        if isinstance(self._find, _Compiled) and count >= AT_ONCE and threads() > 1:
+            with ThreadPoolExecutor(threads()) as pool:
+                return list(pool.map(found, range(count)))
+        return [found(row) for row in range(count)]
 
 
 class _Direct:
@@ -297,11 +307,12 @@ class _Direct:
     def __init__(self, segments: Sequence[SparseVectors]) -> None:
         starts = np.cumsum([0, *(segment.field.count for segment in segments)])
         chosen = [np.flatnonzero(segment.eligible_N) for segment in segments]
-        self._positions = np.concatenate([part + start for part, start in zip(chosen, starts, strict=False)])
+        positions = [part + start for part, start in zip(chosen, starts, strict=False)]
+        self._positions = np.concatenate([np.empty(0, dtype=np.int64), *positions])
         self._rows = [segment.field.rows(part) for segment, part in zip(segments, chosen, strict=True)]
 
     def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.concatenate([row_scores(rows, terms, weights) for rows in self._rows])
+        scores = np.concatenate([np.empty(0, np.float32), *(row_scores(rows, terms, weights) for rows in self._rows)])
         return self._positions[scores > 0], scores[scores > 0]
 
 

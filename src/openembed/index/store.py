@@ -17,7 +17,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from openembed.config import parse
 from openembed.documents import check_document
 from openembed.files import atomic_write, fsync_directory, remove_temporary
+from openembed.index import sparse
 from openembed.index.encoding import Encoders, count_of, encoded, encoders_by_kind, kind_of, vectors_by_kind
 from openembed.index.fields import FIELDS, Vectors
 from openembed.index.lexical import Analyzer, Bm25, analyzer
@@ -208,9 +209,9 @@ class Store(Searches):
             if document.id not in self:
                 raise ValueError(f"{self.directory}: no document with id {document.id!r}; nothing was updated")
         encoders, given = encoders_by_kind(encoder), vectors_by_kind(vectors)
-        missing = [kind for kind in self.models if kind not in given]
-        if documents and missing:
-            given |= self._updated_vectors(documents, encoders, missing)
+        if not documents:
+            return 0
+        given |= self._updated_vectors(documents, encoders, [kind for kind in self.models if kind not in given])
         return self.add(documents, encoder, vectors=given, replace=True)
 
     def check_addable(self, identifiers: Iterable[str], *, replace: bool = False) -> None:
@@ -259,9 +260,10 @@ class Store(Searches):
     def _use(self, manifest: Manifest, segments: list[Segment]) -> None:
         self._manifest = manifest
         self._segments = segments
-        self._starts = np.cumsum([0, *(segment.count for segment in segments)])
+        self._starts = [0, *accumulate(segment.count for segment in segments)]
         self._analyzer = analyzer(manifest.language)
         self._bm25: Bm25 | None = None
+        self._sparse: dict[int, sparse.Search] = {}
 
     def _open_segment(self, info: SegmentInfo, models: Sequence[ModelInfo]) -> Segment:
         directory = self.directory / "segments" / info.name
@@ -324,6 +326,8 @@ class Store(Searches):
             for document in chunk:
                 check_document(document, f"document {document.id!r}")
                 self._admit(document.id, seen, superseded, replace)
+            if not writer.ids:
+                self._check_given(encoders, vectors)
             part = slice(len(writer.ids), len(writer.ids) + len(chunk))
             own = {kind: FIELDS[kind].take(given, part) for kind, given in vectors.items()}
             own |= {m.kind: encoded(m, encoders[m.kind], chunk) for m in manifest.models if m.kind not in vectors}

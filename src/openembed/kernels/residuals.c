@@ -50,8 +50,24 @@ static inline __m512 weights_of(const uint8_t *bytes, int shift, __m512 weights)
 }
 #endif
 
-/* Reconstructs one token: ``value`` has ``padded`` components. */
-static void reconstruct(const Residuals *residuals, int64_t place, int32_t code, float *value) {
+/* What brings a vector to length 1. */
+static float to_unit(const float *value, int64_t padded) {
+#if defined(__AVX512F__)
+    __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t i = 0; i < padded; i += LANES) {
+        __m512 part = _mm512_loadu_ps(value + i);
+        sums[i / LANES & 1] = _mm512_fmadd_ps(part, part, sums[i / LANES & 1]);
+    }
+    float total = _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
+#else
+    float total = 0;
+    for (int64_t i = 0; i < padded; i++) total += value[i] * value[i];
+#endif
+    return 1 / sqrtf(total > 1e-24f ? total : 1e-24f);
+}
+
+/* Reconstructs one token, ``value`` having ``padded`` components; returns the factor by which these are still to be multiplied. */
+static float reconstruct(const Residuals *residuals, int64_t place, int32_t code, float *value) {
     int64_t padded = residuals->padded, bits = residuals->bits, bytes = padded * bits / 8;
     const uint8_t *packed = residuals->packed + place * bytes;
     const float *centroid = residuals->centroids + code * padded;
@@ -69,19 +85,16 @@ static void reconstruct(const Residuals *residuals, int64_t place, int32_t code,
             value[field * bytes + j] = centroid[field * bytes + j] + residuals->weights[packed[j] >> (field * bits) & 15];
 #endif
     for (int64_t i = residuals->width; i < padded; i++) value[i] = 0;
-    if (!residuals->unit) return;
-    float squares[LANES] = {0}, total = 0;
-    for (int64_t i = 0; i < padded; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) squares[lane] += value[i + lane] * value[i + lane];
-    for (int lane = 0; lane < LANES; lane++) total += squares[lane];
-    float factor = 1 / sqrtf(total > 1e-24f ? total : 1e-24f);
-    for (int64_t i = 0; i < padded; i++) value[i] *= factor;
+    return residuals->unit ? to_unit(value, padded) : 1;
 }
 
 /* Reconstructs tokens of the documents' order, (count, padded). */
 EXPORT void openembed_residuals_values(const Residuals *residuals, const int64_t *tokens, int64_t count, float *values) {
-    for (int64_t i = 0; i < count; i++)
-        reconstruct(residuals, residuals->places[tokens[i]], residuals->codes[tokens[i]], values + i * residuals->padded);
+    for (int64_t i = 0; i < count; i++) {
+        float *value = values + i * residuals->padded;
+        float factor = reconstruct(residuals, residuals->places[tokens[i]], residuals->codes[tokens[i]], value);
+        for (int64_t j = 0; j < residuals->padded; j++) value[j] *= factor;
+    }
 }
 
 /* MaxSim of reconstructed documents with one query, ``panel`` (tiles, padded, 16) of ``lanes`` tokens. Returns 0, or 1 when there
@@ -90,7 +103,7 @@ EXPORT int openembed_residuals_maxsim(const Residuals *residuals, const float *p
                                       int64_t count, float *scores) {
     int64_t padded = residuals->padded, tiles = (lanes + LANES - 1) / LANES;
     float *rows = calloc(ROWS * padded + 1, sizeof(float)), *best = malloc((tiles + 1) * LANES * sizeof(float));
-    float out[ROWS][2][LANES];
+    float out[ROWS][2][LANES], factors[ROWS];
     int failed = !rows || !best;
     for (int64_t i = 0; i < count && !failed; i++) {
         int64_t start = residuals->offsets[documents[i]], end = residuals->offsets[documents[i] + 1];
@@ -99,14 +112,14 @@ EXPORT int openembed_residuals_maxsim(const Residuals *residuals, const float *p
         for (int64_t at = start; at < end; at += ROWS) {
             int64_t found = least(ROWS, end - at);
             for (int64_t r = 0; r < found; r++)
-                reconstruct(residuals, residuals->places[at + r], residuals->codes[at + r], rows + r * padded);
+                factors[r] = reconstruct(residuals, residuals->places[at + r], residuals->codes[at + r], rows + r * padded);
             for (int64_t tile = 0; tile < tiles; tile += 2) {
                 const float *from = panel + tile * padded * LANES;
                 int64_t wide = tile + 1 < tiles ? 2 : 1;
                 if (wide == 2) floats_two(rows, padded, from, padded * LANES, padded, out);
                 else floats_one(rows, padded, from, padded * LANES, padded, out);
                 for (int64_t r = 0; r < found; r++)
-                    for (int64_t w = 0; w < wide; w++) raise_to(best + (tile + w) * LANES, out[r][w]);
+                    for (int64_t w = 0; w < wide; w++) raise_times(best + (tile + w) * LANES, out[r][w], factors[r]);
             }
         }
         for (int64_t lane = 0; lane < lanes; lane++) total += best[lane];

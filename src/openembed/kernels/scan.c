@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 
-enum { WIDE = 6, GROUPS = 4 };
+enum { WIDE = 6, GROUPS = 4, AHEAD = 16 };
 
 typedef struct {
     const uint8_t *codes;     /* (groups, steps, 16, 4) */
@@ -204,9 +204,9 @@ static void scan_groups(const Documents *documents, Queries *queries, int64_t gr
     }
 }
 
-/* Scores sketches: two components to four bits, a table of 16 products for each pair of components. 64 bytes hold 16 documents
- * times 4 pairs in their low halves, and 4 other pairs in their high halves. ``tables``: (steps, 2, 4, 16) bytes. */
-static void look_up(const uint8_t *codes, const uint8_t *tables, int64_t steps, int32_t out[LANES]) {
+/* Scores sketches: four bits for each part of the components, a table of 16 products for each part. 64 bytes hold 16 documents
+ * times 4 parts in their low halves, and 4 other parts in their high halves. ``tables``: (steps, 2, 4, 16) bytes. */
+static inline void look_up(const uint8_t *codes, const uint8_t *tables, int64_t steps, int32_t out[LANES]) {
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
     const __m512i low = _mm512_set1_epi8(15), ones = _mm512_set1_epi8(1), which = _mm512_set1_epi32(0x30201000);
     __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
@@ -231,27 +231,89 @@ static void look_up(const uint8_t *codes, const uint8_t *tables, int64_t steps, 
 #endif
 }
 
-/* Keeps, for the one query of ``queries``, the documents of the ranges whose sketches score best: its k best, and what came
- * since the last selection. ``documents->scale`` and the like are not read. Returns 0, or 1 when there is no memory. */
-EXPORT int openembed_sketch_scan(const Documents *documents, Queries *queries, const uint8_t *tables) {
-    float *scratch = malloc(queries->capacity * sizeof(float)), none[LANES] = {0}, score[LANES];
-    int32_t products[LANES];
-    if (!scratch) return 1;
-    for (int64_t range = 0; range < documents->range_count; range++) {
-        int64_t group = documents->ranges[2 * range], end = documents->ranges[2 * range + 1];
+/* Gives the sum of table entries for each of the codes (groups, steps, 16, 4). */
+EXPORT void openembed_sketch_scores(const uint8_t *codes, const uint8_t *tables, int64_t groups, int64_t steps, int32_t *sums) {
+    for (int64_t group = 0; group < groups; group++) look_up(codes + group * steps * 64, tables, steps, sums + group * LANES);
+}
+
+/* Returns one bit for each of the sums that reaches the floor. */
+static inline unsigned reaching(const int32_t sums[LANES], int32_t floor) {
+#ifdef __AVX512F__
+    return _mm512_cmpge_epi32_mask(_mm512_loadu_si512(sums), _mm512_set1_epi32(floor));
+#else
+    unsigned found = 0;
+    for (int lane = 0; lane < LANES; lane++) found |= (unsigned)(sums[lane] >= floor) << lane;
+    return found;
+#endif
+}
+
+typedef struct {
+    const uint8_t *codes;    /* (groups, steps, 16, 4) */
+    int64_t steps;
+    const int64_t *ranges;   /* (ranges, 2): groups to scan, from and to */
+    int64_t range_count;
+    const int32_t *order;    /* (groups * 16): which document each is; none where that is not below ``count`` */
+    const uint8_t *eligible; /* (count), by document; NULL: all are */
+    int64_t count;
+} Sketch;
+
+typedef struct { int64_t range, group; } Place;
+
+/* Has a group fetched into the second cache, and goes on to the next. The processor foresees what it is to read up to the end
+ * of a page of 4 KB, and nothing of the next range: asked for sixteen groups ahead, it reads 2.6 times as fast. */
+static inline void fetch(const Sketch *sketch, Place *place) {
+    int64_t size = sketch->steps * 64;
+    while (place->range < sketch->range_count && place->group >= sketch->ranges[2 * place->range + 1])
+        if (++place->range < sketch->range_count) place->group = sketch->ranges[2 * place->range];
+    if (place->range == sketch->range_count) return;
+    const uint8_t *codes = sketch->codes + place->group * size;
+    for (int64_t line = 0; line < size; line += 64) __builtin_prefetch(codes + line, 0, 2);
+    __builtin_prefetch(sketch->order + place->group++ * LANES, 0, 2);
+}
+
+/* Leaves k of the best sums and their documents, and returns what another must reach to be better than the worst of them. */
+static int32_t keep_best(int32_t *documents, float *sums, int64_t *filled, int64_t k, float *scratch) {
+    int64_t kept = 0, ties = k;
+    if (*filled < k) return 0;
+    memcpy(scratch, sums, *filled * sizeof(float));
+    float worst = kth_greatest(scratch, *filled, k);
+    for (int64_t i = 0; i < *filled; i++) ties -= sums[i] > worst;
+    for (int64_t i = 0; i < *filled; i++)
+        if (sums[i] > worst || (sums[i] == worst && ties-- > 0)) {
+            sums[kept] = sums[i];
+            documents[kept++] = documents[i];
+        }
+    *filled = kept;
+    return (int32_t)worst + 1;
+}
+
+/* Finds the k eligible documents of the ranges whose sketches score best; of equal ones the first. ``documents`` and ``sums``
+ * have room for 2 k + 16. Returns how many were found, or -1 when there is no memory. */
+EXPORT int64_t openembed_sketch_scan(const Sketch *sketch, const uint8_t *tables, int64_t k, int32_t *documents, float *sums) {
+    float *scratch = malloc((2 * k + LANES) * sizeof(float));
+    int32_t products[LANES], floor = 0;
+    int64_t filled = 0;
+    Place ahead = {0, sketch->range_count ? sketch->ranges[0] : 0};
+    if (!scratch) return -1;
+    for (int group = 0; group < AHEAD; group++) fetch(sketch, &ahead);
+    for (int64_t range = 0; range < sketch->range_count; range++) {
+        int64_t group = sketch->ranges[2 * range], end = sketch->ranges[2 * range + 1];
         for (; group < end; group++) {
-            int hit = 0, floor = queries->floor[0] < 0 ? 0 : (int)queries->floor[0]; /* scores are whole */
-            look_up(documents->codes + group * documents->steps * 64, tables, documents->steps, products);
-            for (int lane = 0; lane < LANES; lane++) {
-                score[lane] = (float)products[lane];
-                hit |= products[lane] >= floor;
+            fetch(sketch, &ahead);
+            look_up(sketch->codes + group * sketch->steps * 64, tables, sketch->steps, products);
+            for (unsigned left = reaching(products, floor); left; left &= left - 1) {
+                int lane = __builtin_ctz(left);
+                int32_t document = sketch->order[group * LANES + lane];
+                if ((uint32_t)document >= sketch->count || (sketch->eligible && !sketch->eligible[document])) continue;
+                documents[filled] = document;
+                sums[filled++] = (float)products[lane];
             }
-            if (hit) take(documents, queries, 0, group, score, none, scratch);
+            if (filled > 2 * k) floor = keep_best(documents, sums, &filled, k, scratch);
         }
     }
-    select_best(queries, 0, scratch);
+    keep_best(documents, sums, &filled, k, scratch);
     free(scratch);
-    return 0;
+    return filled;
 }
 
 /* Codes documents (count, width): bytes of whole groups, and their bounds. Padding is of scale, norm and error 0. ``room`` is
@@ -287,6 +349,8 @@ EXPORT void openembed_products(const float *queries, const float *documents, int
                         const int64_t *positions, int64_t count, float *scores) {
     for (int64_t pair = 0; pair < count; pair++) {
         const float *query = queries + rows[pair] * width, *document = documents + positions[pair] * width;
+        const float *soon = documents + positions[pair + 2 < count ? pair + 2 : pair] * width;
+        for (int64_t i = 0; i < width; i += LANES) __builtin_prefetch(soon + i);
         double sums[LANES] = {0}, total = 0;
         int64_t whole = width / LANES * LANES;
         for (int64_t i = 0; i < whole; i += LANES)

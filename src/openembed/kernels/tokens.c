@@ -9,8 +9,10 @@
  */
 #include "panels.h"
 
-BYTES(bytes_two, 2)
-BYTES(bytes_one, 1)
+BYTES(bytes_two, 1, SIXTEEN)
+BYTES(bytes_half_more, 1, EIGHT)
+BYTES(bytes_one, 0, SIXTEEN)
+BYTES(bytes_half, 0, EIGHT)
 
 typedef struct {
     const uint8_t *codes;   /* (tokens, stride): component + 128, padded with 128 to a multiple of four */
@@ -65,16 +67,19 @@ static void block(const Tokens *tokens, const Panel *panel, int64_t at, int64_t 
     int64_t steps = tokens->stride / 4, next = steps * LANES;
     const uint8_t *codes = tokens->codes + at * tokens->stride;
     if (rows < ROWS) codes = memcpy(tail, codes, rows * tokens->stride);
-    if (tile + 1 < panel->tiles)
-        bytes_two(codes, tokens->stride, panel->panel + tile * next, next, panel->start + tile * LANES, steps, out);
-    else bytes_one(codes, tokens->stride, panel->panel + tile * next, next, panel->start + tile * LANES, steps, out);
+    const int32_t *from = panel->panel + tile * next, *start = panel->start + tile * LANES;
+    int64_t lanes = panel->lanes - tile * LANES;
+    if (lanes > LANES + 8) bytes_two(codes, tokens->stride, from, next, start, steps, out);
+    else if (lanes > LANES) bytes_half_more(codes, tokens->stride, from, next, start, steps, out);
+    else if (lanes > 8) bytes_one(codes, tokens->stride, from, next, start, steps, out);
+    else bytes_half(codes, tokens->stride, from, next, start, steps, out);
 }
 
 static void scan_chunk(const Tokens *tokens, const Panel *panel, int64_t document, int64_t count, int64_t tile, float *best,
                        uint8_t *tail) {
     const int64_t *ends = tokens->offsets + document + 1;
     int64_t width = panel->tiles * LANES, end = ends[count - 1], place = 0, wide = tile + 1 < panel->tiles ? 2 : 1;
-    int32_t out[ROWS][2][LANES];
+    int32_t out[ROWS][2][LANES] = {0};
     for (int64_t at = tokens->offsets[document]; at < end; at += ROWS) {
         int64_t rows = least(ROWS, end - at);
         block(tokens, panel, at, rows, tile, tail, out);
@@ -175,7 +180,7 @@ static int make_room(Work *work, int64_t length, int64_t width) {
 
 static void document_products(const Tokens *tokens, const Panel *panel, int64_t document, Work *work) {
     int64_t width = panel->tiles * LANES, start = tokens->offsets[document], end = tokens->offsets[document + 1];
-    int32_t out[ROWS][2][LANES];
+    int32_t out[ROWS][2][LANES] = {0};
     lowest(work->best, width);
     for (int64_t tile = 0; tile < panel->tiles; tile += 2)
         for (int64_t at = start; at < end; at += ROWS) {
@@ -294,7 +299,7 @@ static int retrieve_document(const Tokens *tokens, const Panel *panel, int64_t d
                              float *least_product, uint8_t *tail, float *scratch) {
     int64_t width = panel->tiles * LANES, end = tokens->offsets[document + 1];
     const float *bounds = tokens->bounds + 2 * document;
-    int32_t out[ROWS][2][LANES];
+    int32_t out[ROWS][2][LANES] = {0};
     for (int64_t lane = 0; lane < width; lane++) {
         slack[lane] = lane < panel->lanes ? panel->inner[lane] * bounds[0] + panel->outer[lane] * bounds[1] + TINY : 0;
         least_product[lane] = lane < panel->lanes ? least_reaching(hits, panel, lane, slack[lane]) : INFINITY;
@@ -366,7 +371,7 @@ EXPORT int openembed_tokens_assign(const Tokens *centroids, const float *bias, i
     int64_t width = panel->tiles * LANES;
     float *best = malloc(width * sizeof(float) + 1);
     uint8_t *tail = calloc(ROWS, centroids->stride + 1);
-    int32_t out[ROWS][2][LANES];
+    int32_t out[ROWS][2][LANES] = {0};
     if (!best || !tail) {
         free(best);
         free(tail);

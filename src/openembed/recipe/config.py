@@ -364,13 +364,15 @@ def model_references(stage: StageConfig) -> dict[str, str]:
 
 def tables(stage: StageConfig) -> tuple[str, ...]:
     """Returns the stages, or folders and files outside the run, that a stage learns from: vectors, and tables of idf."""
+    return (*_vectors(stage), *(idf_tables(stage.objective) if isinstance(stage, TrainStage) else ()))
+
+
+def _vectors(stage: StageConfig) -> tuple[str, ...]:
     if isinstance(stage, InitialiseStage):
         return (stage.vectors,)
-    if not isinstance(stage, TrainStage):
-        return ()
-    objective = stage.objective
-    vectors = objective.folders if isinstance(objective, DistillationConfig) else ()
-    return (*vectors, *idf_tables(objective))
+    if isinstance(stage, TrainStage) and isinstance(stage.objective, DistillationConfig):
+        return stage.objective.folders
+    return ()
 
 
 def idf_tables(objective: ObjectiveConfig) -> tuple[str, ...]:
@@ -461,15 +463,15 @@ def check_references(recipe: Recipe) -> list[str]:
 
 
 def _wrong_tables(recipe: Recipe, earlier: Mapping[str, StageConfig], name: str, stage: StageConfig) -> list[str]:
-    idf = idf_tables(stage.objective) if isinstance(stage, TrainStage) else ()
-    problems = []
-    for table in tables(stage):
-        of_a_stage = table in recipe.stage or isinstance(stage, InitialiseStage)
-        kind, what = (IdfStage, "idf") if table in idf else (EncodeStage, "vectors")
-        if of_a_stage and not isinstance(earlier.get(table), kind):
-            writer = "idf" if table in idf else "encode"
-            problems.append(f"stage.{name}: {what}: no earlier {writer} stage of this name (got {table!r})")
-    return problems
+    """What a stage learns from and is not there; a train stage may name a folder or file outside the run too."""
+    wanted: list[tuple[str, str, type]] = [("vectors", table, EncodeStage) for table in _vectors(stage)]
+    if isinstance(stage, TrainStage):
+        wanted += [("idf", table, IdfStage) for table in idf_tables(stage.objective)]
+    return [
+        f"stage.{name}: {key}: no earlier {'encode' if key == 'vectors' else key} stage of this name (got {table!r})"
+        for key, table, kind in wanted
+        if (table in recipe.stage or isinstance(stage, InitialiseStage)) and not isinstance(earlier.get(table), kind)
+    ]
 
 
 def _wrong_model(recipe: Recipe, earlier: Mapping[str, StageConfig], where: str, model: str) -> list[str]:

@@ -257,7 +257,8 @@ def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
     assert isinstance(source, EncodeStage), "references are checked before a recipe runs"
     encoder = place.model(UNTRAINED, dtype=torch.float32)
     vectors = TeacherVectors(place.out / stage.vectors)
-    initialise(encoder, vectors, place.model(source.model), _texts(place.locate(source.texts)), stage.smoothing)
+    texts = _plain_texts(place, source, place.out / stage.vectors, source.side)
+    initialise(encoder, vectors, place.model(source.model), _texts(texts), stage.smoothing)
     encoder.save(folder / MODEL)
 
 

@@ -12,7 +12,7 @@ from openembed.report.charts import COLORS, LEFT, RIGHT, TOP, WIDTH, number, svg
 from openembed.report.sections import Figure
 
 HEIGHT, BOTTOM = 260, 38
-LETTER, LINE = 6.5, 13
+LETTER, LINE = 7.0, 13
 """Width and height of a label's letters, about."""
 
 

@@ -12,7 +12,9 @@ from ctypes import byref
 
 import numpy as np
 
-from openembed.index.tokens.coding import PanelStructure, code_rows, in_lanes
+from openembed.index.codes import in_parallel
+from openembed.index.native import threads
+from openembed.index.tokens.coding import CodedRows, PanelStructure, code_rows, in_lanes
 from openembed.index.tokens.exact import TokensStructure
 from openembed.index.tokens.native import address, check, token_library
 
@@ -51,18 +53,28 @@ def k_means(sample_TD: np.ndarray, clusters: int, random: np.random.Generator, *
 def nearest(values_TD: np.ndarray, centroids_KD: np.ndarray) -> np.ndarray:
     """Returns int32 (T,): the centroid at the least distance of each token, nearly (see above)."""
     bias_K = -0.5 * np.square(centroids_KD).sum(axis=1)
-    out_T, library = np.zeros(len(values_TD), dtype=np.int32), token_library()
-    coded = None if library is None else code_rows(centroids_KD)
-    for start in range(0, len(values_TD), BLOCK):
-        block_TD = np.ascontiguousarray(values_TD[start : start + BLOCK], dtype=np.float32)
-        if coded is None:
-            out_T[start : start + len(block_TD)] = (block_TD @ centroids_KD.T + bias_K).argmax(axis=1)
-            continue
-        centroids = TokensStructure(address(coded.codes_TS), address(coded.scale_T), stride=coded.codes_TS.shape[1])
-        panel, starts, scales = in_lanes(code_rows(block_TD))
-        found = np.zeros(len(scales), dtype=np.int32)
-        lanes = PanelStructure(*map(address, (panel, starts, scales)), lanes=len(block_TD), tiles=len(panel))
-        arguments = byref(centroids), address(bias_K), len(centroids_KD), byref(lanes), address(found)
-        check(library.openembed_tokens_assign(*arguments))
-        out_T[start : start + len(block_TD)] = found[: len(block_TD)]
+    out_T = np.zeros(len(values_TD), dtype=np.int32)
+    coded = None if token_library() is None else code_rows(centroids_KD)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(values_TD), BLOCK)]
+    parts = 1 if coded is None else max(1, min(threads(), len(blocks)))
+
+    def run(number: int) -> int:
+        for block in blocks[number::parts]:
+            block_TD = np.ascontiguousarray(values_TD[block], dtype=np.float32)
+            if coded is None:
+                out_T[block] = (block_TD @ centroids_KD.T + bias_K).argmax(axis=1)
+            else:
+                out_T[block] = _nearest_by_codes(block_TD, coded, bias_K)
+        return 0
+
+    in_parallel(run, parts)
     return out_T
+
+
+def _nearest_by_codes(block_TD: np.ndarray, coded: CodedRows, bias_K: np.ndarray) -> np.ndarray:
+    centroids = TokensStructure(address(coded.codes_TS), address(coded.scale_T), stride=coded.codes_TS.shape[1])
+    panel, starts, scales = in_lanes(code_rows(block_TD))
+    found = np.zeros(len(scales), dtype=np.int32)
+    lanes = PanelStructure(*map(address, (panel, starts, scales)), lanes=len(block_TD), tiles=len(panel))
+    check(token_library().openembed_tokens_assign(byref(centroids), address(bias_K), len(bias_K), byref(lanes), address(found)))
+    return found[: len(block_TD)]

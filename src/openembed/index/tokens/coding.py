@@ -5,6 +5,7 @@ N documents, T tokens of documents, L lanes (tokens of queries), D width, S stri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import byref
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from openembed.token_vectors import TokenVectors
 LANES = 16
 LARGEST = 1e9
 """Greatest norm of a vector: the bounds of codes must not overflow, nor the products of half-precision values be lost."""
+WIDEST = 32_768
+"""Greatest width: sums of products of bytes must fit 32 bits."""
 ROOM = 1e-4
 """Relative room for float32 rounding in a norm or an error; 2e-6 of the norms is room for it in a product."""
 
@@ -123,14 +126,17 @@ def padded(values: np.ndarray, count: int) -> np.ndarray:
     return out
 
 
-def check_vectors(vectors: TokenVectors, width: int, what: str) -> None:
-    """Raises ``ValueError`` for another width, a value that is not finite, or a vector longer than ``LARGEST``."""
+def check_vectors(vectors: TokenVectors, width: int, name: Callable[[int], str]) -> None:
+    """Raises ``ValueError`` for another width, a value that is not finite, or a vector longer than ``LARGEST``.
+
+    ``name`` says which text it is.
+    """
     if vectors.width != width:
-        raise ValueError(f"{what} of width {vectors.width}; this index holds vectors of width {width}")
+        raise ValueError(f"token vectors of width {vectors.width}; this index needs width {width}")
     values_TD = vectors.values_TD
     if not np.isfinite(values_TD).all():
         token = int(np.flatnonzero(~np.isfinite(values_TD).all(axis=1))[0])
         place = int(np.searchsorted(vectors.offsets_N1, token, side="right")) - 1
-        raise ValueError(f"{what}: number {place} holds NaN or infinity")
+        raise ValueError(f"{name(place)}: a token vector holds NaN or infinity")
     if len(values_TD) and float(np.abs(values_TD).max()) * width**0.5 > LARGEST:
-        raise ValueError(f"{what} are longer than {LARGEST:g}; scale the vectors down, rankings do not change by that")
+        raise ValueError(f"token vectors longer than {LARGEST:g}; scale them down, rankings do not change by that")

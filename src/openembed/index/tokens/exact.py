@@ -16,12 +16,20 @@ from functools import cached_property
 
 import numpy as np
 
+from openembed.index.codes import in_parallel
+from openembed.index.native import threads
 from openembed.index.tokens.coding import CodedRows, Panel, code_rows, document_bounds
 from openembed.index.tokens.native import address, check, structure, token_library
 from openembed.token_vectors import TokenVectors
 
 FIRST = 16
 """At least so many documents are scored exactly to learn what the others must reach."""
+TOGETHER = 16
+"""Queries scanned at once: their codes stay in the nearest cache."""
+ROOM = 4_000_000
+"""Scores held at once, over all queries."""
+THREADED, RESCORED = 32_768, 8_192
+"""Tokens to scan, and of documents to score exactly, that are worth a thread."""
 BLOCK = 16_384
 """Tokens multiplied at once where there is no compiled kernel."""
 
@@ -55,30 +63,41 @@ class TokenMatrix:
 
     def bounded(self, panel: Panel, documents_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns scores (Q, C) and how far each may be off; ``documents_C`` ascending."""
-        scores_QC = np.empty((panel.count, len(documents_C)), dtype=np.float32)
         error_C, norm_C = self.bounds_N2[documents_C].astype(np.float64).T
         norm_Q = panel.sums(panel.norm_L)
         rounding_Q = (1e-6 + 1.2e-7 * np.diff(panel.offsets)) * norm_Q  # of the sum, and of exact scores to float32
         library = token_library()
         if library is not None:
-            documents_C = np.ascontiguousarray(documents_C, dtype=np.int64)
-            arguments = self.pointer, panel.pointer, address(documents_C), len(documents_C), address(scores_QC)
-            check(library.openembed_tokens_scan(*arguments))
+            parts = self._divided(documents_C, THREADED)
+            found = [np.empty((panel.count, len(part)), dtype=np.float32) for part in parts]
+
+            def run(number: int) -> int:
+                documents = address(parts[number]), len(parts[number])
+                return library.openembed_tokens_scan(self.pointer, panel.pointer, *documents, address(found[number]))
+
+            check(max(in_parallel(run, len(parts))))
+            scores_QC = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
             inner_Q, outer_Q = panel.sums(panel.inner_L), panel.sums(panel.outer_L)
         else:
-            self._multiply(panel, documents_C, scores_QC)
+            scores_QC = self._multiply(panel, documents_C)
             inner_Q, outer_Q = 0.0 * norm_Q, self.values_TD.shape[1] * 1.2e-7 * norm_Q
         slack_QC = inner_Q[:, None] * error_C + (outer_Q + rounding_Q)[:, None] * norm_C + 1e-29 * panel.lanes
         return scores_QC, slack_QC
 
     def exact(self, panel: Panel, documents_C: np.ndarray) -> np.ndarray:
         """Returns float32 (C,): the exact scores of documents for the one query of the panel, in any order."""
-        scores_C, library = np.empty(len(documents_C), dtype=np.float32), token_library()
+        library = token_library()
         if library is not None:
-            documents_C = np.ascontiguousarray(documents_C, dtype=np.int64)
-            arguments = self.pointer, panel.pointer, address(documents_C), len(documents_C), address(scores_C)
-            check(library.openembed_tokens_exact(*arguments))
-            return scores_C
+            parts = self._divided(documents_C, RESCORED)
+            found = [np.empty(len(part), dtype=np.float32) for part in parts]
+
+            def run(number: int) -> int:
+                documents = address(parts[number]), len(parts[number])
+                return library.openembed_tokens_exact(self.pointer, panel.pointer, *documents, address(found[number]))
+
+            check(max(in_parallel(run, len(parts))))
+            return np.concatenate(found)
+        scores_C = np.empty(len(documents_C), dtype=np.float32)
         query_LD = panel.values_LD.astype(np.float64)
         for place, document in enumerate(documents_C):
             low, high = self.offsets_N1[document : document + 2]
@@ -112,8 +131,15 @@ class TokenMatrix:
         """What a call is given."""
         return byref(self._structure)
 
-    def _multiply(self, panel: Panel, documents_C: np.ndarray, scores_QC: np.ndarray) -> None:
-        """Fills in float32 scores, whole documents of about ``BLOCK`` tokens at a time."""
+    def _divided(self, documents_C: np.ndarray, tokens: int) -> list[np.ndarray]:
+        """Returns the documents in parts, one a thread, each of so many tokens at least."""
+        documents_C = np.ascontiguousarray(documents_C, dtype=np.int64)
+        total = int(np.diff(self.offsets_N1)[documents_C].sum()) if threads() > 1 else 0
+        return np.array_split(documents_C, min(threads(), max(1, total // tokens)))
+
+    def _multiply(self, panel: Panel, documents_C: np.ndarray) -> np.ndarray:
+        """Returns float32 scores (Q, C), whole documents of about ``BLOCK`` tokens at a time."""
+        scores_QC = np.empty((panel.count, len(documents_C)), dtype=np.float32)
         lengths_C = np.diff(self.offsets_N1)[documents_C]
         scores_QC[:, lengths_C == 0] = -np.inf
         full = np.flatnonzero(lengths_C)
@@ -126,27 +152,45 @@ class TokenMatrix:
             best_LC = np.maximum.reduceat(products_LT, starts, axis=1)
             totals = np.concatenate([np.zeros((1, len(part))), np.cumsum(best_LC, axis=0, dtype=np.float64)])
             scores_QC[:, part] = totals[panel.offsets[1:]] - totals[panel.offsets[:-1]]
+        return scores_QC
 
 
 def best_documents(
-    matrices: list[TokenMatrix], eligible: list[np.ndarray], query: TokenVectors, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (positions, exact scores) of a superset of the k eligible documents of greatest score for one query.
+    matrices: list[TokenMatrix], eligible: list[np.ndarray], queries: TokenVectors, k: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns for each query (positions, exact scores) of a superset of the k eligible documents of greatest score.
 
-    Positions count through the matrices. ``eligible``: a mask of documents for each.
+    Positions count through the matrices. ``eligible``: a mask of documents for each. Several queries at once take less time
+    than one after the other: no lane of the kernel stays empty, and codes are read once.
     """
-    panel, starts = Panel(query), np.cumsum([0, *map(len, matrices)])
+    starts = np.cumsum([0, *map(len, matrices)])
     chosen = [np.flatnonzero(mask_N & (np.diff(m.offsets_N1) > 0)) for m, mask_N in zip(matrices, eligible, strict=True)]
-    bounded = [matrix.bounded(panel, documents) for matrix, documents in zip(matrices, chosen, strict=True)]
     positions = np.concatenate([documents + start for documents, start in zip(chosen, starts, strict=False)] or [starts[:0]])
-    scores, slack = (np.concatenate([pair[n][0] for pair in bounded] or [starts[:0]]) for n in range(2))
-    if len(positions) <= max(2 * k, FIRST):
-        return positions, exact_scores(matrices, panel, positions)
+    found, step = [], max(1, min(TOGETHER, ROOM // max(1, len(positions))))
+    for first in range(0, len(queries), step):
+        part = queries.select(range(first, min(first + step, len(queries))))
+        if len(positions) <= max(2 * k, FIRST):
+            found += [(positions, exact_scores(matrices, Panel(part.select([n])), positions)) for n in range(len(part))]
+            continue
+        panel = Panel(part)
+        bounded = [matrix.bounded(panel, documents) for matrix, documents in zip(matrices, chosen, strict=True)]
+        scores_QC, slack_QC = (np.concatenate([pair[n] for pair in bounded], axis=1) for n in range(2))
+        for number, (scores_C, slack_C) in enumerate(zip(scores_QC, slack_QC, strict=True)):
+            alone = panel if len(part) == 1 else Panel(part.select([number]))
+            found.append(_settled(matrices, alone, positions, (scores_C, slack_C), k))
+    return found
+
+
+def _settled(
+    matrices: list[TokenMatrix], panel: Panel, positions: np.ndarray, bounded: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (positions, exact scores) of all that may be among the k best, by scores and how far each may be off."""
+    scores_C, slack_C = bounded
     count = max(2 * k, FIRST)
-    first = np.argpartition(-scores, count - 1)[:count]
+    first = np.argpartition(-scores_C, count - 1)[:count]
     found = exact_scores(matrices, panel, positions[first])
     floor = np.partition(found, count - k)[count - k]
-    others = scores + slack >= floor
+    others = scores_C + slack_C >= floor
     others[first] = False
     rest = positions[others]
     return np.concatenate([positions[first], rest]), np.concatenate([found, exact_scores(matrices, panel, rest)])

@@ -25,7 +25,7 @@ from openembed.config import Config, parse
 from openembed.files import read_json, write_json
 from openembed.index.strings import load_array, map_file, named, save_array
 from openembed.index.tokens.codec import Codec, Residuals, clusters_for, encode_tokens, map_residuals, write_residuals
-from openembed.index.tokens.coding import check_vectors, code_rows, document_bounds, stride_of
+from openembed.index.tokens.coding import WIDEST, check_vectors, code_rows, document_bounds, stride_of
 from openembed.index.tokens.exact import TokenMatrix
 from openembed.index.tokens.muvera import Encodings, EncodingSettings, map_encodings, write_encodings
 from openembed.token_vectors import TokenVectors
@@ -38,13 +38,13 @@ class TokenSettings(Config):
     """How a segment keeps its token vectors.
 
     ``precision``: of the vectors on disk; all scores are those of the vectors as kept. ``bits``: of the residuals that segments
-    of ``coded_from`` tokens or more are given for approximate search; None: exact search alone. ``clusters``: centroids, None:
-    by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals alone. ``encodings``: also one
-    long vector a document.
+    of ``coded_from`` tokens or more are given for approximate search (2 are enough where vectors are kept too); None: none are.
+    ``clusters``: centroids, None: by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals
+    alone. ``encodings``: also one long vector a document.
     """
 
     precision: Literal["float16", "float32"] = "float16"
-    bits: Literal[2, 4] | None = None
+    bits: Literal[2, 4] | None = 2
     coded_from: int = Field(CODED_FROM, ge=1)
     clusters: int | None = Field(None, gt=0)
     keep_vectors: bool = True
@@ -54,7 +54,7 @@ class TokenSettings(Config):
 class TokenInfo(Config):
     """What ``tokens.json`` says of a segment."""
 
-    width: int = Field(gt=0)
+    width: int = Field(gt=0, le=WIDEST)
     count: int = Field(ge=0)
     tokens: int = Field(ge=0)
     precision: Literal["float16", "float32"]
@@ -68,15 +68,19 @@ class TokenWriter:
     """Writes documents' token vectors, a chunk at a time, into the folder of a segment, which must exist."""
 
     def __init__(self, directory: Path, width: int, settings: TokenSettings | None = None) -> None:
+        if not 1 <= width <= WIDEST:
+            raise ValueError(f"token vectors of width {width}; from 1 to {WIDEST:,} can be kept")
         self._directory, self._width, self._settings = directory, width, settings or TokenSettings()
         self._type = np.dtype(self._settings.precision)
         names = (values_name(self._settings.precision), "tokens.codes.u8", "tokens.scales.f32", "tokens.bounds.f32")
         self._files = [(directory / name, (directory / name).open("wb")) for name in names]
         self._lengths: list[np.ndarray] = []
 
-    def add(self, documents: TokenVectors) -> None:
-        """Appends documents. Raises ``ValueError`` for another width, what is not finite and what the precision cannot hold."""
-        check_vectors(documents, self._width, "documents' token vectors")
+    def add(self, documents: TokenVectors, name: Callable[[int], str] = "document {}".format) -> None:
+        """Appends documents. Raises ``ValueError`` for another width, what is not finite and what the precision cannot hold;
+        ``name`` says which of them it is.
+        """
+        check_vectors(documents, self._width, name)
         values_TD = np.ascontiguousarray(documents.values_TD, dtype=np.float32)
         if self._type == np.float16 and len(values_TD) and np.abs(values_TD).max() > np.finfo(np.float16).max:
             raise ValueError("a token vector has a component beyond 65,504; use precision='float32' or scale the vectors down")

@@ -17,11 +17,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openembed.config import Config
 from openembed.index.strings import map_file, named
-from openembed.index.tokens.coding import Panel, code_rows, stride_of
+from openembed.index.tokens.coding import WIDEST, Panel, code_rows, stride_of
 from openembed.index.tokens.exact import TokensStructure
 from openembed.index.tokens.native import address, check, token_library
 from openembed.token_vectors import TokenVectors
@@ -33,14 +33,21 @@ FILES = ("encodings.u8", "encodings.scales.f32")
 
 
 class EncodingSettings(Config):
-    """The size of encodings: ``repetitions * 2**planes * inner``; the paper's best for 2,560 dimensions. The seed is part of
-    them: encodings of other seeds cannot be compared.
+    """The size of encodings: ``repetitions * 2**planes * inner``, 32,768 at most; the paper's best for 2,560 dimensions.
+
+    The seed is part of them: encodings of other seeds cannot be compared.
     """
 
     repetitions: int = Field(20, gt=0)
     planes: int = Field(4, ge=0, le=12)
     inner: int = Field(8, gt=0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> EncodingSettings:
+        if self.width > WIDEST:
+            raise ValueError(f"encodings of {self.width:,} components; at most {WIDEST:,} are possible")
+        return self
 
     @property
     def width(self) -> int:

@@ -1,7 +1,7 @@
 """Fewer token vectors a document: clusters of its own tokens, each replaced by its mean (arXiv 2409.14683).
 
 The first tokens may be protected. ``ward`` is the paper's; it gives the same vectors as sentence-transformers'
-``HierarchicalTokenPooling``. ``k_means`` costs about a tenth and pools nearly as well (docs/index.md).
+``HierarchicalTokenPooling``. ``k_means`` takes a third of the time and loses twice as much (docs/index.md).
 
 T tokens of a document, K clusters, D width.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from openembed.token_vectors import TokenVectors
 
-ROUNDS = 4
+ROUNDS = 2
 
 
 def pool_tokens(
@@ -53,10 +53,11 @@ def pool_tokens(
 
 def _means(values_TD: np.ndarray, labels_T: np.ndarray) -> np.ndarray:
     """Returns float32 (K, D): the mean of each label that occurs, in order of the labels."""
-    order_T = np.argsort(labels_T, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(labels_T[order_T]) != 0])
-    counts = np.diff(np.r_[starts, len(labels_T)])
-    return np.add.reduceat(values_TD[order_T], starts, axis=0) / counts[:, None].astype(np.float32)
+    members_KT = np.zeros((int(labels_T.max()) + 1, len(labels_T)), dtype=np.float32)
+    members_KT[labels_T, np.arange(len(labels_T))] = 1
+    counts_K = members_KT.sum(axis=1)
+    members_KT = members_KT[counts_K > 0]
+    return (members_KT @ values_TD) / counts_K[counts_K > 0, None]  # a product of matrices is the fastest of sums
 
 
 def _ward(values_TD: np.ndarray, clusters: int) -> np.ndarray:

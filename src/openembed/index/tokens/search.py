@@ -52,15 +52,16 @@ def search(
     if k < 1:
         raise ValueError(f"k must be 1 or more, got {k}")
     _check(queries, parts)
+    full = np.flatnonzero(queries.lengths_N)
+    chosen = TokenVectors.from_list([np.asarray(queries[int(n)], dtype=np.float32) for n in full], queries.width)
     find = {Plaid: _plaid, Warp: _warp, Xtr: _xtr, Encoded: _encoded}.get(type(method))
-    rankings = []
-    for query_LD in queries:
-        if not len(query_LD):
-            rankings.append([])
-            continue
-        query = TokenVectors.from_list([np.asarray(query_LD, dtype=np.float32)])
-        positions, scores = _exact(query, parts, k) if find is None else find(query, parts, k, method)
-        rankings.append(dense.best_first(positions, scores, k, id_of))
+    if find is None:
+        found = _exact(chosen, parts, k)
+    else:
+        found = [find(chosen.select([n]), parts, k, method) for n in range(len(chosen))]
+    rankings: list[Ranking] = [[] for _ in range(len(queries))]
+    for number, (positions, scores) in zip(full, found, strict=True):
+        rankings[number] = dense.best_first(positions, scores, k, id_of)
     return rankings
 
 
@@ -93,9 +94,28 @@ def rerank(
     return rankings
 
 
+def explain(query_LD: np.ndarray, parts: Sequence[Tokens], position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each query token which token of the document it meets (int64) and their product (float32).
+
+    The products sum to the score of ``rerank``. Raises ``ValueError`` for a position that there is none of, a document without
+    tokens, and what ``search`` refuses.
+    """
+    query = TokenVectors.from_list([np.asarray(query_LD, dtype=np.float32)])
+    _check(query, parts)
+    starts = _starts(parts)
+    if not 0 <= position < starts[-1]:
+        raise ValueError(f"position {position}; this index has positions 0 to {starts[-1] - 1}")
+    number = int(np.searchsorted(starts, position, side="right")) - 1
+    document_TD = parts[number].segment.vectors(np.array([position - starts[number]]))[0]
+    if not len(document_TD):
+        raise ValueError(f"document {position} has no tokens")
+    products_LT = query.values_TD.astype(np.float64) @ document_TD.astype(np.float64).T
+    return products_LT.argmax(axis=1), products_LT.max(axis=1).astype(np.float32)
+
+
 def _check(queries: TokenVectors, parts: Sequence[Tokens]) -> None:
     for width in {part.segment.info.width for part in parts}:
-        check_vectors(queries, width, "queries' token vectors")
+        check_vectors(queries, width, "query {}".format)
 
 
 def _starts(parts: Sequence[Tokens]) -> np.ndarray:
@@ -123,20 +143,22 @@ def _scores(query: TokenVectors, parts: Sequence[Tokens], positions: np.ndarray)
     return scores
 
 
-def _exact(query: TokenVectors, parts: Sequence[Tokens], k: int) -> Found:
-    """Returns a superset of the k best of all parts."""
+def _exact(queries: TokenVectors, parts: Sequence[Tokens], k: int) -> list[Found]:
+    """Returns for each query a superset of the k best of all parts."""
     starts = _starts(parts)
     whole = [number for number, part in enumerate(parts) if part.segment.matrix is not None]
     matrices, masks = [parts[n].segment.matrix for n in whole], [parts[n].eligible_N for n in whole]
-    places, scores = best_documents(matrices, masks, query, k)
     ends = np.cumsum([len(matrix) for matrix in matrices])
     shifts = np.array([starts[n] - (end - len(parts[n].segment)) for n, end in zip(whole, ends, strict=True)], dtype=np.int64)
-    found = [(places + shifts[np.searchsorted(ends, places, side="right")] if len(whole) else places, scores)]
-    for number, part in enumerate(parts):
-        if part.segment.matrix is None:
-            documents = np.flatnonzero(part.eligible_N & (np.diff(part.segment.offsets_N1) > 0))
-            found.append((documents + starts[number], part.segment.residuals.maxsim(query.values_TD, documents)))
-    return _joined(found)
+    found = []
+    for query, (places, scores) in zip(queries, best_documents(matrices, masks, queries, k), strict=True):
+        lists = [(places + shifts[np.searchsorted(ends, places, side="right")] if len(whole) else places, scores)]
+        for number, part in enumerate(parts):
+            if part.segment.matrix is None:
+                documents = np.flatnonzero(part.eligible_N & (np.diff(part.segment.offsets_N1) > 0))
+                lists.append((documents + starts[number], part.segment.residuals.maxsim(query, documents)))
+        found.append(_joined(lists))
+    return found
 
 
 def _by_parts(
@@ -159,7 +181,7 @@ def _by_parts(
             scores = _scores(query, [part], documents)
         found.append((documents + starts[number], scores))
     if others:
-        places, scores = _exact(query, [parts[number] for number in others], k)
+        places, scores = _exact(query, [parts[number] for number in others], k)[0]
         ends = np.cumsum([len(parts[number].segment) for number in others])
         which = np.searchsorted(ends, places, side="right")
         shifts = np.array([starts[n] - (end - len(parts[n].segment)) for n, end in zip(others, ends, strict=True)])
@@ -170,7 +192,7 @@ def _by_parts(
 def _plaid(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Plaid) -> Found:
     def find(part: Tokens) -> Found | None:
         residuals = part.segment.residuals
-        if residuals is None:
+        if residuals is None or (method.probes is not None and _few(part)):
             return None
         chosen = method.candidates(residuals, query.values_TD, part.eligible_N, k)
         return chosen, np.empty(len(chosen), dtype=np.float32)
@@ -178,10 +200,15 @@ def _plaid(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Plaid) 
     return _by_parts(query, parts, k, find, None)
 
 
+def _few(part: Tokens) -> bool:
+    """True where so few documents are eligible that they need not have a token in the nearest centroids."""
+    return np.count_nonzero(part.eligible_N) < dense.LEAST_ELIGIBLE * len(part.eligible_N)
+
+
 def _warp(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Warp) -> Found:
     def find(part: Tokens) -> Found | None:
         residuals = part.segment.residuals
-        return None if residuals is None else method.scores(residuals, query.values_TD, part.eligible_N)
+        return None if residuals is None or _few(part) else method.scores(residuals, query.values_TD, part.eligible_N)
 
     return _by_parts(query, parts, k, find, method.rescored and max(method.rescored, k))
 

@@ -21,10 +21,16 @@ from openembed.index.tokens.native import address, structure, token_library
 ProbesStructure = structure("Probes", "values runs near missing", "tokens probes")
 TallyStructure = structure("Tally", "eligible total best stamp found touched", "")
 
+SHARE, BEYOND = 0.02, 2
+"""Of all tokens: how many the nearest centroids hold up to the one whose product stands for what is missing; and how many
+times as many as are probed it is at least."""
+
 
 @dataclass(frozen=True)
 class Warp:
-    """How WARP searches. ``reach``: None for ``1000 * floor(sqrt(8 tokens) / 1000)``, at least 1000, as WARP's code has it.
+    """How WARP searches. ``reach``: None for ``SHARE`` of the tokens, and for more than the probed centroids hold: what is
+    missing lies beyond these. WARP's own code takes a few thousand, often fewer than it probes, which puts documents that
+    were found below those that were not (docs/log.md).
 
     ``rescored``: so many of the best are scored exactly after; 0: WARP's own scores are given.
     """
@@ -42,9 +48,10 @@ class Warp:
         query_LD = np.asarray(query_LD, dtype=np.float32)
         products_LK = query_LD @ residuals.codec.centroids_KD.T
         tokens, sizes_K = int(residuals.starts_K1[-1]), np.diff(residuals.starts_K1)
-        reach = max(1000, int((8 * tokens) ** 0.5 / 1000) * 1000) if self.reach is None else self.reach
-        order_LK, held_LK = nearest_holding(products_LK, sizes_K, reach, self.probes)
-        last_L = np.minimum((held_LK < reach).sum(axis=1), order_LK.shape[1] - 1)
+        reach = int(SHARE * tokens) if self.reach is None else self.reach
+        order_LK, held_LK = nearest_holding(products_LK, sizes_K, reach, BEYOND * self.probes)
+        last_L = np.maximum((held_LK < reach).sum(axis=1), BEYOND * self.probes - 1 if self.reach is None else 0)
+        last_L = np.minimum(last_L, order_LK.shape[1] - 1)
         missing_L = np.take_along_axis(products_LK, np.take_along_axis(order_LK, last_L[:, None], axis=1), axis=1)[:, 0]
         order_LR = order_LK[:, : self.probes]
         near_LR = np.ascontiguousarray(np.take_along_axis(products_LK, order_LR, axis=1))
@@ -60,7 +67,7 @@ def nearest_holding(products_LK: np.ndarray, sizes_K: np.ndarray, reach: int, le
     So many centroids that they hold ``reach`` tokens for every query token, and at least ``least``, as far as there are.
     """
     clusters = products_LK.shape[1]
-    bound = min(clusters, max(64, least, int(1.5 * reach / max(1.0, float(sizes_K.mean())))))
+    bound = min(clusters, max(128, least, int(4 * reach / max(1.0, float(sizes_K.mean())))))
     while True:
         order_LK = _best_columns(products_LK, bound)
         held_LK = np.cumsum(sizes_K[order_LK], axis=1)
@@ -112,7 +119,7 @@ def _compiled(residuals: Residuals, query_LD: np.ndarray, probed: Probed, eligib
     wide_LP = np.zeros((len(query_LD), codec.padded), dtype=np.float32)
     wide_LP[:, : codec.width] = query_LD
     probes = ProbesStructure(*map(address, (wide_LP, runs_LR, near_LR, missing_L)), *near_LR.shape)
-    tally = Tally(count, np.ascontiguousarray(eligible_N, dtype=np.uint8))
+    tally = Tally(count, np.ascontiguousarray(eligible_N, dtype=bool).view(np.uint8))
     return tally.found(token_library().openembed_residuals_runs(residuals.pointer, byref(probes), tally.pointer))
 
 

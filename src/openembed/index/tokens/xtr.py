@@ -95,16 +95,17 @@ def retrieve(matrix: TokenMatrix, eligible_N: np.ndarray, panel: Panel, count: i
 
 
 def retrieve_coded(residuals: Residuals, eligible_N: np.ndarray, query_LD: np.ndarray, count: int) -> Retrieved:
-    """As ``retrieve``, from coded tokens: the best by their residuals of the ``WIDER * count`` in the nearest centroids.
+    """As ``retrieve``, from coded tokens: the best by their residuals of about ``WIDER * count`` in the nearest centroids.
 
     Products are those with tokens as coded, not brought to length 1.
     """
-    query_LD = np.asarray(query_LD, dtype=np.float32)
+    query_LD, share = np.asarray(query_LD, dtype=np.float32), max(float(eligible_N.mean()), 1e-6) if len(eligible_N) else 1.0
+    reach = int(min(WIDER * count / share, residuals.starts_K1[-1]))
     products_LK = query_LD @ residuals.codec.centroids_KD.T
-    order_LK, held_LK = nearest_holding(products_LK, np.diff(residuals.starts_K1), WIDER * count)
+    order_LK, held_LK = nearest_holding(products_LK, np.diff(residuals.starts_K1), reach)
     parts = []
     for lane, query_D in enumerate(query_LD):
-        probed = order_LK[lane, : int((held_LK[lane] < WIDER * count).sum()) + 1]
+        probed = order_LK[lane, : int((held_LK[lane] < reach).sum()) + 1]
         owners, products = _coded_products(residuals, query_D, probed, products_LK[lane, probed], eligible_N)
         parts.append(Retrieved(np.full(len(owners), lane), owners, products).best(count))
     return Retrieved(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("lanes", "documents", "products")))
@@ -125,7 +126,7 @@ def _coded_products(
     room = int((runs_R2[:, 1] - runs_R2[:, 0]).sum())
     places, products = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.float32)
     arrays = padded(query_D, codec.padded), runs_R2, np.ascontiguousarray(near_R)
-    mask_N = np.ascontiguousarray(eligible_N, dtype=np.uint8)
+    mask_N = np.ascontiguousarray(eligible_N, dtype=bool).view(np.uint8)
     given = (*map(address, arrays), len(runs_R2), address(mask_N), address(places), address(products))
     found = library.openembed_residuals_dots(residuals.pointer, *given)
     return residuals.owners_T[places[:found]].astype(np.int64), products[:found]
