@@ -139,6 +139,11 @@ def test_saved_and_loaded_is_the_same(tmp_path, pool):
     assert again.fingerprint == encoder.fingerprint
 
 
+def test_projections_after_the_head_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="before"):
+        token_encoder(tmp_path, projections=[{"width": 8}])
+
+
 def test_dense_options_are_refused(plain):
     with pytest.raises(ValueError, match="tokens"):
         plain.encode(["w1"], dimensions=8)
