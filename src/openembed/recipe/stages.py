@@ -140,28 +140,20 @@ class Workplace:
 
 def run_stage(place: Workplace, name: str) -> None:
     """Runs stage ``name`` into its folder; the stages it reads must be finished."""
-    stage, folder = place.recipe.stage[name], place.out / name
-    match stage:
-        case MineStage():
-            _mine(place, stage, folder)
-        case EncodeStage():
-            _encode(place, stage, folder)
-        case IdfStage():
-            _idf(place, stage, folder)
-        case PoolStage():
-            place.model(stage.start).with_pool(stage.pool).save(folder / MODEL)
-        case InitialiseStage():
-            _initialise(place, stage, folder)
-        case FilterStage():
-            _filter(place, stage, folder)
-        case TrainStage():
-            _train(place, stage, folder)
-        case EvaluateStage():
-            _evaluate(place, stage, folder)
-        case IndexStage():
-            _index(place, stage, folder)
-        case SearchStage():
-            _search(place, stage, folder)
+    stage = place.recipe.stage[name]
+    work: dict[type, Callable[..., None]] = {
+        MineStage: _mine,
+        EncodeStage: _encode,
+        IdfStage: _idf,
+        PoolStage: _pool,
+        InitialiseStage: _initialise,
+        FilterStage: _filter,
+        TrainStage: _train,
+        EvaluateStage: _evaluate,
+        IndexStage: _index,
+        SearchStage: _search,
+    }
+    work[type(stage)](place, stage, place.out / name)
 
 
 def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
@@ -245,6 +237,10 @@ def _idf(place: Workplace, stage: IdfStage, folder: Path) -> None:
         np.save(file, values_V)
     encoder.query_head.set_table(values_V)
     encoder.save(folder / MODEL)
+
+
+def _pool(place: Workplace, stage: PoolStage, folder: Path) -> None:
+    place.model(stage.start).with_pool(stage.pool).save(folder / MODEL)
 
 
 def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
