@@ -123,6 +123,8 @@ class Encoder(nn.Module):
         if hasattr(head, "attach"):
             head.attach(backbone, tokenizer)
         self.query_head = self._built_query_head()
+        if self.kind == "tokens" and config.projections:
+            raise ValueError("projections come after one vector a text; a layer under a token head is one of its 'before'")
         widths = [head.width, *(p.width for p in config.projections)]
         self.projections = nn.ModuleList(p.build(w) for p, w in zip(config.projections, widths, strict=False))
         self.width: int = widths[-1]

@@ -126,7 +126,9 @@ def test_imputing_something_beats_nothing(xtr_results):
 
 @slow
 def test_clusters_that_are_trained_beat_clusters_afterwards_and_last_vectors(bench):
-    found = bench.crisp_run(0, argparse.Namespace(**SETTINGS, steps=400, tuning_steps=200))
+    """In the benchmark's own world: in a smaller one, clusters afterwards are too good already at C4x8 (.966)."""
+    world = {**SETTINGS, "documents": 1000, "queries": 200, "aspects": 150}
+    found = bench.crisp_run(0, argparse.Namespace(**world, steps=500, tuning_steps=220))
     assert found["C2x4 trained"] > found["C2x4 post-hoc"] + 0.05
     assert found["C4x8 trained"] > found["C4x8 post-hoc"] + 0.03
     assert found["tail 4x8 trained"] < found["C4x8 trained"] - 0.1

@@ -6,6 +6,7 @@ import torch
 from token_models import TEXTS, token_encoder
 
 import openembed
+from openembed.heads.token_pooling import ClustersConfig
 from openembed.token_vectors import TokenVectors
 
 COLBERT = {
@@ -93,6 +94,30 @@ def test_expanded_queries_equal_the_models_own_attention_mask(tmp_path):
     np.testing.assert_allclose(encoder.encode_queries(["w4 w5 w6"])[0], expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("open_masks", [False, True])
+def test_a_family_that_cannot_be_packed_expands_queries_alike(tmp_path, open_masks):
+    encoder = token_encoder(tmp_path, tokenizer={"expansion": {"length": 10}})
+    texts = ["w4 w5 w6", "w1", "w7 w8 w9 w10 w11 w12 w13 w14 w15"]
+    expected = encoder.encode_queries(texts)
+    encoder.backbone.stop_packing(open_masks=open_masks)
+    encoder.backbone.fused = None
+    np.testing.assert_allclose(encoder.encode_queries(texts).values_TD, expected.values_TD, atol=1e-5)
+
+
+def test_pools_share_the_weights_of_the_encoder_they_are_of(plain):
+    pooled = plain.with_pool(ClustersConfig(queries=2, documents=2))
+    assert pooled.sided is False
+    assert pooled.encode(TEXTS).lengths_N.tolist() == [2] * len(TEXTS)
+    assert pooled.fingerprint != plain.fingerprint
+    assert pooled.with_pool(None).fingerprint == plain.fingerprint
+    assert pooled.head.layers[0].linear.weight.data_ptr() == plain.head.layers[0].linear.weight.data_ptr()
+
+
+def test_only_token_encoders_have_pools(make_encoder):
+    with pytest.raises(ValueError, match="vectors a token"):
+        make_encoder().with_pool(ClustersConfig())
+
+
 def test_lengths_of_their_own(tmp_path):
     encoder = token_encoder(tmp_path, tokenizer={"query_length": 5, "document_length": 7})
     assert encoder.encode_queries([TEXTS[1]]).lengths_N.tolist() == [5]
@@ -112,6 +137,11 @@ def test_saved_and_loaded_is_the_same(tmp_path, pool):
         np.testing.assert_array_equal(found.offsets_N1, expected.offsets_N1)
         np.testing.assert_array_equal(found.values_TD, expected.values_TD)
     assert again.fingerprint == encoder.fingerprint
+
+
+def test_projections_after_the_head_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="before"):
+        token_encoder(tmp_path, projections=[{"width": 8}])
 
 
 def test_dense_options_are_refused(plain):
