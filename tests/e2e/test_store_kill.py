@@ -103,6 +103,7 @@ def place(tmp_path):
         yield Path(folder)
 
 
+@pytest.mark.timeout(3600 if KILLS > 210 else 600)
 def test_kill_at_any_moment_leaves_an_acknowledged_state(place, record_property):
     encoders, clock = (BagOfWords(8), SparseWords()), random.Random(3)
     created(place / "index", encoders)
