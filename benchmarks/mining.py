@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from openembed.data.mine import MineConfig, mine_folder
-from openembed.data.teachers import DenseTeacher
+from openembed.data.teachers import EncoderTeacher
 from openembed.records import Document, Example, Query
 
 
@@ -51,7 +51,7 @@ class RandomVectors:
     document_prompt = query_prompt
 
 
-class Timed(DenseTeacher):
+class Timed(EncoderTeacher):
     """The teacher, with its searches timed."""
 
     seconds, wall, queries = 0.0, 0.0, 0
@@ -97,7 +97,7 @@ def main():
     options = parser.parse_args()
     import openembed.data.teachers as teachers
 
-    teachers.DenseTeacher = Timed
+    teachers.EncoderTeacher = Timed
     examples = [Example(Query(str(n), f"query {n}"), (Document(str(n), f"text {n}"),), (), "s") for n in range(options.queries)]
     documents = (Document(str(n), f"text {n}") for n in range(options.documents))
     encoder, rate = RandomVectors(options.width), product_rate(options.width)

@@ -22,10 +22,11 @@ from scipy.stats import spearmanr
 
 import openembed
 from openembed.data.readers import read_beir
+from openembed.evaluation.cache import VectorCache
 from openembed.evaluation.metrics import mean, per_query
 from openembed.evaluation.prompts import choose_prompts
 from openembed.evaluation.rows import read_pairs
-from openembed.evaluation.vectors import VectorCache, Vectors
+from openembed.evaluation.vectors import Vectors
 from openembed.files import write_json
 from openembed.rescoring import BinarySearch, recall
 from openembed.vectors import StoredVectors, VectorFormat, scores, unit

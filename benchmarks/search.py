@@ -175,7 +175,7 @@ def main():
     store, rows = build(options, documents_ND)
     report = {"count": options.count, "width": documents_ND.shape[1], "threads": threads(), "store": rows}
     report["store, exact"] = of_store(store, queries_QD, best, 100, exact=True)
-    for reach in [sketch.REACH, *options.reaches] if store._segments[0].sketch is not None else []:
+    for reach in [sketch.REACH, *options.reaches] if store._segments[0].fields["dense"].sketch is not None else []:
         sketch.REACH = reach
         report[f"store, approximate, reach {reach}"] = of_store(store, queries_QD, best, len(queries_QD), exact=False)
     for name in options.faiss:

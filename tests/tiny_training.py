@@ -39,6 +39,13 @@ def tiny_encoder(folder: Path, family: str = "llama", dropout: float = 0.1, widt
     return build(config, seed=3)
 
 
+def tiny_sparse_encoder(folder: Path, query_head: dict | None = None, **head: object) -> Encoder:
+    """The same with a head over the vocabulary."""
+    settings = tiny_encoder(folder).config.model_dump()
+    settings |= {"head": {"kind": "splade", "offset": 0.2, **head}, "tokenizer_path": str(folder), "query_head": query_head}
+    return build(EncoderConfig.model_validate(settings), seed=3)
+
+
 def sentence(*numbers: int) -> str:
     return " ".join(WORDS[number % len(WORDS)] for number in numbers)
 

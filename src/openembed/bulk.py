@@ -1,4 +1,5 @@
-"""Encoding a file of any size to memory-mapped vectors; killed at any point it resumes and ends with the same bytes.
+"""Encoding a file of any size to memory-mapped arrays, of vectors, sparse weights or token vectors, whatever the model gives;
+killed at any point it resumes and ends with the same bytes.
 
 The output is what :mod:`openembed.vector_files` says; :mod:`openembed.bulk_output` keeps account while it is written. Texts are
 encoded in chunks at fixed row numbers, since the last bits of a vector may depend on what is encoded beside it.
@@ -18,35 +19,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from openembed.bulk_output import JOURNAL, Done, begin_anew, check_same, finish, opened, resume
 from openembed.config import Config, chosen, parse
 from openembed.documents import corpus_file, read_documents
+from openembed.encoded import CALLED, count_of, kind_of, width_of
+from openembed.encoded import Encoded as Representations
 from openembed.files import append_synced, read_json, remove_temporary
 from openembed.locks import exclusive
 from openembed.progress import progress
 from openembed.records import Document
-from openembed.vector_files import IDS, META, check_whole, open_vectors, stored_arrays
+from openembed.token_vectors import TokenVectors
+from openembed.vector_files import ENDS, IDS, META, check_whole, open_encoded, open_vectors, stored_arrays
 from openembed.vectors import Precision, StoredVectors, VectorFormat, truncation_warning
 
 logger = logging.getLogger(__name__)
 
 
 class EncodesTexts(Protocol):
-    """What bulk encoding needs of an encoder."""
+    """What bulk encoding needs of an encoder; without a ``kind`` it is dense."""
 
     fingerprint: str
     width: int
 
-    def encode_queries(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, width)."""
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> Representations:
+        """Returns the representations of queries, float32 (N, width) where they are dense."""
         ...
 
-    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, width)."""
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Representations:
+        """Returns those of documents."""
         ...
 
 
@@ -67,7 +72,8 @@ class BulkConfig(Config):
     """What to encode texts as. ``chunk`` is how many texts lie between two savings.
 
     ``task`` or ``instruction`` as in ``Encoder.encode_queries`` and ``encode_documents``: retrieval tasks ask nothing of
-    documents, symmetric ones do. ``dimensions`` and ``precision``: see :class:`openembed.vectors.VectorFormat`.
+    documents, symmetric ones do. ``dimensions`` and ``precision``: see :class:`openembed.vectors.VectorFormat`; token vectors
+    may be ``float16``, sparse weights are float32.
     """
 
     kind: Literal["query", "document"] = "document"
@@ -89,8 +95,17 @@ class BulkConfig(Config):
         prompt = encoder.query_prompt if self.kind == "query" else encoder.document_prompt
         return prompt(task=self.task, instruction=self.instruction)
 
-    def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> np.ndarray:
-        """Returns float32 (N, width): queries from their text, documents from title and text."""
+    def check_kind(self, kind: str) -> None:
+        """Raises ``ValueError`` for settings that representations of this kind do not have."""
+        allowed = {"dense": (*get_args(Precision),), "sparse": ("float32",), "tokens": ("float32", "float16")}[kind]
+        if self.precision not in allowed or (self.dimensions is not None and kind != "dense"):
+            raise ValueError(
+                f"this model gives {CALLED[kind]}: they are stored whole, in {' or '.join(allowed)}; "
+                f"got precision {self.precision}, dimensions {self.dimensions}"
+            )
+
+    def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> Representations:
+        """Returns what the encoder gives, unrounded: queries from their text, documents from title and text."""
         options = {"normalize": self.normalize, "max_length": self.max_length}
         options |= {"task": self.task, "instruction": self.instruction}
         if self.kind == "query":
@@ -102,7 +117,8 @@ class BulkConfig(Config):
 class Encoded:
     """The finished output of ``encode_file``; ``resumed`` rows were there from an earlier, interrupted run.
 
-    ``width``: the dimensions kept of each vector; ``warning``: what its reader ought to know, or None.
+    ``width``: the dimensions kept of each vector, or the terms of a vocabulary; ``warning``: what its reader ought to know, or
+    None. ``entries``: terms or token vectors of all texts together, where ``kind`` is not ``dense``.
     """
 
     directory: Path
@@ -110,14 +126,20 @@ class Encoded:
     width: int
     resumed: int
     warning: str | None = None
+    kind: str = "dense"
+    entries: int = 0
 
     def vectors(self) -> np.ndarray:
         """Returns the memory-mapped vectors as they are stored: (N, D), (N, D / 8) where they are binary."""
         return self.stored().values_NC
 
     def stored(self) -> StoredVectors:
-        """Returns the memory-mapped vectors with what is needed to read them back."""
+        """Returns the memory-mapped dense vectors with what is needed to read them back."""
         return open_vectors(self.directory)
+
+    def representations(self) -> StoredVectors | csr_matrix | TokenVectors:
+        """Returns what was encoded, memory-mapped, of whatever kind."""
+        return open_encoded(self.directory)
 
     def ids(self) -> list[str]:
         """Returns the ids, in the order of the vectors."""
@@ -138,8 +160,8 @@ def encode_file(
     The whole input is checked before anything is encoded. Run again after an interruption, it goes on after the last
     saved chunk; after completion, it returns at once. Standard input is kept in ``out`` while encoding; to resume, it
     must be piped in again. Raises ``ValueError`` for bad input (naming the line), too little disk space, another
-    process at work in ``out``, and an ``out`` begun with another input, model or setting, unless ``restart``, which
-    begins anew.
+    process at work in ``out``, settings that the model's kind does not have, and an ``out`` begun with another input, model
+    or setting, unless ``restart``, which begins anew.
     """
     config, out = config or BulkConfig(), Path(out)
     if config.chunk < 1:
@@ -155,10 +177,11 @@ def encode_file(
         if restart:
             begin_anew(out)
         if (out / META).exists():
-            check_same(plan, read_json(out / META), out)
-            check_whole(arrays, out)
+            made = read_json(out / META)
+            check_same(plan, made, out)
+            check_whole(stored_arrays(made), out)
             (out / JOURNAL).unlink(missing_ok=True)
-            return Encoded(out, len(ids), plan["width"], len(ids), warning)
+            return _finished(out, made, len(ids), warning)
         done = resume(out, plan, arrays)
         resumed = done.count
         with (
@@ -170,14 +193,22 @@ def encode_file(
             advance(resumed)
             for number, values in _encoded(encoder, config, readable, done, len(ids)):
                 for array, file, part in zip(arrays, files, values, strict=True):
-                    file.seek(array.offset(number * config.chunk))
-                    append_synced(file, part.tobytes(), array.partial(out))
-                append_synced(journal, json.dumps(done.add(number, len(values[0]))).encode() + b"\n", out / JOURNAL)
+                    file.seek(array.offset(done.entries if array.rows == "entries" else number * config.chunk))
+                    whole = part + done.entries if array.rows == "ends" else part
+                    append_synced(file, whole.tobytes(), array.partial(out))
+                entries = len(values[-1]) if arrays[-1].rows == "entries" else 0
+                append_synced(journal, json.dumps(done.add(number, len(values[0]), entries)).encode() + b"\n", out / JOURNAL)
                 advance(len(values[0]))
         if done.count != len(ids):
             raise ValueError(f"{path}: changed while it was being encoded ({len(ids)} texts before, {done.count} now); restart")
-        finish(out, plan, arrays, ids)
-    return Encoded(out, len(ids), plan["width"], resumed, warning)
+        plan |= {"entries": done.entries} if "representation" in plan else {}
+        finish(out, plan, ids)
+    return _finished(out, plan, resumed, warning)
+
+
+def _finished(out: Path, plan: dict[str, Any], resumed: int, warning: str | None) -> Encoded:
+    kind, entries = plan.get("representation", "dense"), plan.get("entries", 0)
+    return Encoded(out, plan["count"], plan["width"], resumed, warning, kind, entries)
 
 
 def _encoded(encoder: Any, config: BulkConfig, path: Path, done: Done, count: int) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -207,19 +238,38 @@ def _seekable(path: Path, out: Path, wanted: bool) -> Iterator[Path]:
 
 def encoded_chunk(encoder: EncodesTexts, config: BulkConfig, chunk: list[Document]) -> list[np.ndarray]:
     """Returns what is stored of ``chunk``, an array for each of ``stored_arrays``; ``ValueError`` names a vector not finite."""
-    values_ND = config.encode(encoder, chunk)
-    if values_ND.shape != (len(chunk), encoder.width):
-        raise ValueError(f"the encoder gave {values_ND.shape} for {len(chunk)} texts; ({len(chunk)}, {encoder.width}) expected")
-    bad = np.flatnonzero(~np.isfinite(values_ND).all(axis=1))
+    encoded = config.encode(encoder, chunk)
+    kind, shape = kind_of(encoded), (count_of(encoded), width_of(encoded))
+    if shape != (len(chunk), encoder.width) or kind != getattr(encoder, "kind", "dense"):
+        raise ValueError(
+            f"the encoder gave {CALLED[kind]} {shape} for {len(chunk)} texts; {(len(chunk), encoder.width)} expected"
+        )
+    if kind == "sparse":
+        encoded.sum_duplicates()
+        ends, parts = encoded.indptr[1:].astype(ENDS), [encoded.indices.astype("<i4"), encoded.data.astype("<f4")]
+    elif kind == "tokens":
+        ends, parts = encoded.offsets_N1[1:].astype(ENDS), [encoded.values_TD]
+    else:
+        ends, parts = None, [encoded]
+    bad = np.argwhere(~np.isfinite(parts[-1]))
     if len(bad):
-        raise ValueError(f"the vector of {chunk[bad[0]].id!r} holds NaN or infinity; encode with --dtype float32")
-    stored = config.format.apply(values_ND, normalize=config.normalize)
-    return [stored.values_NC] if stored.scales_N is None else [stored.values_NC, stored.scales_N]
+        row = bad[0, 0] if ends is None else np.searchsorted(ends, bad[0, 0], side="right")
+        raise ValueError(f"the vector of {chunk[row].id!r} holds NaN or infinity; encode with --dtype float32")
+    if kind == "sparse":
+        return [ends, *parts]
+    stored = config.format.apply(parts[0], normalize=config.normalize)
+    arrays = [stored.values_NC] if stored.scales_N is None else [stored.values_NC, stored.scales_N]
+    return arrays if ends is None else [ends, *arrays]
 
 
 def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str, Any]:
     """Returns everything the bytes of the output depend on."""
-    return {
+    kind = getattr(encoder, "kind", "dense")
+    config.check_kind(kind)
+    if kind != "dense" and isinstance(encoder, EncodesChunks):
+        raise ValueError(f"a Ray cluster encodes dense vectors, this model gives {CALLED[kind]}; encode it here, without --ray")
+    other = {} if kind == "dense" else {"representation": kind}
+    return other | {
         "input_sha256": digest,
         "count": count,
         "width": config.format.width(encoder.width),
@@ -227,7 +277,7 @@ def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str
         "model_fingerprint": encoder.fingerprint,
         "prompt": config.prompt(encoder),
         "computed_in": f"{encoder.computed_in} on {str(encoder.device).split(':')[0]}",
-        **config.model_dump(exclude={"dimensions", "precision"}),
+        **config.model_dump(exclude={"dimensions", "precision", *(["normalize"] if other else [])}),
         **chosen(config.format),
     }
 

@@ -15,18 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openembed.files import atomic_write, fsync_directory, whole_lines, write_json
-from openembed.vector_files import IDS, META, PARTIAL, SCALES, VECTORS, StoredArray
+from openembed.files import append_synced, atomic_write, fsync_directory, whole_lines, write_json
+from openembed.vector_files import ARRAYS, IDS, META, PARTIAL, StoredArray, stored_arrays
 
 JOURNAL = "journal.jsonl"
 
 
 @dataclass
 class Done:
-    """The rows on disk: the first ``rows``, and beyond them the ``later`` chunks (number → rows), which came out of turn."""
+    """The rows on disk: the first ``rows``, and beyond them the ``later`` chunks (number → rows), which came out of turn.
+
+    ``entries``: terms or token vectors of those rows, where texts have different numbers of them; they come in turn.
+    """
 
     chunk: int
     rows: int = 0
+    entries: int = 0
     later: dict[int, int] = field(default_factory=dict)
 
     def __contains__(self, number: int) -> bool:
@@ -42,8 +46,15 @@ class Done:
         """Rows from the beginning to the end of the last one."""
         return max([self.rows, *(number * self.chunk + count for number, count in self.later.items())])
 
-    def add(self, number: int, count: int) -> dict[str, int]:
+    def end_of(self, array: StoredArray) -> int:
+        """Returns where in the file of ``array`` ends what is on disk."""
+        return array.offset(self.entries if array.rows == "entries" else self.end)
+
+    def add(self, number: int, count: int, entries: int = 0) -> dict[str, int]:
         """Takes in a chunk; returns its line of the journal."""
+        if entries:
+            self.rows, self.entries = self.rows + count, self.entries + entries
+            return {"rows": self.rows, "entries": self.entries}
         if number * self.chunk != self.rows:
             self.later[number] = count
             return {"chunk": number, "count": count}
@@ -55,7 +66,7 @@ class Done:
     def read(self, line: dict[str, int]) -> None:
         """Takes in a line of the journal."""
         if "rows" in line:
-            self.rows = line["rows"]
+            self.rows, self.entries = line["rows"], line.get("entries", self.entries)
             self.later = {number: count for number, count in self.later.items() if number * self.chunk >= self.rows}
         else:
             self.later[line["chunk"]] = line["count"]
@@ -64,7 +75,7 @@ class Done:
 def resume(out: Path, plan: dict[str, Any], arrays: list[StoredArray]) -> Done:
     """Returns which rows are safely on disk, leaving partial files and a journal that say so and no more."""
     journal, whole = out / JOURNAL, [out / array.name for array in arrays]
-    row_bytes = sum(array.row_bytes for array in arrays)
+    row_bytes = sum(array.row_bytes for array in arrays if array.rows != "entries")
     if not journal.exists():
         _check_space(out, plan["count"] * row_bytes)
         for path in whole:
@@ -83,12 +94,12 @@ def resume(out: Path, plan: dict[str, Any], arrays: list[StoredArray]) -> Done:
         partial = array.partial(out)
         if not partial.exists() and path.exists():
             os.replace(path, partial)  # killed between renaming the arrays and writing meta.json
-        if not partial.exists() or partial.stat().st_size < array.offset(done.end):
+        if not partial.exists() or partial.stat().st_size < done.end_of(array):
             raise ValueError(f"{partial}: shorter than its journal says ({done.count:,} rows); pass --restart to encode anew")
     _check_space(out, row_bytes * (plan["count"] - done.count))
     os.truncate(journal, length)
     for array in arrays:
-        os.truncate(array.partial(out), array.offset(done.end))
+        os.truncate(array.partial(out), done.end_of(array))
     return done
 
 
@@ -126,12 +137,18 @@ def _check_space(out: Path, needed: int) -> None:
         raise ValueError(f"{out}: {needed / 1e9:,.2f} GB of vectors to write, {free / 1e9:,.2f} GB free; make room first")
 
 
-def finish(out: Path, plan: dict[str, Any], arrays: list[StoredArray], ids: list[str]) -> None:
-    """Writes the ids, puts the arrays under their names, and last of all says how they were made."""
+def finish(out: Path, plan: dict[str, Any], ids: list[str]) -> None:
+    """Writes the ids, puts the arrays under their names, and last of all says how they were made.
+
+    Where ``plan`` counts entries, their arrays are told how many they hold.
+    """
     with atomic_write(out / IDS) as file:
         for identifier in ids:
             file.write(json.dumps(identifier) + "\n")
-    for array in arrays:
+    for array in stored_arrays(plan):
+        if array.rows == "entries":
+            with array.partial(out).open("r+b", buffering=0) as file:
+                append_synced(file, array.header, array.partial(out))
         os.replace(array.partial(out), out / array.name)
     fsync_directory(out)
     write_json(out / META, plan)
@@ -140,6 +157,6 @@ def finish(out: Path, plan: dict[str, Any], arrays: list[StoredArray], ids: list
 
 def begin_anew(out: Path) -> None:
     """Removes what an earlier run has left or made."""
-    arrays = [name + end for name in (VECTORS, SCALES) for end in ("", PARTIAL)]
+    arrays = [name + end for name in ARRAYS for end in ("", PARTIAL)]
     for name in (META, JOURNAL, IDS, *arrays):
         (out / name).unlink(missing_ok=True)

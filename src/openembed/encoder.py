@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -21,10 +22,15 @@ from torch.nn import functional as F
 
 from openembed.backbones.text import BackboneConfig, TextBackbone, inference
 from openembed.config import Config, chosen, parse
+from openembed.encoded import Encoded, Gathered, GatheredDense, GatheredSparse, GatheredTokens
 from openembed.heads import HeadConfig
+from openembed.heads.idf_lookup import IdfLookup, IdfLookupConfig
 from openembed.heads.projection import ProjectionConfig
-from openembed.packing import Packed, TokenRows, micro_batches, pack
+from openembed.heads.token_pooling import TokenPoolConfig
+from openembed.heads.token_projection import TokenProjectionConfig
+from openembed.packing import Packed, TokenRows, pack
 from openembed.progress import progress as progress_bar
+from openembed.representations import Dense, Kind, Representation, Sparse, Tokens
 from openembed.tokenization import TextTokenizer, TokenizerConfig
 from openembed.vectors import Precision, VectorFormat, truncation_warning
 
@@ -77,12 +83,14 @@ class EncoderConfig(Config):
     """Everything that defines an encoder but its weights.
 
     ``tokenizer_path``: folder or hub id of the tokenizer, where it is not the backbone's. ``max_length``: tokens a text
-    may have, instruction and special tokens included. ``matryoshka``: the numbers of dimensions that its last training
-    trained; a note for those who truncate, which changes no vector.
+    may have, instruction and special tokens included. ``query_head``: looks queries up, so that these run no model.
+    ``matryoshka``: the numbers of dimensions that its last training trained; a note for those who truncate, which changes no
+    vector.
     """
 
     backbone: BackboneConfig
     head: HeadConfig
+    query_head: IdfLookupConfig | None = None
     projections: tuple[ProjectionConfig, ...] = ()
     tokenizer: TokenizerConfig = TokenizerConfig()
     tokenizer_path: str | None = None
@@ -92,7 +100,7 @@ class EncoderConfig(Config):
 
 
 class EncodeOptions(TypedDict, total=False):
-    """The options of :meth:`Encoder.encode` that its query and document forms take too."""
+    """The options of :meth:`Encoder.encode` and of its query and document forms."""
 
     max_length: int | None
     normalize: bool
@@ -103,7 +111,7 @@ class EncodeOptions(TypedDict, total=False):
 
 
 class Encoder(nn.Module):
-    """Turns texts into dense vectors.
+    """Turns texts into what its head makes (:attr:`kind`): dense vectors, weights over the vocabulary, or token vectors.
 
     ``encode_queries`` and ``encode_documents`` are what retrieval needs; ``encode`` is the plain form. End tokens,
     truncation, the pooled span, batching and normalisation are the model's business, not the caller's.
@@ -112,11 +120,37 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, tokenizer: TextTokenizer, backbone: TextBackbone, head: nn.Module) -> None:
         super().__init__()
         self.config, self.tokenizer, self.backbone, self.head = config, tokenizer, backbone, head
+        if hasattr(head, "attach"):
+            head.attach(backbone, tokenizer)
+        self.query_head = self._built_query_head()
+        if self.kind == "tokens" and config.projections:
+            raise ValueError("projections come after one vector a text; a layer under a token head is one of its 'before'")
         widths = [head.width, *(p.width for p in config.projections)]
         self.projections = nn.ModuleList(p.build(w) for p, w in zip(config.projections, widths, strict=False))
         self.width: int = widths[-1]
         self._fingerprint: tuple[object, str] | None = None
         self._warned = False
+
+    def _built_query_head(self) -> IdfLookup | None:
+        if self.config.query_head is None:
+            return None
+        if self.kind != "sparse" or self.config.projections:
+            raise ValueError("query_head looks queries up in the vocabulary; give a sparse head, and no projections")
+        query_head = self.config.query_head.build()
+        query_head.attach(self.backbone, self.tokenizer)
+        return query_head
+
+    @property
+    def kind(self) -> Kind:
+        """What :meth:`encode` gives: ``dense`` vectors, ``sparse`` weights over the vocabulary, or ``tokens``' vectors."""
+        return getattr(self.head, "kind", "dense")
+
+    @property
+    def sided(self) -> bool:
+        """Whether queries and documents are encoded differently by more than their prompts."""
+        if self.query_head is not None or self.config.tokenizer.sided:
+            return True
+        return getattr(self.head, "sided", False)
 
     @property
     def device(self) -> torch.device:
@@ -154,43 +188,77 @@ class Encoder(nn.Module):
         return max_length
 
     def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        instruction: str = "",
-        max_length: int | None = None,
-        normalize: bool = True,
-        token_budget: int | None = None,
-        progress: bool = False,
-        dimensions: int | None = None,
-        precision: Precision = "float32",
-    ) -> np.ndarray:
-        """Returns float32 vectors ``(N, D)`` in the order of ``texts``, of length 1 unless ``normalize`` is false.
+        self, texts: Sequence[str], *, instruction: str = "", as_queries: bool = False, **options: Unpack[EncodeOptions]
+    ) -> Encoded:
+        """Returns the representations of ``texts``, in their order.
 
-        ``dimensions`` keeps the first of them; ``precision``: see :mod:`openembed.vectors` (``binary``: uint8, D / 8
-        columns; ``int8``: directions alone, compare them by cosine).
+        A dense encoder gives float32 vectors ``(N, D)``, a sparse one a ``scipy.sparse.csr_matrix`` ``(N, V)``, one with
+        token vectors :class:`openembed.token_vectors.TokenVectors`. Batch size and order do not change a vector.
 
-        ``instruction`` is the literal text put before every text (``encode_queries`` renders it from a task). A text
-        longer than ``max_length`` tokens is cut. Batch size and order do not change a vector. ``token_budget``: tokens a
-        micro-batch, which bounds memory. Raises ``TypeError`` for a bare string, ``ValueError`` when the instruction
-        leaves no room for the text, ``max_length`` is more than the model has positions for, a vector is not finite, or
-        the model has fewer ``dimensions``.
+        ``instruction`` is the literal text put before every text (``encode_queries`` renders it from a task). ``as_queries``:
+        where the model encodes queries and documents differently (:attr:`sided`), as which. Options:
+        ``max_length``: a longer text is cut to so many tokens. ``token_budget``: tokens a micro-batch, which bounds memory.
+        ``progress`` draws a bar. Of dense vectors alone: ``normalize`` (True) gives them length 1, ``dimensions`` keeps the
+        first of them, ``precision``: see :mod:`openembed.vectors` (``binary``: uint8, D / 8 columns; ``int8``: directions
+        alone, compare them by cosine).
+
+        Raises ``TypeError`` for a bare string, ``ValueError`` when the instruction leaves no room for the text,
+        ``max_length`` is more than the model has positions for, a vector is not finite, or the model has fewer ``dimensions``.
         """
-        rows, out = self.tokenize(texts, instruction, max_length), self._format(dimensions, precision, normalize)
-        out_NC = np.empty((len(rows), out.columns(self.width)), dtype=out.dtype)
-        token_budget = self.token_budget if token_budget is None else token_budget
+        return self._encode(texts, instruction, options, as_queries=as_queries)
+
+    def _encode(self, texts: Sequence[str], instruction: str, options: EncodeOptions, *, as_queries: bool) -> Encoded:
+        if not options.keys() <= EncodeOptions.__annotations__.keys():
+            unknown = sorted(options.keys() - EncodeOptions.__annotations__.keys())
+            raise TypeError(f"encode has no option {unknown[0]!r}; it takes {', '.join(EncodeOptions.__annotations__)}")
+        if as_queries and not instruction and (query_head := self.query_head) is not None:
+            if options:
+                self._require_plain(options)
+            return query_head.look_up(*self.tokenizer.bodies(texts, self.row_limit(options.get("max_length"))))
+        sides = np.full(len(texts), as_queries) if self.sided and not isinstance(texts, str) else None
+        rows = self.tokenize(texts, instruction, options.get("max_length"), queries=sides)
+        gathered, normalize = self._gathered(rows, options), self.kind == "dense" and options.get("normalize", True)
+        budget = options.get("token_budget")
+        budget = self.token_budget if budget is None else budget
         with (
             inference(self),
             torch.inference_mode(),
-            progress_bar("encode", len(rows), "texts", show=progress) as advance,
+            progress_bar("encode", len(rows), "texts", show=options.get("progress", False)) as advance,
         ):
-            for indices in micro_batches(rows.lengths, token_budget):
-                values_BD = self(pack(rows, indices, self.device))
-                values_BD = F.normalize(values_BD, dim=-1) if normalize else values_BD
-                finite_BD = self._finite(values_BD.cpu().numpy(), indices)
-                out_NC[indices] = out.apply(finite_BD, normalize=normalize).values_NC
+            for indices in rows.micro_batches(budget):
+                values_RD = self(pack(rows, indices, self.device))
+                values_RD = F.normalize(values_RD, dim=-1) if normalize else values_RD
+                gathered.put(indices, self._finite(values_RD.cpu().numpy(), rows, indices))
                 advance(len(indices))
-        return out_NC
+        return gathered.result()
+
+    def _gathered(self, rows: TokenRows, options: EncodeOptions) -> Gathered:
+        """What takes the representations of ``rows`` in the form asked for; ``ValueError`` for one this kind does not have."""
+        if self.kind == "dense":
+            normalize = options.get("normalize", True)
+            out = self._format(options.get("dimensions"), options.get("precision", "float32"), normalize)
+            return GatheredDense(len(rows), self.width, out, normalize=normalize)
+        self._require_plain(options)
+        return GatheredSparse(self.width) if self.kind == "sparse" else GatheredTokens(self.rows_of(rows), self.width)
+
+    def _require_plain(self, options: EncodeOptions) -> None:
+        for name, plain in (("dimensions", None), ("precision", "float32")):
+            if options.get(name, plain) != plain:
+                raise ValueError(
+                    f"{name}: only dense vectors can be cut or rounded, this model's are {self.kind}; leave it out"
+                )
+
+    def rows_of(self, rows: TokenRows) -> np.ndarray:
+        """Returns how many rows of :meth:`forward` each text has, int64 (N): one, or one a token vector."""
+        return self.head.rows_of(rows) if self.kind == "tokens" else np.ones(len(rows), dtype=np.int64)
+
+    def represent(self, values_RD: Tensor, rows: TokenRows) -> Representation:
+        """Returns the rows of :meth:`forward` for all texts of ``rows``, in their order, as what they are."""
+        if self.kind == "dense":
+            return Dense(values_RD)
+        if self.kind == "sparse":
+            return Sparse(values_RD, self.head.bag(rows, values_RD.device))
+        return Tokens(values_RD, torch.from_numpy(self.rows_of(rows)).to(values_RD.device))
 
     def _format(self, dimensions: int | None, precision: Precision, normalize: bool) -> VectorFormat:
         """The format asked for, having warned once where the model was not trained to be cut."""
@@ -203,28 +271,29 @@ class Encoder(nn.Module):
             self._warned = True
         return out
 
-    def _finite(self, values_BD: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """``values_BD``, checked at once: hours of work must not end in an error that was there in the first batch."""
-        bad = np.flatnonzero(~np.isfinite(values_BD).all(axis=1))
+    def _finite(self, values_RD: np.ndarray, rows: TokenRows, indices: np.ndarray) -> np.ndarray:
+        """``values_RD``, checked at once: hours of work must not end in an error that was there in the first batch."""
+        bad = np.flatnonzero(~np.isfinite(values_RD).all(axis=1))
         if len(bad):
-            row, advice = int(indices[bad[0]]), "its weights are damaged"
+            text = np.repeat(indices, self.rows_of(rows.select(indices)))[bad[0]]
+            row, advice = int(text), "its weights are damaged"
             advice = advice if self.dtype == torch.float32 else "load with dtype='float32'"
             raise ValueError(f"text {row} gave a vector that is not finite in {self.dtype}; {advice}")
-        return values_BD
+        return values_RD
 
     def encode_queries(
         self, texts: Sequence[str], *, task: str | None = None, instruction: str | None = None, **options: Unpack[EncodeOptions]
-    ) -> np.ndarray:
-        """Returns query vectors ``(N, D)`` under a named ``task``, an ``instruction`` or the model's own query prompt.
+    ) -> Encoded:
+        """Returns what :meth:`encode` does, for queries under a ``task``, an ``instruction`` or the model's own query prompt.
 
         ``options`` are those of :meth:`encode`.
         """
-        return self.encode(texts, instruction=self.query_prompt(task, instruction), **options)
+        return self._encode(texts, self.query_prompt(task, instruction), options, as_queries=True)
 
     def encode_documents(
         self, texts: Sequence[str], *, task: str | None = None, instruction: str | None = None, **options: Unpack[EncodeOptions]
-    ) -> np.ndarray:
-        """Returns document vectors ``(N, D)``; documents carry no instruction unless one is asked for or the model has one."""
+    ) -> Encoded:
+        """Returns what :meth:`encode` does; documents carry no instruction unless one is asked for or the model has one."""
         return self.encode(texts, instruction=self.document_prompt(task, instruction), **options)
 
     def query_prompt(self, task: str | None = None, instruction: str | None = None) -> str:
@@ -257,10 +326,20 @@ class Encoder(nn.Module):
         return known[task]
 
     def tokenize(
-        self, texts: Sequence[str], instructions: str | Sequence[str] = "", max_length: int | None = None
+        self,
+        texts: Sequence[str],
+        instructions: str | Sequence[str] = "",
+        max_length: int | None = None,
+        *,
+        queries: np.ndarray | None = None,
     ) -> TokenRows:
-        """Returns the token rows of ``texts``; ``instructions`` is one literal prefix, or one a text."""
-        rows = self.tokenizer(texts, instructions, self.row_limit(max_length))
+        """Returns the token rows of ``texts``; ``instructions`` is one literal prefix, or one a text.
+
+        ``queries`` (bool, N): which are queries, for an encoder that is :attr:`sided`.
+        """
+        rows = self.tokenizer(texts, instructions, self.row_limit(max_length), queries)
+        if self.sided:
+            rows = replace(rows, queries=np.zeros(len(rows), dtype=bool) if queries is None else queries)
         if self.tokenizer.vocabulary > self.backbone.vocabulary:
             self._require_known(rows)
         return rows
@@ -274,11 +353,29 @@ class Encoder(nn.Module):
                 )
 
     def forward(self, packed: Packed) -> Tensor:
-        """Returns the vectors of one micro-batch, ``(B, D)`` float32, not normalised, differentiable."""
-        values_BD = self.head(self.backbone(packed), packed)
+        """Returns the rows of one micro-batch, ``(R, D)`` float32, not normalised, differentiable: one a text, or one a token
+        vector (see :meth:`rows_of`)."""
+        if packed.query and self.query_head is not None:
+            return self.query_head(packed)
+        reads = getattr(self.head, "reads_states", None)
+        hidden_TD = self.backbone(packed) if reads is None or reads(packed) else None
+        values_RD = self.head(hidden_TD, packed)
         for projection in self.projections:
-            values_BD = projection(values_BD)
-        return values_BD
+            values_RD = projection(values_RD)
+        return values_RD
+
+    def with_pool(self, pool: TokenPoolConfig | None) -> Encoder:
+        """Returns this encoder keeping fewer vectors a text (all: None); both share their weights.
+
+        Raises ``ValueError`` for an encoder that does not have a vector a token.
+        """
+        if not isinstance(self.config.head, TokenProjectionConfig):
+            raise ValueError(f"pool: only vectors a token can be pooled, this model's are {self.kind}")
+        config = self.config.head.model_copy(update={"pool": pool})
+        head = config.build(self.backbone.width)
+        head.load_state_dict(self.head.state_dict(), assign=True)
+        other = Encoder(self.config.model_copy(update={"head": config}), self.tokenizer, self.backbone, head.to(self.device))
+        return other.train(self.training)
 
     @property
     def fingerprint(self) -> str:

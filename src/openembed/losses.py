@@ -79,3 +79,30 @@ def kl_divergence_rows(scores_QN: Tensor, teacher_QN: Tensor, candidates_QN: Ten
     target_QN = (teacher_QN.float() / temperature).masked_fill(outside_QN, floor).log_softmax(1)
     terms_QN = target_QN.exp() * (target_QN - student_QN)
     return terms_QN.masked_fill(outside_QN, 0.0).sum(1)
+
+
+def margin_mse_rows(scores_QN: Tensor, teacher_QN: Tensor, positives_QN: Tensor, candidates_QN: Tensor) -> Tensor:
+    """Returns the mean of ``((s_p - s_c) - (t_p - t_c))²`` over each query's positives p and other candidates c (Q,), in fp32.
+
+    Margin-MSE (Hofstätter et al., 2020). Both masks are boolean (Q, N); positives count where they are candidates. A query
+    without a positive or without another candidate has loss 0 and gradient 0.
+    """
+    positives_QN = positives_QN & candidates_QN
+    others_QN = candidates_QN & ~positives_QN
+    positives_Q, others_Q = positives_QN.sum(1), others_QN.sum(1)
+    error_QN = (scores_QN.float() - teacher_QN.float()).masked_fill(~candidates_QN, 0.0)
+    # margins do not see a shift of all scores; without it the sums below are small and their difference exact
+    centre_Q1 = error_QN.sum(1, keepdim=True) / candidates_QN.sum(1, keepdim=True).clamp(min=1)
+    error_QN = error_QN - centre_Q1.detach()
+    of_positives_QN, of_others_QN = error_QN.masked_fill(~positives_QN, 0.0), error_QN.masked_fill(~others_QN, 0.0)
+    squares_Q = others_Q * of_positives_QN.square().sum(1) + positives_Q * of_others_QN.square().sum(1)
+    sums_Q = squares_Q - 2 * of_positives_QN.sum(1) * of_others_QN.sum(1)
+    return sums_Q / (positives_Q * others_Q).clamp(min=1)
+
+
+def min_max_rows(scores_QN: Tensor, candidates_QN: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Returns each query's scores as shares of the way from its lowest to its highest candidate's, 0 for the rest, in fp32."""
+    scores_QN = scores_QN.float()
+    low_Q1 = scores_QN.masked_fill(~candidates_QN, torch.inf).amin(1, keepdim=True)
+    high_Q1 = scores_QN.masked_fill(~candidates_QN, -torch.inf).amax(1, keepdim=True)
+    return ((scores_QN - low_Q1) / (high_Q1 - low_Q1 + epsilon)).masked_fill(~candidates_QN, 0.0)

@@ -15,10 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Token ids of each text, and where its pooled part starts (tokens before that are seen but not pooled)."""
+    """Token ids of each text, and where its pooled part starts (tokens before that are seen but not pooled).
+
+    ``queries`` (bool): which texts are encoded as queries, where the encoder treats them differently; None: none.
+    ``unattended`` (int64): how many tokens at the end of each text no token attends to, themselves included (ColBERT's query
+    expansion); None: none.
+    """
 
     ids: list[np.ndarray]
     pool_starts: np.ndarray
+    queries: np.ndarray | None = None
+    unattended: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -31,7 +38,15 @@ class TokenRows:
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenRows:
         """Returns the rows at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return TokenRows([self.ids[i] for i in chosen], self.pool_starts[chosen])
+        queries, unattended = (None if x is None else x[chosen] for x in (self.queries, self.unattended))
+        return TokenRows([self.ids[i] for i in chosen], self.pool_starts[chosen], queries, unattended)
+
+    def micro_batches(self, token_budget: int) -> list[np.ndarray]:
+        """Returns :func:`micro_batches` of these rows; none holds queries and documents at once."""
+        if self.queries is None:
+            return micro_batches(self.lengths, token_budget)
+        sides = [np.flatnonzero(self.queries == side) for side in (False, True)]
+        return [side[group] for side in sides for group in micro_batches(self.lengths[side], token_budget)]
 
 
 @dataclass(frozen=True)
@@ -56,16 +71,24 @@ class Layout:
     """Cumulative lengths with a leading 0, int32, ``(B + 1,)``: text ``i`` is ``offsets[i]:offsets[i + 1]``."""
     runs: tuple[Run, ...]
     max_length: int
+    attended_B: Tensor | None = None
+    """How many tokens from a text's start are attended to, int64, where that is not all of them in every text."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One micro-batch: the token ids of ``B`` texts end to end, with their positions and layout."""
+    """One micro-batch: the token ids of ``B`` texts end to end, with their positions and layout.
+
+    ``rows``: what was packed, as arrays, for what depends on ids alone. ``query``: all texts are encoded as queries, where the
+    encoder treats these differently.
+    """
 
     ids_T: Tensor
     positions_T: Tensor
     pool_starts_B: Tensor
     layout: Layout
+    rows: TokenRows
+    query: bool = False
 
     @property
     def lengths_B(self) -> Tensor:
@@ -85,22 +108,30 @@ class Packed:
 def pack(rows: TokenRows, indices: Sequence[int] | np.ndarray | None = None, device: torch.device | str = "cpu") -> Packed:
     """Returns the chosen rows as one flat stream on ``device``.
 
-    Raises ``ValueError`` when nothing is chosen or a row is empty.
+    Raises ``ValueError`` when nothing is chosen, a row is empty, or queries and documents are chosen together.
     """
     chosen = range(len(rows)) if indices is None else [int(i) for i in indices]
     ids = [rows.ids[i] for i in chosen]
     lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
     if len(ids) == 0 or lengths.min() == 0:
         raise ValueError("cannot pack: " + ("no rows were chosen" if len(ids) == 0 else "a row has no tokens"))
+    sides = {False} if rows.queries is None else {bool(rows.queries[i]) for i in chosen}
+    if len(sides) > 1:
+        raise ValueError("cannot pack queries and documents together; take groups of TokenRows.micro_batches")
     offsets = np.zeros(len(ids) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     positions = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1].astype(np.int64), lengths)
-    layout = Layout(torch.from_numpy(offsets).to(device), _runs(lengths), int(lengths.max()))
+    attended_B = None
+    if rows.unattended is not None and rows.unattended[np.asarray(chosen)].any():
+        attended_B = torch.from_numpy(lengths - rows.unattended[np.asarray(chosen)]).to(device)
+    layout = Layout(torch.from_numpy(offsets).to(device), _runs(lengths), int(lengths.max()), attended_B)
     return Packed(
         ids_T=torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device),
         positions_T=torch.from_numpy(positions).to(device),
         pool_starts_B=torch.from_numpy(rows.pool_starts[np.asarray(chosen)].astype(np.int64)).to(device),
         layout=layout,
+        rows=rows if indices is None else rows.select(chosen),
+        query=sides.pop(),
     )
 
 

@@ -67,7 +67,7 @@ class RayEncoder:
             raise ValueError(f"the model cannot be opened on the cluster: {_said(error)}") from None
 
     def _adopt(self, described: dict[str, Any]) -> None:
-        self.fingerprint, self.width = described["fingerprint"], described["width"]
+        self.fingerprint, self.width, self.kind = (described[name] for name in ("fingerprint", "width", "kind"))
         self.computed_in, self.device, self.config = described["computed_in"], described["device"], described["config"]
 
     def query_prompt(self, task: str | None = None, instruction: str | None = None) -> str:
@@ -174,6 +174,7 @@ def _unpacked(row: dict[str, Any]) -> list[np.ndarray]:
 def _describe(make: Callable[[], Any]) -> dict[str, Any]:
     encoder = make()
     described = {name: getattr(encoder, name) for name in ("fingerprint", "width", "config")}
+    described["kind"] = getattr(encoder, "kind", "dense")
     return {**described, "computed_in": encoder.computed_in, "device": str(encoder.device)}
 
 

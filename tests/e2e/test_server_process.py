@@ -40,7 +40,7 @@ def folder(encoder, tmp_path_factory):
 def name_model(index):
     """Says that the vectors are the packaged model's, so that it is served with them."""
     manifest = json.loads((index / "manifest.json").read_text())
-    manifest["model"]["name"] = NANO
+    manifest["models"][0]["name"] = NANO
     (index / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sparse_fakes import SparseWords
 from store_fakes import BagOfWords
 
 from openembed.index.store import Store, describe_model
@@ -20,7 +21,7 @@ MEMORY = Path("/dev/shm")
 used: ten times as many kills in the same time."""
 
 
-def change(store, encoder, number):
+def change(store, encoders, number):
     """The ``number``-th change: additions, replacements, deletions, compactions, and openings in between."""
     kind = number % 7
     if kind == 6:
@@ -29,10 +30,10 @@ def change(store, encoder, number):
         store.delete(sorted(store.ids())[: 2 if kind == 2 else 5])
     elif kind == 5:
         store.update(
-            [Document(i, f"text changed by {number}", metadata={"n": number}) for i in sorted(store.ids())[:2]], encoder
+            [Document(i, f"text changed by {number}", metadata={"n": number}) for i in sorted(store.ids())[:2]], encoders
         )
     else:
-        store.add([Document(f"{number:06d}-{n}", f"text {n} of {number}", metadata={"n": number}) for n in range(5)], encoder)
+        store.add([Document(f"{number:06d}-{n}", f"text {n} of {number}", metadata={"n": number}) for n in range(5)], encoders)
 
 
 def state(store):
@@ -49,7 +50,7 @@ def expected(before, number):
     return before if kind == 6 else before | {f"{number:06d}-{n}": f"text {n} of {number}" for n in range(5)}
 
 
-def changed_until_killed(directory, encoder, first, awaited, delay):
+def changed_until_killed(directory, encoders, first, awaited, delay):
     """Returns how many changes a process acknowledged that was killed ``delay`` seconds after ``awaited`` of them.
 
     It is killed too when it is silent for long: a forked process may wait for ever for a lock that a thread of its parent held.
@@ -59,7 +60,7 @@ def changed_until_killed(directory, encoder, first, awaited, delay):
     if child == 0:
         try:
             for number in range(first, first + 1_000_000):
-                change(Store(directory), encoder, number)  # opened anew each time: an opening is killed too
+                change(Store(directory), encoders, number)  # opened anew each time: an opening is killed too
                 os.write(write, b"+")
         finally:
             os._exit(1)
@@ -72,18 +73,23 @@ def changed_until_killed(directory, encoder, first, awaited, delay):
         return done + len(pipe.readall())
 
 
-def time_of_a_change(place, encoder):
+def created(folder, encoders):
+    return Store.create(folder, model=[describe_model("fake", encoder) for encoder in encoders])
+
+
+def time_of_a_change(place, encoders):
     """Returns the seconds a change takes here and now; what it imports is then there for every process forked later."""
-    store = Store.create(place / "trial", model=describe_model("bag", encoder))
-    change(store, encoder, 0)
+    change(created(place / "trial", encoders), encoders, 0)
     start = time.perf_counter()
     for number in range(1, 8):
-        change(Store(place / "trial"), encoder, number)
+        change(Store(place / "trial"), encoders, number)
     return (time.perf_counter() - start) / 7
 
 
-def check_searches(store, encoder, found):
-    query_QD = encoder.encode(["text"])
+def check_searches(store, encoders, found):
+    dense, sparse = encoders
+    query_QD, query_QV = dense.encode(["text"]), sparse.encode(["text"])
+    assert set(store.sparse(query_QV, 1_000_000)[0]) == set(found)
     assert set(store.dense(query_QD, 1_000_000)[0]) == set(found) == set(store.bm25(["text"], 1_000_000)[0])
     assert set(store.dense(query_QD, 1_000_000, filter={"n": {"gte": 0}})[0]) == set(found)
 
@@ -97,14 +103,15 @@ def place(tmp_path):
         yield Path(folder)
 
 
+@pytest.mark.timeout(3600 if KILLS > 210 else 600)
 def test_kill_at_any_moment_leaves_an_acknowledged_state(place, record_property):
-    encoder, clock = BagOfWords(8), random.Random(3)
-    Store.create(place / "index", model=describe_model("bag", encoder))
+    encoders, clock = (BagOfWords(8), SparseWords()), random.Random(3)
+    created(place / "index", encoders)
     known, number, changes, unacknowledged = {}, 0, 0, 0
-    usual = time_of_a_change(place, encoder)
+    usual = time_of_a_change(place, encoders)
     for kills in range(KILLS):
         delay = clock.uniform(0.0, 2 * usual)
-        done = changed_until_killed(place / "index", encoder, number, clock.randint(0, 1), delay)
+        done = changed_until_killed(place / "index", encoders, number, clock.randint(0, 1), delay)
         for _ in range(done):
             known, number = expected(known, number), number + 1
         store = Store(place / "index")
@@ -114,8 +121,8 @@ def test_kill_at_any_moment_leaves_an_acknowledged_state(place, record_property)
             unacknowledged += 1
         known, number, changes = found, number + 1, changes + done
         if kills % 10 == 0:
-            check_searches(store, encoder, found)
-    check_searches(Store(place / "index"), encoder, known)
+            check_searches(store, encoders, found)
+    check_searches(Store(place / "index"), encoders, known)
     record_property("kills", KILLS)
     record_property("acknowledged", changes)
     record_property("whole though not acknowledged", unacknowledged)

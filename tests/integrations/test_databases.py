@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sparse_fakes import SparseWords
 from store_fakes import BagOfWords
 from typer.testing import CliRunner
 
@@ -401,3 +402,29 @@ def test_a_missing_client_names_the_extra(monkeypatch):
         open_database("qdrant://localhost:6333/books")
     with pytest.raises(ValueError, match=r"psycopg is not installed; .*openembed\[pgvector\]"):
         open_database("postgresql://localhost/db")
+
+
+def test_sparse_vectors_in_qdrant_are_found_as_in_the_store(tmp_path):
+    pytest.importorskip("qdrant_client")
+    words, bag = SparseWords(), BagOfWords()
+    store = Store.create(tmp_path / "index", model=[describe_model("words", words), describe_model("bag", bag)])
+    store.add(DOCUMENTS, [words, bag])
+    target = f"qdrant://{tmp_path}/qdrant/words"
+    assert export(store, target, kind="sparse")["written"] == len(DOCUMENTS)
+    store.delete(["d20"])
+    assert export(store, target, kind="sparse", prune=True) == {"written": 0, "unchanged": 59, "removed": 1}
+    database = open_database(target)
+    queries = words.encode(["salt moon text", "cat", ""])
+    for condition in (None, {"lang": "de"}):
+        for ours, theirs in zip(
+            store.sparse(queries, 100, filter=condition), database.sparse(queries, 100, filter=condition), strict=True
+        ):
+            assert list(ours.items()) == list(theirs.items())
+    with pytest.raises(ValueError, match="holds sparse vectors; search it with sparse"):
+        database.dense(bag.encode(["cat"]))
+    close(database)
+    for options in ({"dimensions": 8}, {"precision": "float16"}):
+        with pytest.raises(ValueError, match="sparse vectors go to Qdrant, whole and in float32"):
+            export(store, target, kind="sparse", **options)
+    with pytest.raises(ValueError, match="sparse vectors go to Qdrant"):
+        export(store, "postgresql://host/database#table", kind="sparse")

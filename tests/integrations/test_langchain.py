@@ -76,8 +76,8 @@ def test_a_retriever_over_an_index_in_a_chain(store, nano, mode):
 
 
 def test_mistakes_of_a_retriever_are_said(store, nano):
-    with pytest.raises(ValueError, match="mode 'sparse' is not known; allowed: dense, bm25, hybrid"):
-        retriever(store, nano, mode="sparse")
+    with pytest.raises(ValueError, match="mode 'colbert' is not known; allowed: dense, sparse, bm25, hybrid"):
+        retriever(store, nano, mode="colbert")
     with pytest.raises(ValueError, match="needs the encoder"):
         retriever(store)
     with pytest.raises(ValueError, match="vectors are 256 wide"):

@@ -5,8 +5,15 @@ import pytest
 
 mteb = pytest.importorskip("mteb")
 
-from openembed.evaluation.mteb import load_task, run_mteb  # noqa: E402
-from openembed.integrations.mteb import OpenEmbedModel, model, model_meta  # noqa: E402
+from kind_fakes import WordTokens, WordWeights  # noqa: E402
+from tiny_training import tiny_sparse_encoder  # noqa: E402
+
+from openembed.evaluation.mteb import MtebEncoder, load_task, run_mteb  # noqa: E402
+from openembed.evaluation.runner import run_tasks  # noqa: E402
+from openembed.evaluation.systems import EncoderSystem  # noqa: E402
+from openembed.evaluation.tasks import find_tasks  # noqa: E402
+from openembed.integrations.mteb import OpenEmbedModel, OpenEmbedSearch, model, model_meta  # noqa: E402
+from tests.evaluation_fakes import small_retrieval, write_rows  # noqa: E402
 
 
 def test_it_is_an_encoder_by_mtebs_protocol():
@@ -44,3 +51,40 @@ def test_mteb_loads_it_from_its_meta_and_cuts_it(make_encoder, tmp_path):
     cut = model(str(tmp_path / "model"), embed_dim=16)
     assert cut.mteb_model_meta.embed_dim == 16
     assert cut.encode(batches, task_metadata=task, hf_split="test", hf_subset="default").shape == (2, 16)
+
+
+@pytest.mark.parametrize("encoder", [WordWeights, WordTokens])
+@pytest.mark.parametrize("name", ["SciFact", "AskUbuntuDupQuestions"])
+def test_models_of_other_kinds_search_for_mteb_as_for_us(encoder, name, tmp_path):
+    if name == "SciFact":
+        folder = small_retrieval(tmp_path / "scifact")
+    else:
+        folder = tmp_path / "askubuntudupquestions"
+        items = [("red planet", ["the red planet mars"], ["cooking rice", "red rose"]), ("rice", ["cooking rice"], ["red"])]
+        write_rows(folder / "test.jsonl", [{"query": q, "positive": p, "negative": n} for q, p, n in items])
+    (theirs,) = run_mteb(encoder(), "words", [name], tmp_path)
+    (ours,) = run_tasks(EncoderSystem(encoder(), "words"), find_tasks(folder))
+    assert theirs.value == pytest.approx(ours.value, abs=1e-4)
+    assert theirs.value > 0.5
+
+
+def test_other_tasks_are_refused_before_anything_is_encoded(tmp_path):
+    rows = [{"sentence1": "a b", "sentence2": "a c", "score": s} for s in (1.0, 2.5, 0)]
+    write_rows(tmp_path / "stsb" / "test.jsonl", rows)
+    encoder = WordTokens()
+    with pytest.raises(ValueError, match="STSBenchmark: mteb compares dense vectors in sts, words gives others"):
+        run_mteb(encoder, "words", ["STSBenchmark"], tmp_path / "stsb")
+    assert encoder.encoded == []
+    with pytest.raises(ValueError, match="EncoderProtocol takes dense vectors, this model gives a vector a token"):
+        MtebEncoder(encoder, "words")
+
+
+def test_a_saved_sparse_model_is_one_that_searches(tmp_path):
+    from mteb.models import EncoderProtocol, SearchProtocol
+
+    tiny_sparse_encoder(tmp_path / "words").save(tmp_path / "model")
+    opened = model(str(tmp_path / "model"))
+    assert isinstance(opened, SearchProtocol)
+    assert not isinstance(opened, EncoderProtocol)
+    assert opened.mteb_model_meta.model_type == ["sparse"]
+    assert isinstance(model_meta(str(tmp_path / "model")).load_model(), OpenEmbedSearch)

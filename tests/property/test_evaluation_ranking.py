@@ -11,6 +11,7 @@ from search_paths import forced
 
 from openembed.evaluation.metrics import mean, per_query
 from openembed.evaluation.retrieval import exact_search, top_documents
+from openembed.index.exact import prepared
 
 QUERIES = [f"q{i}" for i in range(4)]
 DOCUMENTS = [f"d{i}" for i in range(9)]
@@ -73,8 +74,8 @@ def test_exact_search_in_blocks_equals_one_product():
     rng = np.random.default_rng(0)
     queries, documents = rng.normal(size=(7, 5)).astype("f4"), rng.normal(size=(9, 5)).astype("f4")
     ids = [f"q{i}" for i in range(7)]
-    whole = exact_search(queries, ids, documents, DOCUMENTS, 4)
+    whole = exact_search(queries, ids, prepared(documents), DOCUMENTS, 4)
     with forced("products", 3):
-        blocked = exact_search(queries, ids, documents, DOCUMENTS, 4)
+        blocked = exact_search(queries, ids, prepared(documents), DOCUMENTS, 4)
     assert {q: list(r) for q, r in blocked.items()} == {q: list(r) for q, r in whole.items()}
     assert list(whole["q0"]) == [DOCUMENTS[i] for i in np.argsort(-(documents @ queries[0]))[:4]]

@@ -1,6 +1,7 @@
 """Every head: alone = packed, excluded tokens do not matter, every parameter gets a finite gradient, save and load."""
 
 import io
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from vocabulary import text_tokenizer
 
 from openembed.heads import (
     ClsConfig,
@@ -19,11 +22,15 @@ from openembed.heads import (
     MeanConfig,
     MeanSqrtConfig,
     SelfAttentionConfig,
+    SpladeConfig,
+    TokenProjectionConfig,
     WeightedMeanConfig,
 )
 from openembed.packing import TokenRows, pack
 
-WIDTH = 8
+WIDTH, TOKENIZER = 8, text_tokenizer()
+EMBEDDINGS = SimpleNamespace(model=nn.Module())
+EMBEDDINGS.model.get_input_embeddings = lambda table=nn.Embedding(TOKENIZER.vocabulary, WIDTH): table
 HEADS = [
     MeanConfig(),
     WeightedMeanConfig(),
@@ -35,21 +42,46 @@ HEADS = [
     LatentAttentionConfig(latents=5, heads=2, head_width=6),
     LatentAttentionConfig(latents=5, heads=2, variant="paper"),
     SelfAttentionConfig(heads=2),
+    TokenProjectionConfig(width=5),
+    TokenProjectionConfig(width=5, bias=True, before=[{"width": 6, "activation": "gelu"}], normalize=False, skip=("3", "4")),
+    TokenProjectionConfig(width=5, pool={"kind": "clusters", "documents": 3}),
+    TokenProjectionConfig(width=5, pool={"kind": "tail", "documents": 0.5}),
+    TokenProjectionConfig(width=5, pool={"kind": "spacing", "documents": 2}),
+    SpladeConfig(),
+    SpladeConfig(transform="mlm", tied=False, activation="log1p_log1p_relu", offset=0.1),
+    SpladeConfig(transform="norm", bias=False, activation="elu1p", document={"top_k": 7, "keep_own": True}),
+    SpladeConfig(pooling="sum"),
 ]
-every_head = pytest.mark.parametrize("config", HEADS, ids=lambda c: f"{c.kind}-{getattr(c, 'variant', '')}")
+POOLED = [HEADS[0], HEADS[1], HEADS[4], HEADS[5], HEADS[7], HEADS[8], *HEADS[10:]]
+every_head = pytest.mark.parametrize(
+    "config", HEADS, ids=lambda c: f"{c.kind}-{getattr(c, 'variant', getattr(c, 'activation', ''))}"
+)
 
 
 def test_every_kind_of_head_is_tested_here():
     assert {type(config) for config in HEADS} == set(get_args(get_args(HeadConfig)[0]))
 
 
+class Numbers:
+    """A tokenizer whose tokens are numbers."""
+
+    backend = SimpleNamespace(token_to_id=int)
+
+
 def make(config, seed=0):
     torch.manual_seed(seed)
-    return config.build(WIDTH).eval()
+    head = config.build(WIDTH)
+    if hasattr(head, "attach"):
+        head.attach(EMBEDDINGS, Numbers if head.kind == "tokens" else TOKENIZER)
+    return head.eval()
+
+
+def token_rows(lengths, starts):
+    return TokenRows([np.arange(n, dtype=np.int32) for n in lengths], np.array(starts, dtype=np.int32))
 
 
 def layout(lengths, starts):
-    return pack(TokenRows([np.zeros(n, dtype=np.int32) for n in lengths], np.array(starts, dtype=np.int32)))
+    return pack(token_rows(lengths, starts))
 
 
 @st.composite
@@ -69,11 +101,12 @@ def test_packed_equals_alone(config, case):
         together = head(hidden, layout(lengths, starts))
         pieces = hidden.split(lengths)
         alone = torch.cat([head(h, layout([len(h)], [s])) for h, s in zip(pieces, starts, strict=True)])
-    assert together.shape == (len(lengths), head.width)
+    rows = head.rows_of(token_rows(lengths, starts)).sum() if getattr(head, "kind", "") == "tokens" else len(lengths)
+    assert together.shape == (rows, head.width)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [HEADS[0], HEADS[1], HEADS[4], HEADS[5], HEADS[7], HEADS[8]], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", POOLED, ids=lambda c: c.kind)
 def test_tokens_before_the_pool_start_do_not_matter(config):
     head, packed = make(config), layout([6, 4], [2, 1])
     hidden = torch.randn(10, WIDTH)

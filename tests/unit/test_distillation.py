@@ -9,7 +9,8 @@ from tiny_training import tiny_encoder
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.teacher import TeacherVectors, write_keys
 from openembed.losses import cosine_distance_rows, kl_divergence_rows
-from openembed.objectives.distillation import DistillationConfig, recorded_scores
+from openembed.objectives.distillation import DistillationConfig
+from openembed.objectives.ensemble import recorded_scores
 from openembed.records import Document, Example, Query
 from openembed.representations import Dense
 from openembed.train.loop import TrainConfig, train
@@ -108,7 +109,7 @@ def test_scores_of_teacher_vectors_are_learned_by_every_text_against_the_others(
 
 def test_recorded_scores_are_learned_row_by_row():
     batch = scored_batch()
-    teacher, candidates = recorded_scores(batch, torch.device("cpu"))
+    teacher, candidates = recorded_scores(batch)
     assert candidates.sum(1).tolist() == [2, 2, 0]
     assert sorted(teacher[candidates].tolist()) == pytest.approx([0.3, 0.6, 0.7, 0.9])
     objective = DistillationConfig(embedding="none", score_weight=1.0, temperature=0.5).build()

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from openembed.encoder import PromptConfig, TaskInstruction
+from openembed.evaluation.cache import VectorCache
 from openembed.evaluation.classification import evaluate_classification, undersample
 from openembed.evaluation.clustering import evaluate_clustering, evaluate_clustering_sets
 from openembed.evaluation.pair_classification import average_precision, best_accuracy, best_f1, pair_similarities
 from openembed.evaluation.prompts import choose_prompts, find_entry
 from openembed.evaluation.retrieval import RerankingItem, evaluate_reranking, evaluate_retrieval
 from openembed.evaluation.sts import evaluate_sts, spearman
-from openembed.evaluation.vectors import VectorCache, Vectors
+from openembed.evaluation.vectors import Vectors
 from openembed.records import Document, Query
 from tests.evaluation_fakes import WordEncoder
 

@@ -1,16 +1,19 @@
 """The report: self-contained, complete, honest, and safe with hostile text."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openembed.report import Hit, Report, Score, Search, TaskScores, TrainingRun, render, verdicts, write_report
+from openembed.report import Cost, Hit, Report, Score, Search, TaskScores, TrainingRun, render, verdicts, write_report
 from openembed.report.charts import thin, ticks
 from openembed.report.page import highlight
 from openembed.report.sections import padding_avoided, tokens_per_second, training_figures
+from openembed.report.tradeoff import Point, frontier, log_ticks, scatter, tradeoff_figures
 
 SYSTEMS = ("untrained", "stage 1", "stage 2", "BM25")
 SECTIONS = ("scores", "evaluation", "searches", "loss", "sources", "similarity", "batches", "recipe", "environment")
@@ -213,3 +216,58 @@ def test_paired_tests_decide_where_there_are_any():
         "After stage 2 the model is better than untrained on 1 of 1 tasks (paired tests, p ≤ 0.0004).",
         "BM25 is ahead of stage 2 on scifact: 0.560 against 0.540 (within chance).",
     ]
+
+
+COSTS = {
+    "stage 2": Cost(1024.0, 3.1, "256 dimensions"),
+    "BM25": Cost(480.0, 0.4, "60 terms"),
+    "stage 1": Cost(1024.0, 3.0, "256 dimensions"),
+    "untrained": Cost(1024.0),
+}
+
+
+def test_quality_is_shown_over_bytes_and_milliseconds(report):
+    assert 'id="costs"' not in render(report)
+    assert 'href="#costs"' not in render(report)
+    costly = [replace(task, costs=COSTS) for task in report.tasks[:1]]
+    page = render(replace(report, tasks=[*costly, *report.tasks[1:]]))
+    outline = Outline()
+    outline.feed(page)
+    assert not outline.open
+    assert "costs" in outline.ids
+    assert "medquad: nDCG@10 and bytes a document" in page
+    assert "medquad: nDCG@10 and milliseconds a query" in page
+    assert "squad: nDCG@10 and bytes" not in page
+    assert "60 terms" in page
+
+
+def test_a_cost_that_all_share_or_one_alone_has_is_no_chart():
+    scores = {"a": (0.5, None, None), "b": (0.6, 0.5, 0.7)}
+    systems = ["a", "b"]
+    assert tradeoff_figures("t", "m", scores, {"a": Cost(100.0, 1.0), "b": Cost(100.0)}, systems) == []
+    assert tradeoff_figures("t", "m", scores, {"a": Cost(100.0, 1.0)}, systems) == []
+    (bytes_only,) = tradeoff_figures("t", "m", scores, {"a": Cost(100.0, 1.0), "b": Cost(200.0)}, systems)
+    assert bytes_only.rows == (("a", "0.500", "100", ""), ("b", "0.600", "200", ""))
+
+
+def test_the_frontier_is_what_no_cheaper_one_equals():
+    points = [
+        Point(name, x, y) for name, x, y in [("a", 10, 0.5), ("b", 5, 0.4), ("c", 20, 0.5), ("d", 40, 0.6), ("e", 5, 0.3)]
+    ]
+    assert [point.name for point in frontier(points)] == ["b", "a", "d"]
+
+
+def test_names_of_near_points_do_not_cover_one_another():
+    points = [Point(f"system {n}", 100 + n, 0.5 + 0.002 * n) for n in range(4)]
+    places = re.findall(r'class="name" x="([\d.-]+)" y="([\d.-]+)"', scatter("t", points, "bytes"))
+    boxes = [(float(x), float(y) - 10, float(x) + 6 * 8, float(y)) for x, y in places]
+    for one, other in combinations(boxes, 2):
+        assert not (one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3])
+    assert all(left >= 0 and right <= 360 for left, _, right, _ in boxes)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.2), (90.0, 1100.0), (0.003, 800.0)])
+def test_logarithmic_ticks_are_round_and_within(low, high):
+    found = log_ticks(low, high)
+    assert len(found) >= 1
+    assert all(low <= value <= high for value in found)

@@ -165,7 +165,7 @@ def test_a_damaged_manifest_or_none_is_named(store, tmp_path):
     manifest = store.directory / "manifest.json"
     whole = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**whole, "format": 99}))
-    with pytest.raises(ValueError, match="format 99, this version reads 1 and 2"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1, 2, 3"):
         Store(store.directory)
     manifest.write_text(json.dumps({**whole, "language": 3}))
     with pytest.raises(ValueError, match=r"manifest\.json: language"):
@@ -336,7 +336,7 @@ def test_an_index_of_the_first_format_is_read_filtered_and_renewed_by_compacting
     assert (old.dense(query_QD, 6), old.dense(query_QD, 6, filter={"n": {"lt": 3}})) == found
     old.delete(["d5"])
     old.compact()
-    assert json.loads(manifest.read_text())["format"] == 2
+    assert json.loads(manifest.read_text())["format"] == 3
     assert (store.directory / "segments" / "000003" / "codes.u8").exists()
 
 

@@ -121,7 +121,7 @@ def test_a_moved_or_other_model(cli, index):
 
 
 def test_wrong_options_are_named(cli, index, tmp_path, corpus):
-    with pytest.raises(ValueError, match="--mode 'fast' is not known; allowed: dense, bm25, hybrid"):
+    with pytest.raises(ValueError, match="--mode 'fast' is not known; allowed: dense, sparse, tokens, bm25, hybrid"):
         cli("search", index, "cats", "--mode", "fast")
     with pytest.raises(ValueError, match="options: k: Input should be greater than or equal to 1"):
         cli("search", index, "cats", "--mode", "bm25", "-k", 0)

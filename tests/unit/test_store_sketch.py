@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from openembed.index import codes, native, quantizer, segments, sketch
+from openembed.index import codes, fields, native, quantizer, sketch
 from openembed.index.codes import quantize
 from openembed.index.native import scan_library
 from openembed.index.store import ModelInfo, Store
@@ -28,7 +28,7 @@ def values_ND():
 
 @pytest.fixture
 def large(tmp_path, values_ND, monkeypatch):
-    monkeypatch.setattr(segments, "SKETCHED", 500)
+    monkeypatch.setattr(fields, "SKETCHED", 500)
     monkeypatch.setattr(sketch, "LEAST", 100)
     model = ModelInfo(name="given", fingerprint="given", width=WIDTH)
     documents = [Document(f"d{n}", f"text {n}", metadata={"n": n}) for n in range(COUNT)]
@@ -200,7 +200,7 @@ def test_a_sketch_of_another_version_is_passed_over_until_compaction(large, valu
     assert older.dense(values_ND[:3], 10, exact=False) == large.dense(values_ND[:3], 10, exact=True)
     older.delete(["d5"])
     older.compact()
-    assert Store(large.directory)._segments[0].sketch is not None
+    assert Store(large.directory)._segments[0].fields["dense"].sketch is not None
 
 
 @compiled

@@ -54,13 +54,18 @@ def packed_attention(
     """
     if not query_HTd.dtype == key_KTd.dtype == value_KTd.dtype:  # under autocast, rotary positions leave float32 behind
         query_HTd, key_KTd = query_HTd.to(value_KTd.dtype), key_KTd.to(value_KTd.dtype)
-    if _plain(visibility, dropout):
+    if _plain(visibility, dropout) and layout.attended_B is None:
         if _flash_serves(query_HTd):
             return _flash_varlen(query_HTd, key_KTd, value_KTd, layout, visibility.causal, scale)
         if torch.is_grad_enabled() and packed_kernel.serves(query_HTd):
             offsets_B1, causal = layout.offsets_B1, visibility.causal
             return packed_kernel.attention(query_HTd, key_KTd, value_KTd, offsets_B1, causal=causal, scale=scale)
-    pieces = [_run_attention(run, query_HTd, key_KTd, value_KTd, visibility, scale, dropout) for run in layout.runs]
+    pieces, first = [], 0
+    for run in layout.runs:
+        seen = None if layout.attended_B is None else layout.attended_B[first : first + run.count]
+        visible = _visible(run.length, visibility, seen, query_HTd.device)
+        pieces.append(_run_attention(run, query_HTd, key_KTd, value_KTd, visibility, visible, scale, dropout))
+        first += run.count
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
@@ -70,6 +75,7 @@ def _run_attention(
     key_KTd: Tensor,
     value_KTd: Tensor,
     view: Visibility,
+    visible: Tensor | None,
     scale: float | None,
     dropout: float,
 ) -> Tensor:
@@ -78,26 +84,24 @@ def _run_attention(
         x[:, run.start : run.stop].unflatten(1, (run.count, run.length)).transpose(0, 1)
         for x in (query_HTd, key_KTd, value_KTd)
     )
-    window = view.window if view.window is not None and view.window < run.length else None
     if view.softcap is None and view.sinks_H is None:
-        bias = None if window is None else _window_mask(run.length, window, view.causal, query.device)
         out = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=bias,
+            attn_mask=visible,
             dropout_p=dropout,
-            is_causal=view.causal and bias is None and run.length > 1,
+            is_causal=view.causal and visible is None and run.length > 1,
             scale=scale,
             enable_gqa=key.shape[1] != query.shape[1],
         )
     else:
-        out = _explicit_attention(query, key, value, view, window, scale, dropout)
+        out = _explicit_attention(query, key, value, view, visible, scale, dropout)
     return out.transpose(1, 2).reshape(run.count * run.length, out.shape[1], out.shape[3])
 
 
 def _explicit_attention(
-    query: Tensor, key: Tensor, value: Tensor, view: Visibility, window: int | None, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, view: Visibility, visible: Tensor | None, scale: float | None, dropout: float
 ) -> Tensor:
     """Attention written out, for soft-capped scores and attention sinks; inputs ``(n, heads, L, d)``."""
     groups = query.shape[1] // key.shape[1]
@@ -106,8 +110,9 @@ def _explicit_attention(
     if view.softcap is not None:
         scores = view.softcap * torch.tanh(scores / view.softcap)
     length = query.shape[2]
-    if view.causal or window is not None:
-        visible = _window_mask(length, window if window is not None else length, view.causal, query.device)
+    if view.causal and visible is None:
+        visible = _window_mask(length, length, True, query.device)
+    if visible is not None:
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     scores = scores.float()
     if view.sinks_H is None:
@@ -116,6 +121,18 @@ def _explicit_attention(
         sinks = view.sinks_H.float().reshape(1, -1, 1, 1).expand(scores.shape[0], -1, length, 1)
         weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
     return F.dropout(weights.to(value.dtype), dropout) @ value
+
+
+def _visible(length: int, view: Visibility, attended: Tensor | None, device: torch.device) -> Tensor | None:
+    """What restricts the view beyond causality, bool broadcastable to ``(count, heads, L, L)``; None where nothing does."""
+    window = view.window if view.window is not None and view.window < length else None
+    mask = None if window is None else _window_mask(length, window, view.causal, device)
+    if attended is None:
+        return mask
+    seen = (torch.arange(length, device=device) < attended[:, None])[:, None, None]
+    if mask is None and view.causal:
+        mask = _window_mask(length, length, True, device)
+    return seen.expand(-1, -1, length, -1) if mask is None else seen & mask
 
 
 def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
@@ -169,7 +186,7 @@ def transformers_attention(
         raise RuntimeError(f"{type(module).__name__} does not pass keyword arguments on to its attention function")
     view = Visibility(
         causal=not bidirectional,
-        window=kwargs.get("sliding_window") if kwargs.get("sliding_window") is not None else None,
+        window=_window(module, kwargs.get("sliding_window"), bidirectional),
         softcap=kwargs.get("softcap"),
         sinks_H=kwargs.get("s_aux"),
     )
@@ -177,6 +194,12 @@ def transformers_attention(
         query[0], key[0], value[0], layout, view, scale=scaling, dropout=dropout if module.training else 0.0
     )
     return out_THd.unsqueeze(0), None
+
+
+def _window(module: nn.Module, given: int | None, bidirectional: bool) -> int | None:
+    """The window of a layer. ModernBERT's family hands its layers one more than its masks allow, as flash attention counts."""
+    own = getattr(getattr(module, "config", None), "sliding_window", None)
+    return min(given, own) if given is not None and own is not None and bidirectional else given
 
 
 def install_attention() -> str:

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,7 @@ class TextBackbone(nn.Module):
         """Number of token ids."""
         return int(self.model.config.vocab_size)
 
-    @property
+    @cached_property
     def max_positions(self) -> int | None:
         """Tokens a text may have where positions are a learned table; None where they are computed (rotary and the like)."""
         tables = [
@@ -101,6 +102,8 @@ class TextBackbone(nn.Module):
         if self.fused is None or self.training or torch.is_grad_enabled():
             if self.fused is not None and torch.is_grad_enabled():
                 self.fused.forget()  # an optimizer may follow, and some do not count their changes
+            return self.own_forward(packed)
+        if packed.layout.attended_B is not None:  # expanded queries, too short to be worth a kernel
             return self.own_forward(packed)
         states_TD = self.fused(packed, bidirectional=self.bidirectional)
         return self.own_forward(packed) if states_TD is None else states_TD
@@ -137,19 +140,28 @@ class TextBackbone(nn.Module):
         return output.last_hidden_state[0]
 
     def _forward_equal_lengths(self, packed: Packed) -> Tensor:
-        pieces = []
+        pieces, first = [], 0
         for run in packed.layout.runs:
             ids = packed.ids_T[run.start : run.stop].view(run.count, run.length)
-            mask = self._open_mask(run.count, run.length) if self._open_masks else None
+            mask = self._mask(packed, run.length, slice(first, first + run.count))
+            first += run.count
             options = {"use_cache": False} if self._takes_cache else {}
             hidden = self.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state
             pieces.append(hidden.reshape(run.count * run.length, -1))
         return torch.cat(pieces)
 
-    def _open_mask(self, count: int, length: int) -> Tensor:
-        """An additive mask that hides nothing; decoders take it as given instead of building a causal one."""
-        parameter = next(self.model.parameters())
-        return torch.zeros(count, 1, length, length, dtype=parameter.dtype, device=parameter.device)
+    def _mask(self, packed: Packed, length: int, texts: slice) -> Tensor | None:
+        """Texts' mask for the model's own code: an additive one that decoders take as given instead of a causal one of theirs,
+        else one a token; None where nothing is hidden and nothing needs opening."""
+        attended_B = packed.layout.attended_B
+        seen = None
+        if attended_B is not None:
+            seen = torch.arange(length, device=packed.ids_T.device) < attended_B[texts, None]
+        if not self._open_masks:
+            return None if seen is None else seen.long()
+        parameter, count = next(self.model.parameters()), len(packed.pool_starts_B[texts])
+        mask = torch.zeros(count, 1, length, length, dtype=parameter.dtype, device=parameter.device)
+        return mask if seen is None else mask.masked_fill(~seen[:, None, None], torch.finfo(mask.dtype).min)
 
 
 def load_text_backbone(config: BackboneConfig, *, dtype: torch.dtype | None = None, seed: int = 0) -> TextBackbone:
@@ -225,8 +237,10 @@ def _pretrained(config: BackboneConfig, implementation: str | None, dtype: torch
         options["revision"] = config.revision
     if config.quantization is not None:
         options |= {"quantization_config": _four_bits(), "dtype": torch.bfloat16}
-    with quiet_unless_terminal():
+    with quiet_unless_terminal(), _without_reports():
         model, report = AutoModel.from_pretrained(config.path, output_loading_info=True, **options)
+    if any(name.startswith("pooler.") for name in report["missing_keys"]):
+        model.pooler = None  # it would be random, and no head reads it
     absent = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if absent or report.get("mismatched_keys"):
         raise ValueError(
@@ -263,6 +277,19 @@ def inference(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keeps transformers from listing weights it did not use, as a language model's head; missing ones are an error here."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 @contextmanager

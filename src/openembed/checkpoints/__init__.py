@@ -13,9 +13,11 @@ from openembed.backbones.prepacked import prepack
 from openembed.backbones.probe import check
 from openembed.backbones.structure import use_kernels
 from openembed.backbones.text import load_text_backbone
+from openembed.checkpoints.multi_vector import COLBERT_METADATA, is_multi_vector, load_multi_vector
 from openembed.checkpoints.native import CONFIG_NAME, load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
 from openembed.checkpoints.sentence_transformers import load_sentence_transformers
+from openembed.checkpoints.sparse import IDF_NAME, is_sparse, load_sparse, splade_fields, take_weights
 from openembed.checkpoints.weights import check_folder
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
@@ -26,7 +28,7 @@ from openembed.tokenization import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*_Dense/pytorch_model.bin"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*_Dense/pytorch_model.bin", COLBERT_METADATA]
 HUB_OTHERS = ["onnx/*", "openvino/*", "original/*"]
 """What is downloaded of a hub repository (``*`` matches across folders), and copies for other engines that are not."""
 
@@ -45,9 +47,15 @@ def load(
 ) -> Encoder:
     """Returns the encoder stored in a folder, on the hub or in the package (``openembed-nano``), ready to encode.
 
-    Opens NV-Embed v1/v2 layouts, sentence-transformers dense checkpoints, what :meth:`Encoder.save` wrote, and with
-    ``head`` (for example ``{"kind": "mean"}``) any plain transformers model. No remote code is run. ``device`` defaults to
-    a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``, ``float16``) to float32 on a CPU, bfloat16 on a GPU.
+    What ``encode_queries`` and ``encode_documents`` return is told by its ``kind``. ``dense``: ``np.ndarray`` float32 (N, D),
+    compared by inner product. ``sparse``: ``scipy.sparse.csr_matrix`` float32 (N, V), weights of 0 or more over the
+    vocabulary, by inner product too. ``tokens``: ``openembed.token_vectors.TokenVectors``, a matrix a text, by MaxSim.
+    ``openembed.index.exact.prepared`` searches any of them.
+
+    Opens NV-Embed v1/v2 layouts, sentence-transformers checkpoints with one vector a text or one a token, those of PyLate and
+    ColBERT, what :meth:`Encoder.save` wrote, and with ``head`` (for example ``{"kind": "mean"}``) any plain transformers
+    model. No remote code is run. ``device`` defaults to a GPU where there is one; ``dtype`` (``float32``, ``bfloat16``,
+    ``float16``) to float32 on a CPU, bfloat16 on a GPU.
     ``int8``, on CPUs: weights stay float32, the backbone's products are of 8-bit codes, without calibration data.
     ``head_dtype`` is that of the stored head and projections, where it should differ (training adapts them in float32).
     ``revision``: commit, tag or branch of a hub model. ``quantization``: ``nf4`` holds the backbone of a folder that
@@ -73,7 +81,16 @@ def load(
 
 
 def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | None = None) -> Encoder:
-    """Returns a new encoder: pretrained or random backbone (``seed``) and a freshly initialised head."""
+    """Returns a new encoder: pretrained or random backbone (``seed``) and a freshly initialised head.
+
+    A vocabulary head of the form that the pretrained language model has takes that one's weights.
+    """
+    encoder, _ = _built(config, seed, dtype)
+    return encoder
+
+
+def _built(config: EncoderConfig, seed: int, dtype: str | torch.dtype | None) -> tuple[Encoder, bool]:
+    """A new encoder, and whether its head is pretrained."""
     backbone_config = config.backbone
     if backbone_config.path is not None:
         folder = resolve(backbone_config.path, backbone_config.revision)
@@ -89,7 +106,9 @@ def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         encoder = Encoder(config, tokenizer, backbone, config.head.build(backbone.width))
-    return _ready(encoder, torch.device("cpu"))
+    pretrained = encoder.kind == "sparse" and backbone_config.path is not None
+    pretrained = pretrained and take_weights(encoder, Path(backbone_config.path))
+    return _ready(encoder, torch.device("cpu")), pretrained
 
 
 def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
@@ -159,7 +178,8 @@ def _ready(encoder: Encoder, device: torch.device, *, int8: bool = False) -> Enc
 def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | None, head_dtype: torch.dtype | None) -> Encoder:
     own = (folder / CONFIG_NAME).is_file()
     published = not own and _model_type(folder) == "nvembed"
-    if head is not None and (own or published):
+    tokens = not own and is_multi_vector(folder)
+    if head is not None and (own or published or tokens):
         raise ValueError(f"{folder}: this model has its own head; leave head (--head) out")
     if own:
         return load_native(folder, dtype, head_dtype)
@@ -167,13 +187,19 @@ def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | Non
         raise ValueError(f"{folder}: no model here (neither {CONFIG_NAME}, config.json nor modules.json)")
     if published:
         return load_nv_embed(folder, dtype, head_dtype)
+    if tokens:
+        return load_multi_vector(folder, dtype, head_dtype)
     if head is not None:
         return _with_head(folder, dtype, head)
+    if (folder / "modules.json").is_file() and is_sparse(folder):
+        return load_sparse(folder, dtype, head_dtype)
     if (folder / "modules.json").is_file():
         return load_sentence_transformers(folder, dtype, head_dtype)
+    if (folder / IDF_NAME).is_file():
+        return _with_head(folder, dtype, {"kind": "splade"})
     raise ValueError(
         f"{folder}: a plain transformers model has no head, so its vectors are undefined. Say which: "
-        "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean)."
+        "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean, splade)."
     )
 
 
@@ -188,9 +214,10 @@ def _model_type(folder: Path) -> str | None:
 
 def _with_head(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any]) -> Encoder:
     fields = {"backbone": {"path": str(folder), "attention": "model"}, "head": dict(head)}
-    config = parse(EncoderConfig, fields, "head")
-    encoder = build(config, dtype=dtype)
-    if list(encoder.head.parameters()):
+    vocabulary = splade_fields(folder, head) if head.get("kind") == "splade" else {}
+    config = parse(EncoderConfig, {**fields, **vocabulary}, "head")
+    encoder, pretrained = _built(config, 0, dtype)
+    if list(encoder.head.parameters()) and not pretrained:
         logger.warning("the %s head is newly initialised: train it before use", config.head.kind)
     return encoder
 

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 from openembed.backbones.adapters import has_lora, has_quantized
 from openembed.backbones.text import load_text_backbone, quiet_unless_terminal
+from openembed.checkpoints.language_head import fill_language_model
 from openembed.checkpoints.sentence_transformers_export import write_sentence_transformers_files
+from openembed.checkpoints.sparse_export import write_sparse_files
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
@@ -67,15 +69,19 @@ def load_native(
 
 
 def place_head(encoder: Encoder, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, where: str) -> None:
-    """Puts ``head.*`` and ``projections.*`` tensors into the encoder, strictly."""
-    for name in ("head", "projections"):
+    """Puts ``head.*``, ``projections.*`` and ``query_head.*`` tensors into the encoder, strictly."""
+    for name in head_modules(encoder):
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         place(getattr(encoder, name), own, dtype, f"{where} ({name})")
 
 
+def head_modules(encoder: Encoder) -> list[str]:
+    """Returns the names of the encoder's parts beside its backbone."""
+    return ["head", "projections", *(["query_head"] if encoder.query_head is not None else [])]
+
+
 def _head_parts(encoder: Encoder) -> dict[str, torch.Tensor]:
-    parts = {f"head.{k}": v for k, v in encoder.head.state_dict().items()}
-    parts.update({f"projections.{k}": v for k, v in encoder.projections.state_dict().items()})
+    parts = {f"{name}.{k}": v for name in head_modules(encoder) for k, v in getattr(encoder, name).state_dict().items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
 
 
@@ -83,13 +89,19 @@ def _write(encoder: Encoder, folder: Path) -> None:
     config = encoder.config.model_dump(mode="json")
     config["backbone"] = {**config["backbone"], "path": ".", "revision": None, "architecture": None, "quantization": None}
     config["tokenizer_path"] = None
+    if encoder.query_head is None:
+        del config["query_head"]  # releases that know no such key open the folder too
+    language_model = fill_language_model(encoder) if encoder.kind == "sparse" else None
     with quiet_unless_terminal():
-        encoder.backbone.model.save_pretrained(folder)
+        (language_model or encoder.backbone.model).save_pretrained(folder)
     encoder.tokenizer.save(folder)
     parts = _head_parts(encoder)
     if parts:
         save_file(parts, str(folder / HEAD_NAME))
-    write_sentence_transformers_files(encoder, folder)
+    if encoder.kind == "sparse":
+        write_sparse_files(encoder, folder, language_model)
+    else:
+        write_sentence_transformers_files(encoder, folder)
     write_json(folder / CONFIG_NAME, config)
 
 

@@ -49,30 +49,31 @@ def load_sentence_transformers(folder: Path, dtype: torch.dtype | None, head_dty
     if len(modules["Transformer"]) != 1 or len(modules["Pooling"]) != 1:
         raise ValueError(f"{folder}: expected one Transformer and one Pooling module in modules.json")
     body, pooling = modules["Transformer"][0], read_json(modules["Pooling"][0] / "config.json")
-    settings = _optional(body / "sentence_bert_config.json")
-    tokenizer_settings = _optional(body / "tokenizer_config.json")
+    settings = read_optional(body / "sentence_bert_config.json")
+    tokenizer_settings = read_optional(body / "tokenizer_config.json")
     backbone_config = BackboneConfig(path=str(body), attention="model")
     backbone = load_text_backbone(backbone_config, dtype=dtype)
     fields = {
         "backbone": backbone_config,
         "head": _head(pooling, folder),
-        "projections": [_projection(path) for path in modules["Dense"]],
+        "projections": [dense_layer(path) for path in modules["Dense"]],
         "tokenizer": TokenizerConfig(
-            eos_token=_eos(tokenizer_settings),
+            eos_token=read_eos(tokenizer_settings),
             pool_instruction="include" if pooling.get("include_prompt", True) else "exclude_by_count_and_prefix",
             lowercase=bool(settings.get("do_lower_case", False)),
         ),
-        "prompts": _prompts(_optional(folder / "config_sentence_transformers.json")),
-        "max_length": _max_length(settings, tokenizer_settings, backbone.model.config),
+        "prompts": read_prompts(read_optional(folder / "config_sentence_transformers.json")),
+        "max_length": read_max_length(settings, tokenizer_settings, backbone.model.config),
     }
     config = parse(EncoderConfig, fields, str(folder))
     encoder = Encoder(config, read_tokenizer(body, config.tokenizer), backbone, config.head.build(backbone.width))
     for projection, path in zip(encoder.projections, modules["Dense"], strict=True):
-        place(projection, _dense_weights(path), head_dtype or dtype, str(path))
+        place(projection, dense_weights(path), head_dtype or dtype, str(path))
     return encoder.eval()
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def read_optional(path: Path) -> dict[str, Any]:
+    """Returns the JSON object of a file, an empty one where there is no file."""
     return read_json(path) if path.is_file() else {}
 
 
@@ -90,7 +91,8 @@ def _head(pooling: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"kind": kinds[0]} if len(kinds) == 1 else {"kind": "concat", "parts": kinds}
 
 
-def _projection(path: Path) -> ProjectionConfig:
+def dense_layer(path: Path) -> ProjectionConfig:
+    """Returns the layer of a Dense module's folder."""
     config = read_json(path / "config.json")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2].lower()
     activation = {"identity": "none"}.get(activation, activation)
@@ -104,7 +106,8 @@ def _projection(path: Path) -> ProjectionConfig:
     )
 
 
-def _dense_weights(path: Path) -> dict[str, torch.Tensor]:
+def dense_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of a Dense module's folder."""
     if (path / "model.safetensors").is_file():
         return read_file(path / "model.safetensors")
     old = path / "pytorch_model.bin"
@@ -113,23 +116,24 @@ def _dense_weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(old, map_location="cpu", weights_only=True)
 
 
-def _prompts(settings: dict[str, Any]) -> PromptConfig:
+def read_prompts(settings: dict[str, Any]) -> PromptConfig:
+    """Returns the prompts of ``config_sentence_transformers.json``."""
     named = {name: text for name, text in (settings.get("prompts") or {}).items() if isinstance(text, str)}
     default = named.get(settings.get("default_prompt_name") or "", "")
     document = next((named[name] for name in ("document", "passage", "corpus") if name in named), default)
     return PromptConfig(query=named.get("query", default), document=document, named=named)
 
 
-def _eos(tokenizer_settings: dict[str, Any]) -> str | None:
-    """The end token of a tokenizer whose settings ask for one (``tokenizer.json`` alone may not add it)."""
+def read_eos(tokenizer_settings: dict[str, Any]) -> str | None:
+    """Returns the end token of a tokenizer whose settings ask for one (``tokenizer.json`` alone may not add it)."""
     if not tokenizer_settings.get("add_eos_token"):
         return None
     eos = tokenizer_settings.get("eos_token")
     return eos["content"] if isinstance(eos, dict) else eos
 
 
-def _max_length(settings: dict[str, Any], tokenizer_settings: dict[str, Any], model_config: Any) -> int:
-    """``max_seq_length``, else what tokenizer and position table allow (as sentence-transformers does), at most 512."""
+def read_max_length(settings: dict[str, Any], tokenizer_settings: dict[str, Any], model_config: Any) -> int:
+    """Returns ``max_seq_length``, else what tokenizer and position table allow (as sentence-transformers does), at most 512."""
     if settings.get("max_seq_length"):
         return int(settings["max_seq_length"])
     limits = (tokenizer_settings.get("model_max_length"), getattr(model_config, "max_position_embeddings", None))

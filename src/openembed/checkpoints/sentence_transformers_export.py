@@ -2,7 +2,8 @@
 
 An encoder whose head is a plain pooling mode, and whose pooled span sentence-transformers finds by itself, is described
 with its own modules and needs no remote code. Any other (latent attention, self-attention, spans that only offsets find)
-travels with one self-contained module file that ``SentenceTransformer(path, trust_remote_code=True)`` runs.
+travels with one self-contained module file that ``SentenceTransformer(path, trust_remote_code=True)`` runs; where texts are
+repeated, that file refuses.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, processors
 
+from openembed.checkpoints.multi_vector_export import token_modules, token_settings
 from openembed.checkpoints.sentence_transformers import POOLING_KINDS
 from openembed.encoder import Encoder
 from openembed.files import write_json
@@ -22,31 +24,61 @@ from openembed.heads.projection import Projection
 from openembed.tokenization import TextTokenizer
 
 MODULE_NAME = "openembed_module"
+REFUSAL = """import torch
+
+
+class OpenEmbedModule(torch.nn.Module):
+    @classmethod
+    def load(cls, *args, **kwargs):
+        raise ValueError(
+            "this model reads every text twice, which sentence-transformers cannot be told; open it with openembed.load(folder)"
+        )
+"""
+"""The module file of a model that sentence-transformers has no words for: better none of its vectors than wrong ones."""
 BOUNDARY_TEXTS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é")
 """Text beginnings over which an instruction's tokens must not merge for sentence-transformers to find the span."""
 
 
 def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
     """Writes ``modules.json`` and what it refers to beside the backbone and tokenizer already in ``folder``."""
+    if encoder.kind == "tokens":
+        _write_multi_vector(encoder, folder)
+        return
     standard = is_standard(encoder)
-    rows = _standard_modules(encoder, folder) if standard else _remote_module(folder)
-    _write_tokenizer(encoder.tokenizer, folder, frame=standard)
+    repeated = encoder.config.tokenizer.repeat is not None
+    rows = _standard_modules(encoder, folder) if standard else _remote_module(folder, REFUSAL if repeated else None)
+    write_tokenizer(encoder.tokenizer, folder, frame=standard)
     types = "sentence_transformers.models.Normalize"
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
     (folder / rows[-1]["path"]).mkdir()
+    lengths = {"max_seq_length": encoder.max_length, "do_lower_case": False}
+    _write_settings(encoder, folder, rows, lengths, {"similarity_fn_name": "cosine"})
+
+
+def _write_multi_vector(encoder: Encoder, folder: Path) -> None:
+    """What :class:`sentence_transformers.MultiVectorEncoder` opens."""
+    rows = token_modules(encoder, folder, _write_dense)
+    write_tokenizer(encoder.tokenizer, folder, frame=True)
+    lowercase = encoder.config.tokenizer.lowercase
+    lengths = {"max_seq_length": encoder.max_length, "do_lower_case": lowercase, **token_settings(encoder)}
+    kind = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
+    _write_settings(encoder, folder, rows, lengths, kind)
+
+
+def _write_settings(
+    encoder: Encoder, folder: Path, rows: list[dict[str, Any]], lengths: dict[str, Any], kind: dict[str, Any]
+) -> None:
     write_json(folder / "modules.json", [{"idx": i, "name": str(i), **row} for i, row in enumerate(rows)])
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {"prompts": _prompts(encoder), "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
+    write_json(folder / "sentence_bert_config.json", lengths)
+    prompts = {"prompts": literal_prompts(encoder), "default_prompt_name": None}
+    write_json(folder / "config_sentence_transformers.json", {**prompts, **kind})
 
 
 def is_standard(encoder: Encoder) -> bool:
     """True when sentence-transformers' own modules give the same vectors, instructions included."""
     head, tokenizer = encoder.config.head, encoder.config.tokenizer
     plain = head.kind in POOLING_KINDS.values() or head.kind == "concat"
-    framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase
+    framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase and tokenizer.repeat is None
     if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
         return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
     spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
@@ -94,7 +126,7 @@ def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_dense(projection: Projection, folder: Path) -> None:
+def _write_dense(projection: Projection, folder: Path, ends: dict[str, str] | None = None) -> None:
     folder.mkdir()
     config = {
         "in_features": projection.linear.in_features,
@@ -102,6 +134,7 @@ def _write_dense(projection: Projection, folder: Path) -> None:
         "bias": projection.linear.bias is not None,
         "activation_function": f"{type(projection.activation).__module__}.{type(projection.activation).__name__}",
     }
+    config.update(ends or {})
     if projection.residual is not None:
         config["use_residual"] = True
     write_json(folder / "config.json", config)
@@ -109,20 +142,21 @@ def _write_dense(projection: Projection, folder: Path) -> None:
     save_file(weights, str(folder / "model.safetensors"))
 
 
-def _remote_module(folder: Path) -> list[dict[str, Any]]:
-    source = resources.files("openembed.checkpoints").joinpath("sentence_transformers_module.py").read_text("utf-8")
+def _remote_module(folder: Path, source: str | None = None) -> list[dict[str, Any]]:
+    source = source or resources.files("openembed.checkpoints").joinpath("sentence_transformers_module.py").read_text("utf-8")
     (folder / f"{MODULE_NAME}.py").write_text(source, encoding="utf-8")
     return [{"path": "", "type": f"{MODULE_NAME}.OpenEmbedModule"}]
 
 
-def _prompts(encoder: Encoder) -> dict[str, str]:
+def literal_prompts(encoder: Encoder) -> dict[str, str]:
+    """Returns the prefixes of the encoder's prompts by name."""
     prompts = encoder.config.prompts
     table = {"query": prompts.query, "document": prompts.document, **prompts.named}
     table.update({name: prompts.render(task.query) for name, task in prompts.tasks.items()})
     return table
 
 
-def _write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> None:
+def write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> None:
     """Writes the tokenizer transformers will read; with ``frame`` its template adds the end token that we append."""
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
     if frame and tokenizer.config.eos_token is not None:

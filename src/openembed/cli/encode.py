@@ -40,7 +40,9 @@ def register(app: typer.Typer) -> None:
 def encode(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     file: Annotated[str, typer.Argument(help="JSONL(.gz), text (one text a line), a BEIR folder, or - for stdin.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for vectors.npy, ids.jsonl and meta.json.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory for the arrays, ids.jsonl and meta.json; see docs/vectors.md.")
+    ],
     kind: Annotated[str, typer.Option(help="query or document.")] = "document",
     task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
     instruction: Instruction = None,
@@ -70,14 +72,15 @@ def encode(
         there = {"address": ray, "workers": ray_workers, "cpus": ray_cpus, "gpus": ray_gpus}
         encoder = on_cluster(model, device, dtype, there)
     encoded, report = encode_to(encoder, file, out, config, restart)
-    report |= {"directory": str(out), "precision": precision, "bytes": sum(a.nbytes for a in _arrays(encoded))}
+    report |= {"directory": str(out), "precision": precision, "bytes": _size(out), "kind": encoded.kind}
+    report |= {"entries": encoded.entries} if encoded.kind != "dense" else {}
     if encoded.warning:
         report["warning"] = encoded.warning
     if as_json:
         print_json(report)
     else:
         stored = "" if precision == "float32" else f" in {precision}"
-        sys.stdout.write(f"{encoded.count:,} vectors of width {encoded.width}{stored} in {out}{pace(report)}\n")
+        sys.stdout.write(f"{_made(encoded)}{stored} in {out}{pace(report)}\n")
 
 
 def load_model(model: str, device: str | None, dtype: str | None) -> Encoder:
@@ -119,6 +122,20 @@ def pace(report: dict[str, Any]) -> str:
     return f" ({new:,} encoded in {report['seconds']:.1f} s{kept})"
 
 
-def _arrays(encoded: Encoded) -> list[Any]:
-    stored = encoded.stored()
-    return [array for array in (stored.values_NC, stored.scales_N) if array is not None]
+def _made(encoded: Encoded) -> str:
+    """Says what was encoded."""
+    a_text = encoded.entries / encoded.count
+    if encoded.kind == "sparse":
+        return f"{encoded.count:,} texts of {a_text:,.1f} terms each, of {encoded.width:,},"
+    if encoded.kind == "tokens":
+        return f"{encoded.count:,} texts of {a_text:,.1f} vectors of width {encoded.width} each,"
+    return f"{encoded.count:,} vectors of width {encoded.width}"
+
+
+def _size(out: Path) -> int:
+    """Bytes of the arrays."""
+    import numpy as np
+
+    from openembed.vector_files import ARRAYS
+
+    return sum(np.load(out / name, mmap_mode="r").nbytes for name in ARRAYS if (out / name).exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from openembed.evaluation.result import TaskResult
     from openembed.evaluation.systems import System
     from openembed.evaluation.tasks import Task
+    from openembed.index.tokens.xtr import Xtr
     from openembed.vectors import VectorFormat
+
+logger = logging.getLogger(__name__)
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +43,8 @@ def evaluate(
     normalize: Annotated[bool, typer.Option(help="Compare by cosine; --no-normalize: by inner product.")] = True,
     dimensions: Dimensions = None,
     precision: Precision = "float32",
+    xtr: Annotated[int | None, typer.Option(help="Of token vectors: so many are retrieved a query token (XTR).")] = None,
+    imputation: Annotated[str, typer.Option(help="XTR's score of a token not retrieved: last, zero or none.")] = "last",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="What to compute in: float32, bfloat16, ..., or int8 on a CPU.")] = None,
     as_json: JsonFlag = False,
@@ -56,16 +62,17 @@ def evaluate(
         options["normalize"] = False
     if tasks:
         _refuse({"--metric": metric, "--language": language, "--run-file": run_file, "--cache": cache}, "--tasks")
-        _refuse({"--dimensions": dimensions, "--precision": None if precision == "float32" else precision}, "--tasks")
+        given = {"--dimensions": dimensions, "--precision": None if precision == "float32" else precision, "--xtr": xtr}
+        _refuse(given, "--tasks")
         if len(data) > 1:
             raise ValueError(f"--tasks looks for its data in one folder; got {len(data)}: {_listed(data)}")
         results = _run_mteb(model, tasks, data[0], out, split, instruction, options, device, dtype)
     else:
         chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
         overrides = {key: value for key, value in chosen.items() if value is not None}
-        results = _run_local(
-            _system(model, cache, options, stored, device, dtype, quiet=as_json), data, overrides, out, run_file
-        )
+        how = stored, _method(xtr, imputation)
+        system = _system(model, cache, options, how, device, dtype, quiet=as_json)
+        results = _run_local(system, data, overrides, out, run_file)
     if as_json:
         print_json({"model": model, "results": [result.as_dict() for result in results]})
     else:
@@ -105,7 +112,7 @@ def _system(
     model: str,
     cache: Path | None,
     options: dict[str, Any],
-    stored: VectorFormat,
+    how: tuple[VectorFormat, Xtr | None],
     device: str | None,
     dtype: str | None,
     *,
@@ -113,17 +120,24 @@ def _system(
 ) -> System:
     from openembed.evaluation.systems import Bm25System, EncoderSystem, RunSystem
 
+    stored, method = how
     if model == "bm25" or Path(model).is_file():
-        if not stored.plain:
-            raise ValueError("--dimensions and --precision are of a model's vectors; leave them out")
+        if not stored.plain or method is not None:
+            raise ValueError("--dimensions, --precision and --xtr are of a model's vectors; leave them out")
         return Bm25System() if model == "bm25" else RunSystem(Path(model), Path(model).stem)
     from openembed import load
-    from openembed.evaluation.vectors import VectorCache
+    from openembed.evaluation.cache import open_cache
 
     encoder = load(model, device=device, dtype=dtype)
-    vectors = None if cache is None else VectorCache(cache, encoder.fingerprint, encoder.width)
+    vectors = None if cache is None else open_cache(cache, encoder)
     stored.width(encoder.width)  # refused before anything is encoded
-    return EncoderSystem(encoder, model, vectors, options, progress=not quiet, stored=stored)
+    return EncoderSystem(encoder, model, vectors, options, progress=not quiet, stored=stored, method=method)
+
+
+def _method(xtr: int | None, imputation: str) -> Xtr | None:
+    from openembed.index.tokens.xtr import Xtr
+
+    return None if xtr is None else Xtr(xtr, imputation)
 
 
 def _run_local(
@@ -134,6 +148,9 @@ def _run_local(
 
     tasks = find_all_tasks(data, overrides)
     usable = [task for task in tasks if task.kind in system.kinds]
+    left_out = [task for task in tasks if task.kind not in system.kinds]
+    if usable and left_out:
+        logger.warning("%s does %s; left out: %s", system.name, ", ".join(system.kinds), _kinds(left_out))
     if not usable:
         raise ValueError(f"{system.name} does {', '.join(system.kinds)}; {_listed(data)} holds {_kinds(tasks)}")
     if run_file is not None and (len(usable) != 1 or usable[0].kind not in ("retrieval", "reranking")):
@@ -185,6 +202,35 @@ def _print_results(model: str, results: list[TaskResult]) -> None:
         items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), "")
         table.add_row(r.task, r.metric, f"{r.value * 100:.2f}", interval, str(items), f"{r.seconds:.1f}")
     console().print(table)
+    costly = [r for r in results if r.costs]
+    if costly:
+        console().print(_costs_table(costly))
+
+
+def _costs_table(results: list[TaskResult]) -> Any:
+    """What the scores cost: entries are dimensions, terms or token vectors, milliseconds those of a query."""
+    from rich.table import Table
+
+    table = Table(title="Costs (entries: dimensions, terms or token vectors)")
+    table.add_column("task", overflow="fold", min_width=8)
+    columns = {"entries/query": "query_entries", "entries/doc": "document_entries", "bytes/doc": "document_bytes"}
+    columns |= {"encode ms": "encode_query_ms", "search ms": "search_query_ms"}
+    if any("flops" in r.costs for r in results):
+        columns["FLOPS"] = "flops"
+    shares = ("empty_queries", "empty_documents")
+    if any(r.costs.get(key) for r in results for key in shares):
+        columns |= {"empty queries": shares[0], "empty docs": shares[1]}
+    for name in columns:
+        table.add_column(name, justify="right")
+    for r in results:
+        table.add_row(r.task, *(_shown(r.costs.get(key), share=key in shares) for key in columns.values()))
+    return table
+
+
+def _shown(value: float | None, *, share: bool) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if share else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _print_comparisons(a: Path, b: Path, comparisons: list[Comparison]) -> None:

@@ -1,4 +1,4 @@
-"""Commands about models and this machine: verify and doctor."""
+"""Commands about models and this machine: verify, terms and doctor."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ HeadOption = Annotated[str | None, typer.Option(help="Head for a plain transform
 def register(app: typer.Typer) -> None:
     """Adds the commands to ``app``."""
     app.command()(verify)
+    app.command()(terms)
     app.command()(doctor)
 
 
@@ -48,6 +49,39 @@ def _print_checks(model: str, checks: list[Any]) -> None:
     signs = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[dim]n/a[/]"}
     for check in checks:
         table.add_row(check.name, signs[check.passed], check.detail)
+    console().print(table)
+
+
+def terms(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model with weights over its vocabulary.")],
+    text: Annotated[str, typer.Argument(help="The text.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="Terms to show.")] = 20,
+    query: Annotated[bool, typer.Option("--query", help="Encode the text as a query, not as a document.")] = False,
+    instruction: Annotated[str | None, typer.Option(help="Task description, put in the model's template.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Shows the terms that a sparse MODEL gives TEXT, heaviest first, and which of them the text itself has."""
+    import openembed
+    from openembed.terms import top_terms
+
+    found = top_terms(openembed.load(model, device), text, k, query=query, instruction=instruction)
+    if as_json:
+        print_json({"model": model, "side": "query" if query else "document", "text": text, **asdict(found)})
+    else:
+        _print_terms(text, found)
+
+
+def _print_terms(text: str, found: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(text), title_justify="left", caption=f"{found.count} terms", caption_justify="left")
+    for column, justify in (("term", "left"), ("weight", "right"), ("share", "right"), ("", "left")):
+        table.add_column(column, justify=justify)
+    for term in found.top:
+        shown = "in the text" if term.own else "[green]added[/]"
+        table.add_row(escape(term.token), f"{term.weight:.3f}", f"{term.share:.1%}", shown)
     console().print(table)
 
 

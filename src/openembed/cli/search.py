@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +16,16 @@ from openembed.packaged import NANO
 
 if TYPE_CHECKING:
     from openembed.encoder import Encoder
-    from openembed.index.store import Store
+    from openembed.index.store import ModelInfo, Store
 
 logger = logging.getLogger(__name__)
 BM25 = "bm25"
 SCORES = {
     "dense": "dot product of the vectors",
+    "sparse": "sum of query weight times document weight over the terms",
+    "tokens": "MaxSim: over the query's tokens, the sum of the greatest dot product with a token of the document",
     "bm25": "BM25 (k1 1.5, b 0.75)",
-    "hybrid": "reciprocal rank fusion: sum of 1 / (60 + rank) over the dense and the BM25 ranking",
+    "hybrid": "reciprocal rank fusion: sum of 1 / (60 + rank) over the rankings of the index's models and of BM25",
 }
 Corpus = Annotated[Path, typer.Argument(help="BEIR folder, JSONL(.gz), or text file (one text a line, blank ones skipped).")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory made by `openembed index`.")]
@@ -39,8 +42,13 @@ def index(
     corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new index.")],
     model: Annotated[
-        str | None, typer.Option(help="Model folder or hub id; bm25: words alone (default: openembed-nano, for English).")
+        list[str] | None,
+        typer.Option(
+            help="Model folder or hub id: dense, sparse or token vectors; one of each by repeating it; bm25: words alone "
+            "(default: openembed-nano, for English)."
+        ),
     ] = None,
+    precision: Annotated[str, typer.Option(help="Of sparse weights and token vectors: float32 or float16.")] = "float32",
     language: Annotated[str, typer.Option(help="Stemmer and stop words: en, pl, de, ..., or none.")] = "en",
     instruction: Instruction = None,
     normalize: Normalize = True,
@@ -50,38 +58,42 @@ def index(
     restart: Restart = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Index documents for dense and BM25 search; run again after an interruption, encoding resumes."""
+    """Index documents for dense, sparse, multi-vector and BM25 search; run again after an interruption, encoding resumes."""
     import shutil
 
-    from openembed.bulk import BulkConfig
     from openembed.documents import corpus_file, read_documents
+    from openembed.encoded import require_kind
+    from openembed.index.fields import FIELDS
     from openembed.index.lexical import analyzer
     from openembed.index.store import Store, check_absent, describe_model
 
     analyzer(language)
     check_absent(out)
     _check_file(corpus_file(corpus))
-    if model is None:
-        model = NANO if language == "en" else BM25
-        if model == BM25:
+    if not model:
+        model = [NANO if language == "en" else BM25]
+        if model == [BM25]:
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
-    encoding, info, vectors, report = out / "encoding", None, None, {}
-    if model != BM25:
-        encoder = load_model(model, device, dtype)
-        config = BulkConfig(instruction=instruction, normalize=normalize, max_length=max_length)
-        encoded, report = encode_to(encoder, str(corpus), encoding, config, restart)
-        vectors = encoded.vectors()
-        info = describe_model(model, encoder, instruction=instruction, normalize=normalize, max_length=max_length)
-    store = Store.create(out, read_documents(corpus), vectors, language=language, model=info)
+    encoding, infos, vectors, report = out / "encoding", [], {}, {}
+    options = {"instruction": instruction, "normalize": normalize, "max_length": max_length, "precision": precision}
+    for name in model if model != [BM25] else []:
+        encoder = load_model(name, device, dtype)
+        require_kind(encoder, tuple(FIELDS), "an index", "evaluate it with `openembed evaluate`, or search it in Python")
+        infos.append(describe_model(name, encoder, **options))
+        vectors[infos[-1].kind], report = encode_for(infos[-1], encoder, corpus, encoding, restart)
+    store = Store.create(out, read_documents(corpus), vectors, language=language, model=infos)
     shutil.rmtree(encoding, ignore_errors=True)
-    report |= {"directory": str(out), "count": len(store), "language": language, "model": info and info.name}
+    report |= {"directory": str(out), "count": len(store), "language": language}
+    report |= {"model": infos[0].name if infos else None, "models": {info.kind: info.name for info in infos}}
     _say(as_json, report, f"{len(store):,} documents in {out}{pace(report)}")
 
 
 def search(
     directory: Directory,
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    mode: Annotated[str | None, typer.Option(help="dense, bm25 or hybrid (default: hybrid if there is a model).")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="dense, sparse, tokens, bm25 or hybrid (default: hybrid if there is a model).")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
     where: Annotated[
         list[str] | None, typer.Option(help="Only documents with: field=value, field=a|b, field!=v, field>=2000; repeatable.")
@@ -95,20 +107,22 @@ def search(
     dtype: Dtype = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Search an index: dense, BM25, or both fused by reciprocal rank.
+    """Search an index: dense, sparse, token vectors, BM25, or all it has fused by reciprocal rank.
 
-    Scores: dense, the dot product (the cosine of normalized vectors); bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank)
-    over the two rankings (0.0328 at most), which says nothing of how alike query and document are.
+    Scores: dense, the dot product (the cosine of normalized vectors); sparse, the sum of the products of the terms' weights;
+    tokens, MaxSim; bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank) over the rankings (0.0328 at most where there are
+    two), which says nothing of how alike query and document are.
     """
     from openembed.index.store import Store
     from openembed.records import Query
     from openembed.steps import Search
 
     store = Store(directory)
-    mode = mode or ("hybrid" if store.model else "bm25")
-    config = _step_config(mode, k, task, instruction, _condition(where, filter), exact or None)
-    encoder = None if mode == "bm25" else _load_for(store, model, device, dtype)
-    hits = config.build(store, encoder)(Search((Query("query", query),))).run["query"]
+    mode = mode or ("hybrid" if store.models else "bm25")
+    kinds = [] if mode == "bm25" else list(store.models) if mode == "hybrid" else [mode]
+    config = _step_config(mode, k, task, instruction, _condition(where, filter), exact or None, kinds)
+    encoders = load_for(store, kinds, model, device, dtype) if mode != "bm25" else []
+    hits = config.build(store, encoders)(Search((Query("query", query),))).run["query"]
     rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
     if not as_json:
         console().print(_table(rows, query, store) if rows else "nothing found")
@@ -140,10 +154,10 @@ def add(
     store = Store(directory)
     _check_file(corpus_file(corpus))
     store.check_addable((document.id for document in read_documents(corpus)), replace=replace)
-    encoding, vectors, report = directory / "adding", None, {}
-    if store.model:
-        encoded, report = encode_to(_load_for(store, model, device, dtype), str(corpus), encoding, _as_indexed(store), restart)
-        vectors = encoded.vectors()
+    encoding, vectors, report = directory / "adding", {}, {}
+    for kind, info in store.models.items():
+        (encoder,) = load_for(store, [kind], model, device, dtype)
+        vectors[kind], report = encode_for(info, encoder, corpus, encoding, restart)
     with progress("add", None, "documents") as advance:
         count = store.add(read_documents(corpus), vectors=vectors, replace=replace, advance=advance)
     shutil.rmtree(encoding, ignore_errors=True)
@@ -166,8 +180,7 @@ def update(
     store = Store(directory)
     _check_file(corpus_file(corpus))
     documents = list(read_documents(corpus))
-    encoder = _load_for(store, model, device, dtype) if store.model else None
-    count = store.update(documents, encoder)
+    count = store.update(documents, load_for(store, list(store.models), model, device, dtype) if store.models else None)
     _say(as_json, {"updated": count, "count": len(store)}, f"{count:,} updated, {len(store):,} documents in {directory}")
 
 
@@ -206,12 +219,20 @@ def _check_file(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file")
 
 
-def _as_indexed(store: Store) -> Any:
-    """Returns how the documents of a store were encoded."""
-    from openembed.bulk import BulkConfig
+def encode_for(info: ModelInfo, encoder: Any, corpus: Path, folder: Path, restart: bool) -> tuple[Any, dict[str, Any]]:
+    """Encodes a file as a store's model has it, under ``folder``; returns vectors, and counts and seconds for a report."""
+    import time
 
-    model = store.model
-    return BulkConfig(instruction=model.document_instruction, normalize=model.normalize, max_length=model.max_length)
+    from openembed.bulk import BulkConfig
+    from openembed.index.parts import encode_parts
+
+    if info.kind == "dense":
+        config = BulkConfig(instruction=info.document_instruction, normalize=info.normalize, max_length=info.max_length)
+        encoded, report = encode_to(encoder, str(corpus), folder, config, restart)
+        return encoded.vectors(), report
+    start = time.perf_counter()
+    vectors, report = encode_parts(encoder, info, corpus, folder / info.kind, restart=restart)
+    return vectors, report | {"seconds": round(time.perf_counter() - start, 3)}
 
 
 def _condition(where: list[str] | None, given: str | None) -> dict[str, Any] | None:
@@ -242,31 +263,42 @@ def _step_config(
     instruction: str | None,
     condition: dict[str, Any] | None = None,
     exact: bool | None = None,
+    kinds: Sequence[str] = ("dense",),
 ) -> Any:
+    """Returns the step of a mode; ``kinds``: the vectors that hybrid search asks, beside the words."""
     from openembed.config import parse
-    from openembed.steps import Bm25Config, DenseConfig, FuseConfig
+    from openembed.steps import Bm25Config, DenseConfig, FuseConfig, SparseConfig, TokensConfig
     from openembed.steps.fuse import fused_depth
 
     found = {"filter": condition}
-    prompts = {"task": task, "instruction": instruction, "exact": exact}
-    if mode == "dense":
-        return parse(DenseConfig, {"k": k, **prompts, **found}, "options")
-    if mode == "bm25":
-        return parse(Bm25Config, {"k": k, **found}, "options")
+    prompts = {"task": task, "instruction": instruction}
+    options = {"dense": found | prompts | {"exact": exact}, "sparse": found | prompts}
+    options |= {"tokens": found | prompts, "bm25": found}
+    configs = {"dense": DenseConfig, "sparse": SparseConfig, "tokens": TokensConfig, "bm25": Bm25Config}
+    if mode in configs:
+        return parse(configs[mode], {"k": k, **options[mode]}, "options")
     if mode == "hybrid":
-        depth = fused_depth(k)
-        parts = [{"kind": "dense", "k": depth, **prompts, **found}, {"kind": "bm25", "k": depth, **found}]
+        parts = [{"kind": kind, "k": fused_depth(k), **options[kind]} for kind in (*kinds, "bm25")]
         return parse(FuseConfig, {"k": k, "parts": parts}, "options")
-    raise ValueError(f"--mode {mode!r} is not known; allowed: dense, bm25, hybrid")
+    raise ValueError(f"--mode {mode!r} is not known; allowed: dense, sparse, tokens, bm25, hybrid")
 
 
-def _load_for(store: Store, model: str | None, device: str | None, dtype: str | None) -> Encoder:
-    """Returns the encoder of a store's vectors: ``model`` where it is given, else the one the store names."""
-    if store.model is None:
+def load_for(store: Store, kinds: list[str], model: str | None, device: str | None, dtype: str | None) -> list[Encoder]:
+    """Returns the encoders of a store's vectors of these kinds: ``model`` in the place of the one of its kind, where given."""
+    from openembed.index.encoding import kind_of
+
+    if not store.models:
         raise ValueError(f"{store.directory}: was built without a model, so it serves BM25 only; use --mode bm25")
-    encoder = load_model(model or store.model.name, device, dtype)
-    store.check_encoder(encoder)
-    return encoder
+    missing = [kind for kind in kinds if kind not in store.models]
+    if missing:
+        raise ValueError(f"{store.directory}: has no {missing[0]} vectors; use --mode {' or '.join((*store.models, 'bm25'))}")
+    given = None if model is None else load_model(model, device, dtype)
+    encoders = []
+    for kind in kinds:
+        own = given is not None and kind_of(given) == kind
+        encoders.append(given if own else load_model(store.models[kind].name, device, dtype))
+        store.check_encoder(encoders[-1])
+    return encoders
 
 
 def _say(as_json: bool, report: dict[str, Any], line: str) -> None:

@@ -35,18 +35,22 @@ class BatchConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """What a row inherits from its source: literal prompts, permission for in-batch negatives, weight in the loss."""
+    """What a row inherits from its source: literal prompts, permission for in-batch negatives, weight in the loss.
+
+    ``sided``: the encoder treats queries and documents differently, so that a text that is both is encoded twice.
+    """
 
     name: str
     query_prompt: str = ""
     document_prompt: str = ""
     in_batch: bool = True
     loss_weight: float = 1.0
+    sided: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows over one flat list of distinct (prompt, text) pairs; each pair is encoded once, however often it is used.
+    """Rows over one flat list of distinct (side, prompt, text); each is encoded once, however often it is used.
 
     A column is one distinct document text. Keys are 64-bit hashes: one for a document's text, one for its id within its
     source. ``forbidden`` holds, per row, the keys that may never be its negatives: those of all its known positives
@@ -55,6 +59,8 @@ class Batch:
 
     texts: tuple[str, ...]
     prompts: tuple[str, ...]
+    as_query_U: np.ndarray | None
+    """bool (U,): whether a text is encoded as a query; None where the encoder makes no difference."""
     query_Q: np.ndarray
     """int64 (Q,): the text of each row's query."""
     document_N: np.ndarray
@@ -213,7 +219,8 @@ class _Builder:
     def __init__(self, sources: tuple[RowSource, ...]) -> None:
         self.sources = sources
         self.source_index = {source.name: number for number, source in enumerate(sources)}
-        self.texts: dict[tuple[str, str], int] = {}
+        self.sided = any(source.sided for source in sources)
+        self.texts: dict[tuple[bool, str, str], int] = {}
         self.columns: dict[int, int] = {}
         self.text_keys: list[tuple[int, int]] = []
         self.id_keys: dict[tuple[int, int], None] = {}
@@ -229,7 +236,7 @@ class _Builder:
     def add(self, example: Example, positives: Sequence[int], negatives: Sequence[int]) -> None:
         row, number = len(self.queries), self.source_index[example.source]
         source = self.sources[number]
-        self.queries.append(self.text(source.query_prompt, example.query.text))
+        self.queries.append(self.text(source.query_prompt, example.query.text, as_query=self.sided))
         question = text_key(example.query.text)
         self.asked.append((number, question))
         known = self.known.setdefault(question, {question})
@@ -243,8 +250,8 @@ class _Builder:
         self.negative_scores += _scores(example.negative_scores, negatives)
         self.positive_scores.append(min(example.positive_scores, default=np.nan))
 
-    def text(self, prompt: str, text: str) -> int:
-        return self.texts.setdefault((prompt, text), len(self.texts))
+    def text(self, prompt: str, text: str, *, as_query: bool = False) -> int:
+        return self.texts.setdefault((as_query, prompt, text), len(self.texts))
 
     def column(self, source: RowSource, document: Document) -> int:
         text = self.text(source.document_prompt, document.full_text)
@@ -258,8 +265,9 @@ class _Builder:
     def batch(self) -> Batch:
         forbidden = [(row, key) for row, (_, question) in enumerate(self.asked) for key in sorted(self.known[question])]
         return Batch(
-            texts=tuple(text for _, text in self.texts),
-            prompts=tuple(prompt for prompt, _ in self.texts),
+            texts=tuple(text for _, _, text in self.texts),
+            prompts=tuple(prompt for _, prompt, _ in self.texts),
+            as_query_U=np.array([as_query for as_query, _, _ in self.texts], dtype=bool) if self.sided else None,
             query_Q=np.array(self.queries, dtype=np.int64),
             document_N=np.array(list(self.columns), dtype=np.int64),
             positive_P2=_pairs(self.positives),

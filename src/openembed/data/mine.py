@@ -37,7 +37,7 @@ from openembed.data.corpus import Corpus, write_corpus
 from openembed.data.examples import example_line, parse_example, write_examples
 from openembed.data.journal import META, Journal
 from openembed.data.select import Picked, PolicyConfig, Ranking, ceiling, pick
-from openembed.data.teachers import Bm25Teacher, DenseTeacher, Prompted, RandomTeacher, Teacher, dense_teacher
+from openembed.data.teachers import Bm25Teacher, Prompted, RandomTeacher, Teacher, encoder_teacher, scale_of
 from openembed.files import fsync_directory, read_json, read_jsonl, write_json
 from openembed.locks import exclusive
 from openembed.progress import progress
@@ -138,10 +138,10 @@ def mine_folder(
     Raises ``ValueError`` when the encoder teacher is missing, the policy does not fit the scores, or ``out`` was begun with
     other data or settings (unless ``restart``).
     """
-    scale, source = _scale(config, reranker), _source(examples)
-    config.check_scale(scale, reranker.name if reranker else config.teacher)
     if config.teacher == "encoder" and encoder is None:
         raise ValueError("mining with teacher = 'encoder' needs an encoder; pass one or set teacher = 'bm25'")
+    scale, source = _scale(config, encoder, reranker), _source(examples)
+    config.check_scale(scale, reranker.name if reranker else config.teacher)
     out = Path(out)
     work = out / WORK
     out.mkdir(parents=True, exist_ok=True)
@@ -320,7 +320,7 @@ def _teacher(
     if prompted is None:
         queries = [example.query.text for example in examples]
         return Bm25Teacher(queries, (document.full_text for document in documents), work, config.language)
-    return dense_teacher(prompted, examples, documents, work, config.max_length)
+    return encoder_teacher(prompted, examples, documents, work, config.max_length)
 
 
 def _prompted(encoder: Any, config: MineConfig) -> Prompted | EncodesChunks:
@@ -333,10 +333,12 @@ def _name(first: str, reranker: Reranker | None) -> str:
     return first if reranker is None else f"{reranker.name} over {first}"
 
 
-def _scale(config: MineConfig, reranker: Reranker | None) -> Scale:
+def _scale(config: MineConfig, encoder: Any, reranker: Reranker | None) -> Scale:
     if reranker is not None:
         return reranker.scale
-    return {"bm25": Bm25Teacher, "random": RandomTeacher, "encoder": DenseTeacher}[config.teacher].scale
+    if config.teacher == "encoder":
+        return scale_of(getattr(encoder, "kind", "dense"))
+    return {"bm25": Bm25Teacher, "random": RandomTeacher}[config.teacher].scale
 
 
 def _plan(

@@ -1,4 +1,4 @@
-"""Teachers: who ranks the documents that are mined. Vectors of an encoder, or BM25; both live on disk.
+"""Teachers: who ranks the documents that are mined. An encoder of any kind, or BM25; both live on disk.
 
 Q queries asked for, N documents, K found, D width.
 """
@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from openembed.index.dense import Found, dot_products, first_places, top_documents
+from openembed.encoded import Encoded, kind_of, take
+from openembed.index import exact
+from openembed.index.dense import Found, first_places
 from openembed.records import Example
 from openembed.rerankers import Scale
 from openembed.seeds import generator
 
 if TYPE_CHECKING:
+    from openembed.bulk import Encoded as BulkEncoded
     from openembed.bulk import EncodesTexts
     from openembed.data.corpus import Corpus
 
@@ -62,6 +65,7 @@ class Prompted:
         self._document = _prompt(document_template, document_instruction, encoder.document_prompt)
         self.fingerprint, self.width = encoder.fingerprint, encoder.width
         self.computed_in, self.device = encoder.computed_in, encoder.device
+        self.kind, self._sided = getattr(encoder, "kind", "dense"), getattr(encoder, "sided", False)
 
     def query_prompt(self, **_none: None) -> str:
         """Returns the literal text put before queries."""
@@ -71,12 +75,13 @@ class Prompted:
         """Returns the literal text put before documents."""
         return self._document
 
-    def encode_queries(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, D)."""
-        return self._encoder.encode(texts, instruction=self._query, **_options(options))
+    def encode_queries(self, texts: Sequence[str], **options: Any) -> Encoded:
+        """Returns what the encoder gives for queries."""
+        side = {"as_queries": True} if self._sided else {}
+        return self._encoder.encode(texts, instruction=self._query, **side, **_options(options))
 
-    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, D)."""
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Encoded:
+        """Returns what the encoder gives for documents."""
         return self._encoder.encode(texts, instruction=self._document, **_options(options))
 
 
@@ -91,27 +96,31 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in ("task", "instruction")}
 
 
-class DenseTeacher:
-    """Dot products of the vectors in two memory-mapped arrays."""
+class EncoderTeacher:
+    """Scores of memory-mapped representations: inner products of vectors and of sparse weights, MaxSim of token vectors."""
 
-    scale: Scale = "cosine"
-
-    def __init__(self, name: str, queries_QD: np.ndarray, documents_ND: np.ndarray) -> None:
-        self.name, self._queries_QD, self._documents_ND = name, queries_QD, documents_ND
+    def __init__(self, name: str, queries: Encoded, documents: Encoded) -> None:
+        self.name, self._queries, self._documents = name, queries, exact.prepared(documents)
+        self.scale = scale_of(kind_of(documents))
 
     def search(self, queries: np.ndarray, k: int, below_Q: np.ndarray | None = None) -> Found:
         """Returns the exact k best documents of each query."""
-        return top_documents(self._queries_QD[queries], self._documents_ND, k, below_Q)
+        return self._documents.top(take(self._queries, queries), k, below_Q)
 
     def score(self, query: int, documents: np.ndarray) -> np.ndarray:
-        """Returns float32 cosines of these documents."""
-        return dot_products(np.asarray(self._queries_QD[query]), self._documents_ND, documents)
+        """Returns float32 scores of these documents."""
+        return self._documents.scores(take(self._queries, np.array([query])), documents)
 
 
-def dense_teacher(
+def scale_of(kind: str) -> Scale:
+    """Returns what an encoder's scores mean: sums over terms or tokens have a zero but no greatest value, like BM25's."""
+    return "cosine" if kind == "dense" else "lexical"
+
+
+def encoder_teacher(
     encoder: EncodesTexts, examples: Sequence[Example], corpus: Corpus, folder: Path, max_length: int | None = None
-) -> DenseTeacher:
-    """Returns the teacher of an encoder; vectors are written to ``folder`` by resumable bulk encoding.
+) -> EncoderTeacher:
+    """Returns the teacher of an encoder; what it gives is written to ``folder`` by resumable bulk encoding.
 
     Raises ``ValueError`` for a text that is not Unicode, naming its line.
     """
@@ -127,7 +136,11 @@ def dense_teacher(
     queries = encode_file(encoder, folder / "queries.jsonl", folder / "queries", asked, show_progress=True)
     config = BulkConfig(kind="document", max_length=max_length)
     documents = encode_file(encoder, corpus.path, folder / "documents", config, show_progress=True)
-    return DenseTeacher(encoder.fingerprint, queries.vectors(), documents.vectors())
+    return EncoderTeacher(encoder.fingerprint, *(_opened(encoded) for encoded in (queries, documents)))
+
+
+def _opened(encoded: BulkEncoded) -> Encoded:
+    return encoded.vectors() if encoded.kind == "dense" else encoded.representations()
 
 
 class _AllScores(ABC):

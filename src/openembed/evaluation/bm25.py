@@ -35,6 +35,11 @@ class Bm25:
         tokens = self._analyzer.terms(query)
         return self._model.get_scores(tokens) if tokens else np.zeros(self._count, dtype=np.float32)
 
+    @property
+    def postings(self) -> int:
+        """The number of pairs of a term and a document that has it."""
+        return len(self._model.scores["data"])
+
     def search(self, queries: Sequence[str], query_ids: Sequence[str], document_ids: Sequence[str], top_k: int = 1_000) -> Run:
         """Returns the best ``top_k`` documents of each query that share a term with it."""
         ids = np.array(document_ids, dtype=object)

@@ -6,134 +6,33 @@ mteb never asks the hub for them. Results lie as mteb keeps them: ``results/<mod
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openembed.data.readers import read_beir
-from openembed.evaluation.prompts import KIND_INSTRUCTIONS, KIND_NAMES, find_entry, plain
+from openembed.evaluation.mteb_models import KINDS, MtebEncoder, MtebSearch, mteb_model, require_mteb
+from openembed.evaluation.prompts import plain
 from openembed.evaluation.result import TaskResult
 from openembed.evaluation.retrieval import reranking_qrels
 from openembed.evaluation.rows import read_labelled, read_pairs, read_reranking, read_sets
 from openembed.evaluation.tasks import Task, find_tasks
 from openembed.evaluation.vectors import TextEncoder
 
+__all__ = ["MtebEncoder", "MtebSearch", "load_task", "mteb_model", "require_mteb", "run_mteb"]
+
 log = logging.getLogger(__name__)
 
-KINDS = {name: kind for kind, name in KIND_NAMES.items()}
+RANKED = ("retrieval", "reranking")
 LANGUAGES = {
     "arb": "ar", "ces": "cs", "dan": "da", "deu": "de", "ell": "el", "eng": "en", "spa": "es", "fin": "fi", "fra": "fr",
     "hin": "hi", "hun": "hu", "ita": "it", "nld": "nl", "nob": "no", "pol": "pl", "por": "pt", "ron": "ro", "rus": "ru",
     "swe": "sv", "tur": "tr", "zho": "zh", "cmn": "zh",
 }  # fmt: skip
-
-
-def require_mteb() -> Any:
-    """Returns the mteb module; raises ``ValueError`` naming the extra when it is not installed."""
-    for package in ("mteb", "datasets"):
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{package} is not installed; mteb's task classes need: pip install 'openembed[eval]'")
-    import mteb
-
-    return mteb
-
-
-class MtebEncoder:
-    """An encoder as mteb's ``EncoderProtocol`` wants it.
-
-    Prompts: ``instruction`` where one is given; else the model's own entry for the task or its type, as mteb finds a
-    prompt name; else, for a model with an instruction table, the task's prompt in mteb; else its query and document
-    prompts. Retrieval documents carry an instruction only where mteb's task states one for documents.
-    """
-
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        name: str,
-        *,
-        revision: str | None = None,
-        instruction: str | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        require_mteb()
-        from mteb.models import ModelMeta
-
-        self.encoder, self._instruction, self._options = encoder, instruction, dict(options or {})
-        self._meta = ModelMeta.create_empty(
-            overwrites={
-                "name": name if name.count("/") == 1 else f"openembed/{plain_name(name)}",
-                "revision": revision or encoder.fingerprint[:40],
-                "embed_dim": encoder.width,
-                "use_instructions": bool(encoder.config.prompts.tasks) or instruction is not None,
-            }
-        )
-
-    @property
-    def mteb_model_meta(self) -> Any:
-        """Returns mteb's ``ModelMeta``: name, revision (the encoder's fingerprint) and width."""
-        return self._meta
-
-    def encode(
-        self,
-        inputs: Iterable[dict[str, Any]],
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: Any = None,
-        **kwargs: Any,
-    ) -> np.ndarray:
-        """Returns vectors ``(N, D)`` float32 of all texts that ``inputs`` yields in batches."""
-        texts = [text for batch in inputs for text in batch["text"]]
-        if not texts:
-            return np.zeros((0, self.encoder.width), dtype=np.float32)
-        prefix = self.prefix(task_metadata, None if prompt_type is None else str(getattr(prompt_type, "value", prompt_type)))
-        return self.encoder.encode(texts, instruction=prefix, **self._options)
-
-    def prefix(self, task_metadata: Any, side: str | None) -> str:
-        """Returns what goes before the texts of a task's ``side`` (``query``, ``document`` or None: symmetric)."""
-        table = self.encoder.config.prompts
-        if self._instruction is not None:
-            return "" if side == "document" else self.encoder.query_prompt(instruction=self._instruction)
-        entry = self._entry(task_metadata, side)
-        if entry in table.named:
-            return table.named[entry]
-        if entry is not None:
-            return (self.encoder.document_prompt if side == "document" else self.encoder.query_prompt)(task=entry)
-        if table.tasks:
-            instruction = _mteb_instruction(task_metadata, side)
-            return self.encoder.query_prompt(instruction=instruction) if instruction else ""
-        if side is None:
-            return ""
-        return self.encoder.document_prompt() if side == "document" else self.encoder.query_prompt()
-
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Returns the cosine of every pair, ``(N1, N2)``."""
-        from mteb.similarity_functions import cos_sim
-
-        return cos_sim(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Returns the cosine of corresponding rows, ``(N,)``."""
-        from mteb.similarity_functions import pairwise_cos_sim
-
-        return pairwise_cos_sim(embeddings1, embeddings2)
-
-    def _entry(self, task_metadata: Any, side: str | None) -> str | None:
-        from mteb.models.abs_encoder import get_prompt_name
-        from mteb.types import PromptType
-
-        table = self.encoder.config.prompts
-        entries = dict.fromkeys((*table.tasks, *table.named), "")
-        exact = get_prompt_name(entries, task_metadata, None if side is None else PromptType(side))
-        specific = [entry for entry in entries if entry not in ("query", "document", "passage")]
-        found = exact if exact not in (None, "query", "document", "passage") else None
-        return found or find_entry(specific, (task_metadata.name, task_metadata.type)) or exact
 
 
 def run_mteb(
@@ -153,11 +52,14 @@ def run_mteb(
     not computed again. ``split`` names the local split to read where it differs from mteb's.
     """
     mteb = require_mteb()
-    model = MtebEncoder(encoder, name, instruction=instruction, options=options)
+    model = mteb_model(encoder, name, instruction=instruction, options=options)
     cache = None if out is None else mteb.ResultCache(Path(out))
     results = []
     for task_name in tasks:
         task = load_task(task_name, data, split)
+        if isinstance(model, MtebSearch) and (kind := KINDS[task.metadata.type]) not in RANKED:
+            allowed = " or ".join(RANKED)
+            raise ValueError(f"{task_name}: mteb compares dense vectors in {kind}, {name} gives others; choose {allowed}")
         started = time.perf_counter()
         stored = None if cache is None else cache.load_task_result(task_name, model.mteb_model_meta)
         fresh = stored is None or stored.dataset_revision == task.metadata.dataset["revision"]
@@ -204,11 +106,6 @@ def load_task(name: str, data: str | Path, split: str | None = None) -> Any:
     return task
 
 
-def plain_name(name: str) -> str:
-    """Returns the last part of a path or hub id, fit for a file name."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name) or "model"
-
-
 def _subsets(task: Any, kind: str, found: list[Task], data: str) -> dict[str, Task]:
     """mteb's subset → the local task that holds its data: the folders of its kind that share most of its name."""
     shared = {local: _shared_name(task.metadata.name, local) for local in found if local.kind == kind}
@@ -234,15 +131,6 @@ def _shared_name(task_name: str, local: Task) -> int:
     """Length of the longest folder name on the task's path that begins mteb's name of the task."""
     parts = {plain(part) for part in (*local.name.split("/"), local.folder.name, local.folder.parent.name)}
     return max((len(part) for part in parts if plain(task_name).startswith(part)), default=0)
-
-
-def _mteb_instruction(task_metadata: Any, side: str | None) -> str:
-    prompt, kind = task_metadata.prompt, KINDS.get(task_metadata.type)
-    if isinstance(prompt, dict):
-        return prompt.get(side or "query", "")
-    if side == "document" and (prompt is None or kind == "retrieval"):
-        return ""
-    return prompt or KIND_INSTRUCTIONS.get(kind or "", "")
 
 
 def _retrieval(local: Task, task: Any, split: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ class Outcome:
 
     ``per_item``: metric → item id → value, for metrics that are a mean over items (queries, classified texts); the main
     score is among them then. ``paired``: parallel arrays (``gold``, ``predicted`` …) for scores that are no mean (STS,
-    pair classification), so that resampling can recompute them. ``run``: the rankings, where there are any.
+    pair classification), so that resampling can recompute them. ``run``: the rankings, where there are any. ``costs``: bytes
+    and milliseconds, where documents were searched (:mod:`openembed.evaluation.costs`).
     """
 
     metric: str
@@ -28,6 +29,7 @@ class Outcome:
     paired: Mapping[str, list[float]] = field(default_factory=dict)
     run: Run | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class TaskResult:
     seconds: float
     prompts: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON; :meth:`from_dict` reads it back."""

@@ -1,20 +1,25 @@
 """Retrieval and reranking by exact search over all documents, scored as MTEB scores them.
 
-Shapes: ``Q`` queries, ``N`` documents, ``D`` width.
+Representations of any kind: inner products of dense and of sparse vectors, MaxSim of token vectors.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from openembed.encoded import Encoded, take
+from openembed.evaluation.costs import costs_of
 from openembed.evaluation.metrics import RETRIEVAL_METRICS, canonical, mean, per_query
 from openembed.evaluation.result import Outcome
 from openembed.evaluation.statistics import bootstrap_interval, generator
 from openembed.evaluation.vectors import Vectors
-from openembed.index import dense
+from openembed.index import exact
+from openembed.index.dense import best_first
+from openembed.index.tokens.xtr import Xtr
 from openembed.records import Document, Qrels, Query, Run
 
 TOP_K = 1_000
@@ -31,11 +36,10 @@ class RerankingItem:
 
 
 def exact_search(
-    queries_QD: np.ndarray, query_ids: Sequence[str], documents_ND: np.ndarray, document_ids: Sequence[str], top_k: int
+    queries: Encoded, query_ids: Sequence[str], documents: exact.Documents, document_ids: Sequence[str], top_k: int
 ) -> Run:
-    """Returns the ``top_k`` documents of each query by inner product; ties, also at the cut, by id descending."""
-    corpus = dense.Vectors(np.ascontiguousarray(documents_ND, dtype=np.float32), np.ones(len(documents_ND), dtype=bool))
-    rankings = dense.search(queries_QD, [corpus], top_k, document_ids.__getitem__)
+    """Returns the ``top_k`` documents of each query by the score of their kind; ties, also at the cut, by id descending."""
+    rankings = documents.search(queries, top_k, document_ids.__getitem__)
     return {
         query_id: {document_ids[position]: score for position, score in ranking}
         for query_id, ranking in zip(query_ids, rankings, strict=True)
@@ -44,7 +48,7 @@ def exact_search(
 
 def top_documents(scores_N: np.ndarray, document_ids: Sequence[str], top_k: int) -> dict[str, float]:
     """Returns the ``top_k`` best documents with their scores, ordered by (score, id) descending."""
-    best = dense.best_first(np.arange(len(scores_N)), scores_N, top_k, document_ids.__getitem__)
+    best = best_first(np.arange(len(scores_N)), scores_N, top_k, document_ids.__getitem__)
     return {document_ids[position]: score for position, score in best}
 
 
@@ -80,13 +84,21 @@ def evaluate_retrieval(
     metric: str = "ndcg_at_10",
     top_k: int = TOP_K,
     ignore_identical_ids: bool = False,
+    method: Xtr | None = None,
 ) -> Outcome:
-    """Returns nDCG@10 (or ``metric``) of exact search; judged queries only, documents with their title."""
+    """Returns nDCG@10 (or ``metric``) of exact search; judged queries only, documents with their title.
+
+    ``method``: how token vectors are searched, None: by MaxSim of all of them.
+    """
     judged = [query for query in queries if qrels.get(query.id)]
-    documents_ND = vectors.documents([document.full_text for document in corpus])
-    queries_QD = vectors.queries([query.text for query in judged])
-    run = exact_search(queries_QD, [q.id for q in judged], documents_ND, [d.id for d in corpus], top_k)
-    return score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
+    documents = vectors.documents([document.full_text for document in corpus])
+    queries = vectors.queries([query.text for query in judged])
+    searched = exact.prepared(documents, method)
+    began = time.perf_counter()
+    run = exact_search(queries, [q.id for q in judged], searched, [d.id for d in corpus], top_k)
+    costs = costs_of(vectors, queries, documents, time.perf_counter() - began)
+    outcome = score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
+    return replace(outcome, costs=costs)
 
 
 def score_retrieval(run: Run, corpus: Sequence[Document], qrels: Qrels, *, metric: str, ignore_identical_ids: bool) -> Outcome:
@@ -114,20 +126,23 @@ def reranking_qrels(items: Sequence[RerankingItem]) -> tuple[list[RerankingItem]
 
 
 def evaluate_reranking(vectors: Vectors, items: Sequence[RerankingItem], *, metric: str = "map_at_1000") -> Outcome:
-    """Returns MAP (or ``metric``) of ordering each query's candidates by inner product."""
+    """Returns MAP (or ``metric``) of ordering each query's candidates by the score of their kind."""
     usable, qrels, texts = reranking_qrels(items)
     if not usable:
         raise ValueError("no query has both a positive and a negative candidate; there is nothing to rerank")
     identities = list(texts)
-    documents_ND = vectors.documents([texts[identity] for identity in identities])
+    documents = vectors.documents([texts[identity] for identity in identities])
     place = {identity: row for row, identity in enumerate(identities)}
-    queries_QD = vectors.queries([item.query for item in usable])
+    queries = vectors.queries([item.query for item in usable])
     run: Run = {}
-    for item, query_D in zip(usable, queries_QD, strict=True):
+    searched, began = exact.prepared(documents), time.perf_counter()
+    for number, item in enumerate(usable):
         candidates = list(qrels[item.id])
-        scores = documents_ND[[place[identity] for identity in candidates]] @ query_D
+        positions = np.array([place[identity] for identity in candidates])
+        scores = searched.scores(take(queries, [number]), positions)
         run[item.id] = dict(zip(candidates, map(float, scores), strict=True))
-    return score_reranking(run, items, metric=metric)
+    costs = costs_of(vectors, queries, documents, time.perf_counter() - began)
+    return replace(score_reranking(run, items, metric=metric), costs=costs)
 
 
 def score_reranking(run: Run, items: Sequence[RerankingItem], *, metric: str) -> Outcome:
@@ -139,4 +154,4 @@ def score_reranking(run: Run, items: Sequence[RerankingItem], *, metric: str) ->
 
 def _with_counts(outcome: Outcome, **counts: int) -> Outcome:
     merged: Mapping[str, int] = {**outcome.counts, **counts}
-    return Outcome(**{**vars(outcome), "counts": merged})
+    return replace(outcome, counts=merged)

@@ -90,6 +90,7 @@ def _run_task(system: System, task: Task, folder: Path | None, run_file: str | P
         seconds=time.perf_counter() - started,
         prompts=system.prompts(task),
         details=dict(outcome.details),
+        costs=dict(outcome.costs),
     )
     if run_file is not None and outcome.run is not None:
         write_run(run_file, outcome.run, tag=_tag(system.name))

@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from openembed.config import chosen
 from openembed.data.readers import read_beir, read_run
+from openembed.encoded import CALLED, require_kind
 from openembed.evaluation import retrieval
 from openembed.evaluation.bm25 import Bm25
+from openembed.evaluation.cache import Cache
 from openembed.evaluation.classification import evaluate_classification
 from openembed.evaluation.clustering import evaluate_clustering, evaluate_clustering_sets
+from openembed.evaluation.costs import bm25_costs
 from openembed.evaluation.pair_classification import evaluate_pair_classification
 from openembed.evaluation.prompts import Prompts, choose_prompts
 from openembed.evaluation.result import Outcome
 from openembed.evaluation.rows import read_labelled, read_pairs, read_reranking, read_sets
 from openembed.evaluation.sts import evaluate_sts
 from openembed.evaluation.tasks import METRICS, Task
-from openembed.evaluation.vectors import TextEncoder, VectorCache, Vectors
+from openembed.evaluation.vectors import TextEncoder, Vectors
 from openembed.index import lexical
+from openembed.index.tokens.xtr import Xtr
 from openembed.records import Run
 from openembed.vectors import VectorFormat
+
+KINDS = {
+    "dense": tuple(METRICS),
+    "sparse": ("retrieval", "reranking", "sts", "pair_classification"),
+    "tokens": ("retrieval", "reranking"),
+}
+"""What each kind of representation is compared for: terms are matched, token vectors are those of a query and a document."""
 
 
 class System(Protocol):
     """Something that can be evaluated."""
 
     name: str
-    kinds: ClassVar[tuple[str, ...]]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of task it can do."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -48,26 +64,38 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class EncoderSystem:
-    """A dense encoder, searched exactly.
+    """An encoder, searched exactly: dense vectors by inner product, sparse ones too, token vectors by MaxSim.
 
-    ``options`` go to ``encode``: with ``normalize`` (the default) similarity is the cosine, else the inner product.
-    ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing. ``stored``: the format whose loss is
-    measured (queries stay float32).
+    ``options`` go to ``encode``: with ``normalize`` (the default) the similarity of dense vectors is the cosine, else the inner
+    product. ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing. ``stored``: the format of dense
+    vectors whose loss is measured (queries stay float32). ``method``: how token vectors are retrieved (reranking is by MaxSim
+    always). Raises ``ValueError`` where another kind is asked for either.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = tuple(METRICS)
     encoder: TextEncoder
     name: str
-    cache: VectorCache | None = None
+    cache: Cache | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
     stored: VectorFormat = field(default_factory=VectorFormat)
+    method: Xtr | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stored.plain:
+            require_kind(self.encoder, ["dense"], "a stored format", "leave dimensions and precision out")
+        if self.method is not None:
+            require_kind(self.encoder, ["tokens"], "XTR", "leave it out")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of task that its representations can be compared for."""
+        return KINDS[getattr(self.encoder, "kind", "dense")]
 
     @property
     def fingerprint(self) -> str:
         """The encoder's fingerprint and the options that change vectors."""
         relevant = {key: self.options[key] for key in ("max_length", "normalize") if key in self.options}
-        relevant |= chosen(self.stored)
+        relevant |= chosen(self.stored) | ({} if self.method is None else {"method": str(self.method)})
         return f"{self.encoder.fingerprint} {relevant}" if relevant else self.encoder.fingerprint
 
     def prompts(self, task: Task) -> dict[str, str]:
@@ -78,9 +106,17 @@ class EncoderSystem:
         return {"text": chosen.symmetric}
 
     def evaluate(self, task: Task) -> Outcome:
-        """Returns the outcome of the task under the model's prompts for it."""
+        """Returns the outcome of the task under the model's prompts for it; ``ValueError`` for a kind it cannot do."""
+        if task.kind not in self.kinds:
+            kind = getattr(self.encoder, "kind", "dense")
+            raise ValueError(
+                f"{task.name}: {self.name} gives {CALLED[kind]}, which {task.kind} has no use for; "
+                f"evaluate it on {', '.join(self.kinds)}"
+            )
         prompts, options = self._choose(task), dict(self.options)
         vectors = Vectors(self.encoder, prompts, self.cache, options, show_progress=self.progress, stored=self.stored)
+        if task.kind == "retrieval":
+            return _retrieval(vectors, task, self.method)
         return PROTOCOLS[task.kind](vectors, task)
 
     def _choose(self, task: Task) -> Prompts:
@@ -109,8 +145,10 @@ class Bm25System:
             corpus, queries, qrels = read_beir(task.folder, task.split)
             judged = [query for query in queries if qrels.get(query.id)]
             model = Bm25([document.full_text for document in corpus], language=task.language)
+            began = time.perf_counter()
             run = model.search([q.text for q in judged], [q.id for q in judged], [d.id for d in corpus])
-            return _score_retrieval(run, task, corpus, qrels)
+            costs = bm25_costs(model.postings / len(corpus), time.perf_counter() - began, len(judged))
+            return replace(_score_retrieval(run, task, corpus, qrels), costs=costs)
         if task.kind == "reranking":
             return self._rerank(task)
         raise ValueError(f"{task.name}: BM25 ranks documents and cannot do {task.kind}; choose retrieval or reranking tasks")
@@ -160,11 +198,10 @@ def _score_retrieval(run: Run, task: Task, corpus: list[Any], qrels: Any) -> Out
     return retrieval.score_retrieval(run, corpus, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids)
 
 
-def _retrieval(vectors: Vectors, task: Task) -> Outcome:
+def _retrieval(vectors: Vectors, task: Task, method: Xtr | None) -> Outcome:
     corpus, queries, qrels = read_beir(task.folder, task.split)
-    return retrieval.evaluate_retrieval(
-        vectors, corpus, queries, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids
-    )
+    rules = {"metric": task.metric, "ignore_identical_ids": task.ignore_identical_ids}
+    return retrieval.evaluate_retrieval(vectors, corpus, queries, qrels, method=method, **rules)
 
 
 def _reranking(vectors: Vectors, task: Task) -> Outcome:
@@ -203,7 +240,6 @@ def _clustering(vectors: Vectors, task: Task) -> Outcome:
 
 
 PROTOCOLS: dict[str, Callable[[Vectors, Task], Outcome]] = {
-    "retrieval": _retrieval,
     "reranking": _reranking,
     "sts": _sts,
     "pair_classification": _pair_classification,

@@ -1,4 +1,11 @@
-"""Heads turn a text's hidden states into its representation; ``HeadConfig`` is the closed set of them."""
+"""Heads turn a text's hidden states into its representation; ``HeadConfig`` is the closed set of them.
+
+A head has ``width`` and ``forward(hidden_TD, packed)``, which gives float32 rows: one a text, or one a token vector. It may
+have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``),
+``attach(backbone, tokenizer)``, which is called once before weights are placed, and ``reads_states(packed)``: where that is
+False, ``forward`` takes None for the states. A ``sparse`` head has ``bag(rows, device)``, each text's own tokens or None; one
+of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +24,8 @@ from openembed.heads.pooling import (
     WeightedMeanConfig,
 )
 from openembed.heads.self_attention import SelfAttentionConfig
+from openembed.heads.splade import SpladeConfig
+from openembed.heads.token_projection import TokenProjectionConfig
 
 HeadConfig = Annotated[
     MeanConfig
@@ -27,7 +36,9 @@ HeadConfig = Annotated[
     | MeanSqrtConfig
     | ConcatConfig
     | LatentAttentionConfig
-    | SelfAttentionConfig,
+    | SelfAttentionConfig
+    | SpladeConfig
+    | TokenProjectionConfig,
     Field(discriminator="kind"),
 ]
 
@@ -41,5 +52,7 @@ __all__ = [
     "MeanConfig",
     "MeanSqrtConfig",
     "SelfAttentionConfig",
+    "SpladeConfig",
+    "TokenProjectionConfig",
     "WeightedMeanConfig",
 ]

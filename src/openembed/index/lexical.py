@@ -10,6 +10,7 @@ N documents of a segment, P postings of a term.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 from collections.abc import Sequence
@@ -20,8 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from openembed.index.native import postings_library
+from openembed.index.postings import Searches, WordList, Words
 from openembed.index.strings import Strings, load_array, save_array, write_strings
 
+ONE = np.float32(1)
+TABLED = 1_024
+"""Document lengths up to which it is computed once for a list what a term adds that stands there once."""
 K1 = 1.5
 B = 0.75
 WORD = re.compile(r"(?u)\b\w\w+\b")
@@ -211,10 +217,64 @@ class Bm25:
     def __init__(self, segments: Sequence[Postings], live: Sequence[np.ndarray]) -> None:
         self._segments = list(segments)
         self._live = list(live)
+        self._whole = [bool(live_N.all()) for live_N in live]
         lengths = _concatenated([s.lengths_N[live_N] for s, live_N in zip(segments, live, strict=True)])
         self._count = len(lengths)
-        average = lengths.mean() if self._count else 0.0
-        self._penalties = [K1 * ((1 - B) + B * s.lengths_N / (average or 1.0)) for s in segments]
+        self._average = (lengths.mean() if self._count else 0.0) or 1.0
+        self._by_length: list[np.ndarray] = []
+        self._searches: tuple[int, Searches] | None = None
+
+    def search(self, terms: Sequence[str], k: int, eligible: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (positions, scores) of no fewer than the k best eligible documents, and of no document without a term."""
+        library, most = postings_library(), sum(int(np.count_nonzero(mask_N)) for mask_N in eligible)
+        if most == 0:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        if library is None:
+            scores_N = self.scores(terms)
+            matching = np.flatnonzero(scores_N * np.concatenate(eligible))
+            return matching, scores_N[matching]
+        segments, kept = self._native(terms, [np.ascontiguousarray(mask_N) for mask_N in eligible])
+        if self._searches is None or self._searches[0] != min(k, most):
+            self._searches = min(k, most), Searches(library, min(k, most), 0)
+        found = self._searches[1].run(
+            lambda query: library.openembed_bm25_search(segments, len(segments), query), lists=len(terms)
+        )
+        del kept  # until here the structures point to it
+        return found
+
+    def _native(self, terms: Sequence[str], eligible: Sequence[np.ndarray]) -> tuple[Any, list[Any]]:
+        """Returns the lists of the terms as the compiled search takes them, and what they point to."""
+        if not self._by_length:
+            longest = [int(s.lengths_N.max(initial=0)) for s in self._segments]
+            self._by_length = [self._penalties(np.arange(length + 1, dtype=np.int32)) for length in longest]
+        lists = [[segment.find(term) for term in terms] for segment in self._segments]
+        idfs = [self._idf([found[number] for found in lists]) for number in range(len(terms))]
+        segments, kept, first = (Words * len(lists))(), [lists, eligible], 0
+        for number, (segment, found) in enumerate(zip(self._segments, lists, strict=True)):
+            penalties = self._by_length[number]
+            ones = [(idf * (ONE / (penalties[:TABLED] + ONE))).astype(np.float32) for idf in idfs]
+            own = (WordList * len(terms))(
+                *(
+                    (d.ctypes.data, c.ctypes.data, table.ctypes.data, len(d), float(idf))
+                    for (d, c), table, idf in zip(found, ones, idfs, strict=True)
+                )
+            )
+            pointers = [array.ctypes.data for array in (segment.lengths_N, penalties, eligible[number])]
+            segments[number] = Words(
+                ctypes.addressof(own), *pointers, len(terms), len(segment.lengths_N), first, len(penalties[:TABLED])
+            )
+            kept += [own, ones]
+            first += len(segment.lengths_N)
+        return segments, kept
+
+    def _penalties(self, lengths: np.ndarray) -> np.ndarray:
+        return K1 * ((1 - B) + B * lengths / self._average)
+
+    def _idf(self, lists: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.float32:
+        """The weight of a term that live documents of these (documents, counts) of the segments have."""
+        parts = zip(lists, self._live, self._whole, strict=True)
+        frequency = sum(len(found[0]) if whole else int(np.count_nonzero(live[found[0]])) for found, live, whole in parts)
+        return np.float32(math.log(1 + (self._count - frequency + 0.5) / (frequency + 0.5)))
 
     def scores(self, terms: Sequence[str]) -> np.ndarray:
         """Returns float32 scores of all documents, positions counting through the segments; deleted ones score 0."""
@@ -229,17 +289,14 @@ class Bm25:
 
     def _contributions(self, term: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns for each segment (documents, idf · tf / (penalty + tf)) of the live documents with ``term``."""
-        lists = []
-        for segment, live_N in zip(self._segments, self._live, strict=True):
-            documents_P, counts_P = segment.find(term)
+        lists = [segment.find(term) for segment in self._segments]
+        idf, parts = self._idf(lists), []
+        for segment, live_N, (documents_P, counts_P) in zip(self._segments, self._live, lists, strict=True):
             kept_P = live_N[documents_P]
-            lists.append((documents_P[kept_P], counts_P[kept_P].astype(np.float32)))
-        frequency = sum(len(documents_P) for documents_P, _ in lists)
-        idf = np.float32(math.log(1 + (self._count - frequency + 0.5) / (frequency + 0.5)))
-        return [
-            (documents_P, (idf * (counts_P / (penalty_N[documents_P] + counts_P))).astype(np.float32))
-            for (documents_P, counts_P), penalty_N in zip(lists, self._penalties, strict=True)
-        ]
+            kept, counts = documents_P[kept_P], counts_P[kept_P].astype(np.float32)
+            penalties = self._penalties(segment.lengths_N[kept])
+            parts.append((kept, (idf * (counts / (penalties + counts))).astype(np.float32)))
+        return parts
 
 
 def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
+from pydantic import model_validator
 
 from openembed.config import Config, parse
 from openembed.files import read_json, write_json
 
-FORMAT = 2
-READABLE = (1, 2)
-"""Format 1 had no codes and no columns: its segments are searched more slowly until they are merged or compacted."""
+FORMAT = 3
+READABLE = (1, 2, 3)
+"""Format 1 had no codes and no columns: its segments are searched more slowly until they are merged or compacted.
+Formats 1 and 2 had one ``model``, of dense vectors, or none."""
+
+Kind = Literal["dense", "sparse", "tokens"]
+"""What a model gives of a text: a vector, weights of a vocabulary's terms, or a vector a token."""
 
 
 class EncodesDocuments(Protocol):
@@ -22,8 +26,8 @@ class EncodesDocuments(Protocol):
     fingerprint: str
     width: int
 
-    def encode_documents(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Returns float32 (N, width)."""
+    def encode_documents(self, texts: Sequence[str], **options: Any) -> Any:
+        """Returns vectors of N texts, of the encoder's ``kind`` (dense where it has none): float32 (N, width), or sparse."""
         ...
 
     def document_prompt(self, *, instruction: str | None = None) -> str:
@@ -32,11 +36,16 @@ class EncodesDocuments(Protocol):
 
 
 class ModelInfo(Config):
-    """Which model made the vectors, and how; ``name`` is a path or hub id that ``openembed.load`` takes."""
+    """Which model made the vectors, and how; ``name`` is a path or hub id that ``openembed.load`` takes.
+
+    ``width``: dimensions, or terms of the vocabulary. ``precision``: how sparse weights are kept.
+    """
 
     name: str
     fingerprint: str
     width: int
+    kind: Kind = "dense"
+    precision: Literal["float32", "float16"] = "float32"
     document_instruction: str | None = None
     document_prompt: str = ""
     normalize: bool = True
@@ -44,11 +53,11 @@ class ModelInfo(Config):
 
 
 class SegmentInfo(Config):
-    """A segment as the manifest names it."""
+    """A segment as the manifest names it. ``largest_norm``, ``coded`` and ``sketch`` are about its dense vectors."""
 
     name: str
     count: int
-    largest_norm: float
+    largest_norm: float = 0.0
     deleted: str | None = None
     coded: bool = False
     columns: bool = False
@@ -62,8 +71,15 @@ class Manifest(Config):
     format: int = FORMAT
     change: int = 0
     language: str
-    model: ModelInfo | None = None
+    models: tuple[ModelInfo, ...] = ()
     segments: tuple[SegmentInfo, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_of_a_kind(self) -> Manifest:
+        kinds = [model.kind for model in self.models]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"two models of one kind ({', '.join(kinds)}); a store has at most one of each")
+        return self
 
 
 def describe_model(
@@ -73,12 +89,18 @@ def describe_model(
     instruction: str | None = None,
     normalize: bool = True,
     max_length: int | None = None,
+    precision: Literal["float32", "float16"] = "float32",
 ) -> ModelInfo:
-    """Returns what a new store records of the model that will make its vectors; an existing path is made absolute."""
+    """Returns what a new store records of the model that will make its vectors; an existing path is made absolute.
+
+    The model is of the ``encoder``'s kind. ``precision``: of sparse weights.
+    """
     return ModelInfo(
         name=str(Path(name).resolve()) if Path(name).exists() else name,
         fingerprint=encoder.fingerprint,
         width=encoder.width,
+        kind=getattr(encoder, "kind", "dense"),
+        precision=precision,
         document_instruction=instruction,
         document_prompt=encoder.document_prompt(instruction=instruction),
         normalize=normalize,
@@ -105,6 +127,9 @@ def read_manifest(directory: Path) -> Manifest:
     values = read_json(path)
     found = values.get("format") if isinstance(values, dict) else None
     if found not in READABLE:
-        allowed = " and ".join(map(str, READABLE))
+        allowed = ", ".join(map(str, READABLE))
         raise ValueError(f"{path}: format {found!r}, this version reads {allowed}; build the index anew")
+    if "model" in values:
+        model = values.pop("model")
+        values["models"] = [model] if model else []
     return parse(Manifest, {**values, "format": FORMAT}, str(path))

@@ -1,6 +1,6 @@
-"""The compiled scan of int8 codes, called with ctypes.
+"""The compiled searches of codes and of inverted lists, called with ctypes.
 
-Without a compiler, or with ``OPENEMBED_KERNELS=off``, there is none and the search uses float32 products alone.
+Without a compiler, or with ``OPENEMBED_KERNELS=off``, there are none, and numpy searches as exactly.
 """
 
 from __future__ import annotations
@@ -35,6 +35,24 @@ def scan_library() -> ctypes.CDLL | None:
     pointers = [ctypes.c_void_p] * 2
     library.openembed_products.argtypes = [*pointers, ctypes.c_int64, *pointers, ctypes.c_int64, ctypes.c_void_p]
     library.openembed_products.restype = None
+    return library
+
+
+@functools.cache
+def postings_library() -> ctypes.CDLL | None:
+    """Returns the compiled ``postings.c``; None where it cannot be had, which is logged."""
+    library, reason = compiled("postings", "postings.c")
+    if library is None:
+        logger.info("sparse and BM25 search use numpy: %s", reason)
+        return None
+    for function in (library.openembed_postings_search, library.openembed_bm25_search):
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        function.restype = ctypes.c_int
+    library.openembed_postings_room.argtypes = [ctypes.c_int64] * 2
+    library.openembed_postings_room.restype = ctypes.c_int64
+    arrays, flags = [ctypes.c_void_p] * 2, [ctypes.c_int32] * 2
+    library.openembed_postings_invert.argtypes = [ctypes.c_void_p, ctypes.c_int64, *arrays, *flags, *[ctypes.c_void_p] * 3]
+    library.openembed_postings_invert.restype = None
     return library
 
 

@@ -1,10 +1,12 @@
-"""A directory of documents that can be searched: exact dense and BM25, with add, delete, and reopening at no cost.
+"""A directory of documents that can be searched: by dense and sparse vectors and by words, with add, delete, and reopening
+at no cost.
 
     DIR/manifest.json            what is whole: model, segments, deletions; replaced atomically, the only mutable file
     DIR/segments/000001/         immutable segments, written and synced before the manifest names them
     DIR/deleted/000001-000004.npy  positions deleted from segment 1 as of change 4
 
-A segment holds documents, metadata by value, vectors, their int8 codes and inverted lists (see ``segments``). A crash at any
+A segment holds documents, metadata by value, vectors of each kind that the store has a model for, and inverted lists (see
+``segments``). A crash at any
 time leaves the manifest of the last acknowledged change; what it does not name is removed by the next change. Readers take no
 lock; one writer at a time does.
 """
@@ -13,23 +15,24 @@ from __future__ import annotations
 
 import logging
 import shutil
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openembed.config import parse
 from openembed.documents import check_document
 from openembed.files import atomic_write, fsync_directory, remove_temporary
-from openembed.index.dense import Vectors, best_first
-from openembed.index.dense import search as search_vectors
-from openembed.index.filters import Filter, parse_filter
+from openembed.index import sparse
+from openembed.index.encoding import Encoders, count_of, encoded, encoders_by_kind, kind_of, vectors_by_kind
+from openembed.index.fields import FIELDS, Vectors
 from openembed.index.lexical import Analyzer, Bm25, analyzer
 from openembed.index.manifest import (
     EncodesDocuments,
+    Kind,
     Manifest,
     ModelInfo,
     SegmentInfo,
@@ -38,29 +41,26 @@ from openembed.index.manifest import (
     read_manifest,
     write_manifest,
 )
+from openembed.index.searching import Condition, Hits, Searches, TermScore, refuse_string
 from openembed.index.segments import Segment, SegmentWriter
 from openembed.index.strings import named, write_array
 from openembed.locks import exclusive
 from openembed.records import Document
 
-__all__ = ["Hits", "ModelInfo", "Store", "check_absent", "describe_model"]
+__all__ = ["Condition", "EncodesDocuments", "Hits", "ModelInfo", "Store", "TermScore", "check_absent", "describe_model"]
 
-Hits = dict[str, float]
-"""Document id → score, best first."""
-Condition = Mapping[str, Any] | Filter | None
-"""What a search may find: as ``filters.parse_filter`` takes it; None: everything."""
 CHUNK = 1024
-EXACT_FROM = 16
 SEGMENTS = 16
 """Beyond this many segments the smallest are merged: each costs a dozen open files and a pass of every search."""
 
 logger = logging.getLogger(__name__)
 
 
-class Store:
+class Store(Searches):
     """Documents, their vectors and their terms in one directory.
 
-    ``Store.create`` makes one, ``Store(directory)`` opens one; without a model it serves BM25 alone. Opening maps files
+    ``Store.create`` makes one, ``Store(directory)`` opens one; it has at most one model of each kind (dense, sparse), and
+    without any it serves BM25 alone. Opening maps files
     and loads neither documents nor weights. A reader sees the state at its opening, whatever others write meanwhile, until
     it calls ``refresh``; every change of its own includes the changes of others.
     """
@@ -74,24 +74,26 @@ class Store:
         cls,
         directory: str | Path,
         documents: Iterable[Document] = (),
-        vectors: np.ndarray | None = None,
+        vectors: Vectors | Mapping[Kind, Vectors] | None = None,
         *,
         language: str = "en",
-        model: ModelInfo | None = None,
+        model: ModelInfo | Iterable[ModelInfo] | None = None,
     ) -> Store:
         """Returns a new store of ``documents`` (with their ``vectors`` when there is a model), all or nothing.
 
-        Raises ``FileExistsError`` when ``directory`` already holds a store, and what ``add`` raises.
+        ``model``: one, or one of each kind. Raises ``FileExistsError`` when ``directory`` already holds a store, and what
+        ``add`` raises.
         """
         store = cls.__new__(cls)
         store.directory = Path(directory)
-        manifest = Manifest(language=language, model=model)
+        models = () if model is None else (model,) if isinstance(model, ModelInfo) else tuple(model)
+        manifest = parse(Manifest, {"language": language, "models": models}, "models")
         store._use(manifest, [])
         store.directory.mkdir(parents=True, exist_ok=True)
         with exclusive(store.directory):
             check_absent(store.directory)
             with store._cleaned():
-                if store._append(manifest, documents, vectors=vectors) == 0:
+                if store._append(manifest, documents, {}, vectors_by_kind(vectors)) == 0:
                     write_manifest(store.directory, manifest)
         return store
 
@@ -104,9 +106,14 @@ class Store:
         return self._find(identifier) is not None
 
     @property
+    def models(self) -> dict[Kind, ModelInfo]:
+        """Which models made the vectors, by kind; none when the store serves BM25 alone."""
+        return {model.kind: model for model in self._manifest.models}
+
+    @property
     def model(self) -> ModelInfo | None:
-        """Which model made the vectors; None when the store serves BM25 alone."""
-        return self._manifest.model
+        """Which model made the dense vectors; None when there are none."""
+        return self.models.get("dense")
 
     @property
     def analyzer(self) -> Analyzer:
@@ -131,13 +138,13 @@ class Store:
         for segment in self._segments:
             yield from segment.live_documents()
 
-    def rows(self) -> Iterator[tuple[Document, np.ndarray]]:
-        """Yields the live documents with their vectors, float32 (width,), in the order of ``ids``.
+    def rows(self, kind: Kind = "dense") -> Iterator[tuple[Document, Any]]:
+        """Yields the live documents with their vectors of ``kind``, in the order of ``ids``.
 
-        Raises ``ValueError`` when the store has no vectors.
+        Dense ones are float32 (width,), sparse ones (terms, weights). Raises ``ValueError`` when the store has none.
         """
-        self._vectors_of()
-        return chain.from_iterable(segment.live_rows() for segment in self._segments)
+        self._model_of(kind)
+        return chain.from_iterable(segment.live_rows(kind) for segment in self._segments)
 
     def refresh(self) -> bool:
         """Opens the newest state; returns whether there was a newer one."""
@@ -146,51 +153,9 @@ class Store:
         self._open()
         return True
 
-    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Condition = None, exact: bool | None = None) -> list[Hits]:
-        """Returns for each query vector the k documents of greatest dot product, best first.
-
-        With ``filter``, of the documents for which it holds. ``exact``: True looks at every document; False lets segments of
-        ``segments.SKETCHED`` documents and more be searched approximately (about 99 of the 100 true ones are found); None does
-        so for fewer than ``EXACT_FROM`` queries, since exact search of more at once is fast too. The scores are exact always.
-
-        Raises ``ValueError`` when the store has no vectors, the width
-        differs, or the filter is malformed.
-        """
-        model = self._vectors_of()
-        _check_k(k)
-        queries_QD = np.asarray(queries_QD)
-        if queries_QD.ndim != 2 or queries_QD.shape[1] != model.width:
-            raise ValueError(f"queries of shape {queries_QD.shape}; this index needs (count, {model.width}) ({model.name})")
-        if not np.isfinite(queries_QD).all():
-            raise ValueError("a query vector holds NaN or infinity")
-        masks = self._eligible(filter)
-        segments = [
-            Vectors(segment.vectors_ND, mask_N, segment.codes, segment.largest_norm, segment.sketch)
-            for segment, mask_N in zip(self._segments, masks, strict=True)
-        ]
-        approximate = len(queries_QD) < EXACT_FROM if exact is None else not exact
-        found = search_vectors(queries_QD, segments, k, self._id_at, approximate=approximate)
-        return [self._named(ranking) for ranking in found]
-
-    def bm25(self, texts: Sequence[str], k: int = 10, *, filter: Condition = None) -> list[Hits]:
-        """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit.
-
-        With ``filter``, of the documents for which it holds; scores do not depend on it.
-        """
-        _check_k(k)
-        _refuse_string(texts, "texts")
-        if self._bm25 is None:
-            self._bm25 = Bm25([s.postings for s in self._segments], [s.live_N for s in self._segments])
-        hits, masks = [], None if filter is None else self._eligible(filter)
-        for text in texts:
-            scores_N = self._bm25.scores(self._analyzer.terms(text))
-            matching = np.flatnonzero(scores_N if masks is None else scores_N * np.concatenate(masks))
-            hits.append(self._named(best_first(matching, scores_N[matching], k, self._id_at)))
-        return hits
-
     def check_encoder(self, encoder: EncodesDocuments) -> None:
-        """Raises ``ValueError`` when ``encoder`` is not the model that made the vectors."""
-        model = self._vectors_of()
+        """Raises ``ValueError`` when ``encoder`` is not the model that made the vectors of its kind."""
+        model = self._model_of(kind_of(encoder))
         if encoder.width != model.width:
             raise ValueError(
                 f"{self.directory}: vectors are {model.width} wide ({model.name}), the model given has {encoder.width}"
@@ -206,30 +171,33 @@ class Store:
     def add(
         self,
         documents: Iterable[Document],
-        encoder: EncodesDocuments | None = None,
+        encoder: Encoders = None,
         *,
-        vectors: np.ndarray | None = None,
+        vectors: Vectors | Mapping[Kind, Vectors] | None = None,
         replace: bool = False,
         advance: Callable[[int], None] = lambda _n: None,
     ) -> int:
         """Adds documents, encoded by ``encoder`` or with ``vectors`` (N, width) given in their order; returns how many.
 
+        Where the store has models of several kinds, there are as many encoders, or vectors by kind, or some of both.
         All or nothing. Raises ``ValueError`` for an id twice in ``documents``, an id already in the store (unless
         ``replace``, which deletes the old document in the same change), another model, and vectors of a wrong shape.
         Documents are streamed; their ids, metadata and term counts are held in memory until the end.
         """
-        if self.model is not None and vectors is None:
-            if encoder is None:
-                raise ValueError(f"{self.directory}: give the encoder ({self.model.name}) or the documents' vectors")
-            self.check_encoder(encoder)
+        encoders, given = encoders_by_kind(encoder), vectors_by_kind(vectors)
+        self._check_given(encoders, given)
         with self._change() as manifest:
-            count = self._append(manifest, documents, encoder, vectors, replace=replace, advance=advance)
+            count = self._append(manifest, documents, encoders, given, replace=replace, advance=advance)
             if len(self._segments) > SEGMENTS:
                 self._merge_smallest()
         return count
 
     def update(
-        self, documents: Iterable[Document], encoder: EncodesDocuments | None = None, *, vectors: np.ndarray | None = None
+        self,
+        documents: Iterable[Document],
+        encoder: Encoders = None,
+        *,
+        vectors: Vectors | Mapping[Kind, Vectors] | None = None,
     ) -> int:
         """Puts documents in the place of those with their ids; returns how many. All or nothing.
 
@@ -240,9 +208,11 @@ class Store:
         for document in documents:
             if document.id not in self:
                 raise ValueError(f"{self.directory}: no document with id {document.id!r}; nothing was updated")
-        if self.model is not None and vectors is None:
-            vectors = self._updated_vectors(documents, encoder)
-        return self.add(documents, encoder, vectors=vectors, replace=True)
+        encoders, given = encoders_by_kind(encoder), vectors_by_kind(vectors)
+        if not documents:
+            return 0
+        given |= self._updated_vectors(documents, encoders, [kind for kind in self.models if kind not in given])
+        return self.add(documents, encoder, vectors=given, replace=True)
 
     def check_addable(self, identifiers: Iterable[str], *, replace: bool = False) -> None:
         """Raises the ``ValueError`` that ``add`` would raise for these ids, before anything is encoded."""
@@ -255,7 +225,7 @@ class Store:
 
         Raises ``TypeError`` for a bare string, whose characters would be taken for ids.
         """
-        _refuse_string(identifiers, "identifiers")
+        refuse_string(identifiers, "identifiers")
         with self._change() as manifest:
             positions: dict[int, list[int]] = {}
             wanted = dict.fromkeys(identifiers)
@@ -280,7 +250,7 @@ class Store:
         for attempt in range(3):
             manifest = read_manifest(self.directory)
             try:
-                segments = [self._open_segment(info, manifest.model) for info in manifest.segments]
+                segments = [self._open_segment(info, manifest.models) for info in manifest.segments]
                 break
             except ValueError:  # a compaction may have removed what was just named; then the manifest has moved on
                 if attempt == 2 or read_manifest(self.directory).change == manifest.change:
@@ -290,13 +260,14 @@ class Store:
     def _use(self, manifest: Manifest, segments: list[Segment]) -> None:
         self._manifest = manifest
         self._segments = segments
-        self._starts = np.cumsum([0, *(segment.count for segment in segments)])
+        self._starts = [0, *accumulate(segment.count for segment in segments)]
         self._analyzer = analyzer(manifest.language)
         self._bm25: Bm25 | None = None
+        self._sparse: dict[int, sparse.Search] = {}
 
-    def _open_segment(self, info: SegmentInfo, model: ModelInfo | None) -> Segment:
+    def _open_segment(self, info: SegmentInfo, models: Sequence[ModelInfo]) -> Segment:
         directory = self.directory / "segments" / info.name
-        segment = Segment(directory, info, model.width if model else 0)
+        segment = Segment(directory, info, models)
         if info.deleted:
             path = self.directory / "deleted" / info.deleted
             try:
@@ -304,13 +275,6 @@ class Store:
             except (OSError, ValueError, EOFError, IndexError) as error:
                 raise ValueError(f"{path}: damaged ({error}); build the index anew") from None
         return segment
-
-    def _eligible(self, condition: Condition) -> list[np.ndarray]:
-        """Returns for each segment which documents may be found."""
-        if condition is None:
-            return [segment.live_N for segment in self._segments]
-        parsed = parse_filter(condition) if isinstance(condition, Mapping) else condition
-        return [segment.live_N & segment.matching(parsed) for segment in self._segments]
 
     @contextmanager
     def _change(self) -> Iterator[Manifest]:
@@ -346,15 +310,15 @@ class Store:
         self,
         manifest: Manifest,
         documents: Iterable[Document],
-        encoder: EncodesDocuments | None = None,
-        vectors: np.ndarray | None = None,
+        encoders: Mapping[Kind, EncodesDocuments],
+        vectors: Mapping[Kind, Vectors],
         *,
         replace: bool = False,
         advance: Callable[[int], None] = lambda _n: None,
     ) -> int:
         """Commits a manifest with one more segment; returns its number of documents (of none, nothing is committed)."""
         name = f"{manifest.change + 1:06d}"
-        writer = SegmentWriter(self.directory / "segments" / name, self.model.width if self.model else 0)
+        writer = SegmentWriter(self.directory / "segments" / name, manifest.models)
         superseded: dict[int, list[int]] = {}
         seen: set[str] = set()
         stream = iter(documents)
@@ -362,11 +326,16 @@ class Store:
             for document in chunk:
                 check_document(document, f"document {document.id!r}")
                 self._admit(document.id, seen, superseded, replace)
-            start = len(writer.ids)
-            writer.add(chunk, self._vectors_for(chunk, encoder, vectors, start), self._analyzer)
+            if not writer.ids:
+                self._check_given(encoders, vectors)
+            part = slice(len(writer.ids), len(writer.ids) + len(chunk))
+            own = {kind: FIELDS[kind].take(given, part) for kind, given in vectors.items()}
+            own |= {m.kind: encoded(m, encoders[m.kind], chunk) for m in manifest.models if m.kind not in vectors}
+            writer.add(chunk, own, self._analyzer)
             advance(len(chunk))
-        if vectors is not None and len(vectors) != len(writer.ids):
-            raise ValueError(f"got {len(vectors)} vectors for {len(writer.ids)} documents; nothing was added")
+        for given in vectors.values():
+            if count_of(given) != len(writer.ids):
+                raise ValueError(f"got {count_of(given)} vectors for {len(writer.ids)} documents; nothing was added")
         if writer.ids:
             writer.close()
             kept = self._with_deleted(manifest, superseded)
@@ -384,14 +353,15 @@ class Store:
     def _merge(self, manifest: Manifest, numbers: Iterable[int]) -> None:
         """Commits a manifest where one new segment holds the live documents of the segments ``numbers``."""
         name = f"{manifest.change + 1:06d}"
-        writer = SegmentWriter(self.directory / "segments" / name, self.model.width if self.model else 0)
+        writer = SegmentWriter(self.directory / "segments" / name, manifest.models)
         merged = set(numbers)
         for number in sorted(merged):
             segment = self._segments[number]
             live = np.flatnonzero(segment.live_N)
             for start in range(0, len(live), CHUNK):
                 chunk = live[start : start + CHUNK]
-                writer.add([segment.document(int(p)) for p in chunk], segment.vectors_ND[chunk], None)
+                kept_rows = {kind: field.rows(chunk) for kind, field in segment.fields.items()}
+                writer.add([segment.document(int(p)) for p in chunk], kept_rows, None)
             segment.postings.copy_live(segment.live_N, writer.postings)
         writer.close()
         kept = [info for number, info in enumerate(manifest.segments) if number not in merged]
@@ -426,43 +396,48 @@ class Store:
             )
         superseded.setdefault(place[0], []).append(place[1])
 
-    def _vectors_for(
-        self, chunk: list[Document], encoder: EncodesDocuments | None, vectors: np.ndarray | None, start: int
-    ) -> np.ndarray:
-        model = self.model
-        if model is None:
-            return np.empty((len(chunk), 0), dtype=np.float32)
-        if vectors is not None:
-            return vectors[start : start + len(chunk)]
-        return encoder.encode_documents(
-            [document.full_text for document in chunk],
-            instruction=model.document_instruction,
-            normalize=model.normalize,
-            max_length=model.max_length,
-        )
-
-    def _updated_vectors(self, documents: list[Document], encoder: EncodesDocuments | None) -> np.ndarray:
-        """Returns the vectors of documents that are there: those of unchanged texts as they are, the others encoded."""
-        vectors_ND = np.empty((len(documents), self._vectors_of().width), dtype=np.float32)
-        changed = []
-        for number, document in enumerate(documents):
-            segment, position = self._find(document.id)
-            vectors_ND[number] = self._segments[segment].vectors_ND[position]
-            if self._segments[segment].document(position).full_text != document.full_text:
-                changed.append(number)
-        if changed and encoder is None:
-            raise ValueError(f"{self.directory}: {len(changed)} texts changed; give the encoder ({self.model.name})")
-        if encoder is not None:
+    def _check_given(self, encoders: Mapping[Kind, EncodesDocuments], vectors: Mapping[Kind, Vectors]) -> None:
+        for kind in vectors:
+            self._model_of(kind)
+        for encoder in encoders.values():
             self.check_encoder(encoder)
-        for start in range(0, len(changed), CHUNK):
-            part = changed[start : start + CHUNK]
-            vectors_ND[part] = self._vectors_for([documents[number] for number in part], encoder, None, 0)
-        return vectors_ND
+        for kind, model in self.models.items():
+            if kind not in vectors and kind not in encoders:
+                raise ValueError(f"{self.directory}: give the encoder ({model.name}) or the documents' vectors")
 
-    def _vectors_of(self) -> ModelInfo:
-        if self.model is None:
+    def _updated_vectors(
+        self, documents: list[Document], encoders: Mapping[Kind, EncodesDocuments], kinds: Sequence[Kind]
+    ) -> dict[Kind, Vectors]:
+        """Returns the vectors of documents that are there: those of unchanged texts as they are, the others encoded."""
+        places = [self._find(document.id) for document in documents]
+        numbers, positions = np.array(places).T
+        texts = [self._segments[number].document(position).full_text for number, position in places]
+        changed_N = np.array([old != document.full_text for old, document in zip(texts, documents, strict=True)])
+        changed, updated = [document for document, new in zip(documents, changed_N, strict=True) if new], {}
+        for encoder in encoders.values():
+            self.check_encoder(encoder)
+        for kind in kinds:
+            model, parts, rows = self._model_of(kind), [], []
+            for number in np.unique(numbers[~changed_N]):
+                rows.append(np.flatnonzero((numbers == number) & ~changed_N))
+                parts.append(self._segments[number].fields[kind].rows(positions[rows[-1]]))
+            if changed:
+                if kind not in encoders:
+                    raise ValueError(f"{self.directory}: {len(changed)} texts changed; give the encoder ({model.name})")
+                rows.append(np.flatnonzero(changed_N))
+                parts.append(encoded(model, encoders[kind], changed))
+            updated[kind] = FIELDS[kind].take(FIELDS[kind].join(parts), np.argsort(np.concatenate(rows)))
+        return updated
+
+    def _model_of(self, kind: Kind) -> ModelInfo:
+        if kind in self.models:
+            return self.models[kind]
+        if not self.models:
             raise ValueError(f"{self.directory}: was built without a model, so it serves BM25 only; index with a model")
-        return self.model
+        held = " and ".join(self.models)
+        raise ValueError(
+            f"{self.directory}: has no {kind} vectors, only {held} ones; index with a model that gives {kind} ones"
+        )
 
     def _find(self, identifier: str) -> tuple[int, int] | None:
         for number, segment in enumerate(self._segments):
@@ -470,20 +445,3 @@ class Store:
             if position is not None:
                 return number, position
         return None
-
-    def _id_at(self, position: int) -> str:
-        number = bisect_right(self._starts, position) - 1
-        return self._segments[number].ids[position - int(self._starts[number])]
-
-    def _named(self, ranking: list[tuple[int, float]]) -> Hits:
-        return {self._id_at(position): score for position, score in ranking}
-
-
-def _refuse_string(given: object, what: str) -> None:
-    if isinstance(given, str):
-        raise TypeError(f"{what} must be a list of strings; got one string. Write [{given[:40]!r}] for a single one.")
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k}")

@@ -80,7 +80,7 @@ class VectorDatabase(ABC):
         """The digest of every row that is there."""
 
     @abstractmethod
-    def _upsert(self, documents: Sequence[Document], vectors_ND: np.ndarray, digests: Sequence[str]) -> None:
+    def _upsert(self, documents: Sequence[Document], vectors: Sequence[Any], digests: Sequence[str]) -> None:
         """Puts rows in, in the place of those of the same ids."""
 
     def document(self, identifier: str) -> Document:
@@ -108,18 +108,23 @@ class VectorDatabase(ABC):
                 f"model given has {encoder.fingerprint[:12]}; use that model, or export anew under another name"
             )
 
-    def add(self, documents: Sequence[Document], vectors_ND: np.ndarray) -> int:
+    def add(self, documents: Sequence[Document], vectors_ND: Sequence[Any]) -> int:
         """Puts documents with their whole vectors in; returns how many were new or different.
 
         Rows whose text, metadata and vector are there already are passed over, so a repeated call costs a look-up.
         """
-        kept_ND = VectorFormat(dimensions=self.info.dimensions).apply(vectors_ND, normalize=self.model.normalize).values_NC
-        digests = [_digest(document, vector) for document, vector in zip(documents, kept_ND, strict=True)]
+        kept = self._kept(vectors_ND)
+        digests = [_digest(document, vector) for document, vector in zip(documents, kept, strict=True)]
         there = self._digests([document.id for document in documents])
         new = [n for n, document in enumerate(documents) if there.get(document.id) != digests[n]]
         if new:
-            self._upsert([documents[n] for n in new], kept_ND[new], [digests[n] for n in new])
+            self._upsert([documents[n] for n in new], [kept[n] for n in new], [digests[n] for n in new])
         return len(new)
+
+    def _kept(self, vectors: Sequence[Any]) -> Sequence[Any]:
+        """What is kept of vectors."""
+        cut = VectorFormat(dimensions=self.info.dimensions)
+        return cut.apply(np.asarray(vectors), normalize=self.model.normalize).values_NC
 
     def check_info(self, wanted: DatabaseInfo) -> None:
         """Raises ``ValueError`` when what is there was made otherwise than ``wanted``."""
@@ -145,7 +150,7 @@ class VectorDatabase(ABC):
 
 def fill(
     database: VectorDatabase,
-    rows: Iterable[tuple[Document, np.ndarray]],
+    rows: Iterable[tuple[Document, Any]],
     *,
     prune: bool = False,
     batch: int = BATCH,
@@ -158,7 +163,7 @@ def fill(
     stream, written, seen = iter(rows), 0, set()
     while part := list(islice(stream, batch)):
         documents = [document for document, _ in part]
-        written += database.add(documents, np.stack([vector for _, vector in part]))
+        written += database.add(documents, [vector for _, vector in part])
         seen.update(document.id for document in documents)
         advance(len(part))
     stale = [name for name in database.ids() if name not in seen] if prune else []
@@ -177,6 +182,6 @@ def require(package: str, extra: str) -> Any:
         raise ValueError(f"{package} is not installed; this needs: pip install 'openembed[{extra}]'") from None
 
 
-def _digest(document: Document, vector_D: np.ndarray) -> str:
+def _digest(document: Document, vector: Any) -> str:
     content = json.dumps([document.id, document.title, document.text, document.metadata], sort_keys=True, default=str)
-    return hashlib.blake2b(content.encode() + vector_D.tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(content.encode() + vector.tobytes(), digest_size=16).hexdigest()

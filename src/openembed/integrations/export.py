@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from openembed.index.manifest import Kind
 from openembed.index.store import Store
 from openembed.integrations import pgvector, qdrant
 from openembed.integrations.database import DatabaseInfo, VectorDatabase, fill
@@ -37,20 +38,29 @@ def export(
     precision: str = "float32",
     index: bool = True,
     prune: bool = False,
+    kind: Kind | None = None,
     advance: Callable[[int], None] = lambda _n: None,
 ) -> dict[str, int]:
     """Puts the live documents of ``store`` into the database at ``target``; returns the counts of ``fill``.
 
     Killed and run again, it writes what is missing; run after changes, what changed. ``prune`` removes what the store no
-    longer holds. ``index``: makes pgvector's HNSW index at the end. Raises ``ValueError`` for a store without vectors, and
-    what the databases raise.
+    longer holds. ``index``: makes pgvector's HNSW index at the end. ``kind``: which vectors (default: dense ones where there
+    are, else sparse ones, which Qdrant alone takes). Raises ``ValueError`` for a store without them, and what the databases
+    raise.
     """
-    if store.model is None:
+    if not store.models:
         raise ValueError(f"{store.directory}: was built without a model, so it has no vectors to export; index with a model")
-    info = DatabaseInfo(model=store.model, dimensions=dimensions, precision=precision)
-    info.format.width(store.model.width)
+    kind = kind or next(iter(sorted(store.models)))
+    if kind not in store.models:
+        raise ValueError(f"{store.directory}: has no {kind} vectors to export; it has {' and '.join(store.models)} ones")
+    info = DatabaseInfo(model=store.models[kind], dimensions=dimensions, precision=precision)
+    if kind == "tokens":
+        raise ValueError("a database takes one vector a document or sparse ones, not a vector a token; search the index itself")
+    if kind == "sparse" and (not target.startswith("qdrant") or dimensions is not None or precision != "float32"):
+        raise ValueError("sparse vectors go to Qdrant, whole and in float32, or into files (opensearch:FILE, anserini:FILE)")
+    info.format.width(info.model.width)
     database = open_database(target, info)
-    counts = fill(database, store.rows(), prune=prune, advance=advance)
+    counts = fill(database, store.rows(kind), prune=prune, advance=advance)
     if index and isinstance(database, pgvector.PgVectorIndex):
         database.create_index()
     return counts

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from openembed.encoded import require_kind
 from openembed.records import Query
-from openembed.steps import Bm25Config, DenseConfig, FuseConfig, Search
+from openembed.steps import Bm25Config, DenseConfig, FuseConfig, Search, SparseConfig
 from openembed.steps.fuse import fused_depth
 
 try:
@@ -43,6 +44,7 @@ class OpenEmbedEmbeddings(Embeddings):
         import openembed
 
         self.encoder = openembed.load(model, device=device, dtype=dtype) if isinstance(model, str) else model
+        require_kind(self.encoder, ["dense"], "LangChain's Embeddings", "index with it, and use openembed's retriever")
         self._query_options = {"instruction": instruction, "task": task, **options}
         self._document_options = {"instruction": document_instruction, "task": task, **options}
         if document_instruction is not None:
@@ -82,18 +84,20 @@ def retriever(
 ) -> OpenEmbedRetriever:
     """Returns a retriever over a ``Store``, or over a ``QdrantIndex`` or ``PgVectorIndex`` (``dense`` alone).
 
-    ``mode``: ``dense``, ``bm25``, or ``hybrid``, both fused by reciprocal rank. Raises ``ValueError`` for another mode, and
-    for an encoder that is missing or is not the one that made the vectors.
+    ``mode``: ``dense``, ``sparse``, ``bm25``, or ``hybrid``: BM25 and the vectors of the encoder's kind, fused by reciprocal
+    rank. Raises ``ValueError`` for another mode, and for an encoder that is missing or is not the one that made the vectors.
     """
     return OpenEmbedRetriever(source=source, step=_step(source, encoder, mode, k, instruction))
 
 
 def _step(source: Any, encoder: Encoder | None, mode: str, k: int, instruction: str | None) -> Step:
     deep = fused_depth(k)
+    vectors = SparseConfig if getattr(encoder, "kind", "dense") == "sparse" else DenseConfig
     configs = {
         "dense": DenseConfig(k=k, instruction=instruction),
+        "sparse": SparseConfig(k=k, instruction=instruction),
         "bm25": Bm25Config(k=k),
-        "hybrid": FuseConfig(k=k, parts=(DenseConfig(k=deep, instruction=instruction), Bm25Config(k=deep))),
+        "hybrid": FuseConfig(k=k, parts=(vectors(k=deep, instruction=instruction), Bm25Config(k=deep))),
     }
     if mode not in configs:
         raise ValueError(f"mode {mode!r} is not known; allowed: {', '.join(configs)}")

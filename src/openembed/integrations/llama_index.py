@@ -11,6 +11,8 @@ try:
 except ImportError as error:
     raise ImportError("llama-index-core is not installed; this needs: pip install 'openembed[llama-index]'") from error
 
+from openembed.encoded import require_kind
+
 if TYPE_CHECKING:
     from openembed.encoder import Encoder
 
@@ -43,6 +45,7 @@ class OpenEmbedEmbedding(BaseEmbedding):
         import openembed
 
         encoder = openembed.load(model, device=device, dtype=dtype) if isinstance(model, str) else model
+        require_kind(encoder, ["dense"], "LlamaIndex", "use a dense model")
         name = model if isinstance(model, str) else f"openembed-{encoder.fingerprint[:12]}"
         super().__init__(model_name=name, embed_batch_size=embed_batch_size)
         self._encoder, self._instruction, self._options = encoder, instruction, {"task": task, **options}

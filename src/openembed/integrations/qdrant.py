@@ -12,18 +12,25 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from openembed.config import parse
-from openembed.index.filters import RANGES, All, Any_, Field, Filter, Not, flat_values, kind
+from openembed.index.filters import RANGES, All, Any_, Field, Filter, Not, flat_values, kind, parse_filter
+from openembed.index.sparse import SparseField, checked
+from openembed.index.store import Condition, Hits
 from openembed.integrations.database import DatabaseInfo, VectorDatabase, require
 from openembed.records import Document
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/openembed/openembed#document")
 INFO = "openembed"
+SPARSE = "sparse"
+"""What sparse vectors are called in a collection."""
 QUERIES = 64
 """Queries in one request."""
 OVERSAMPLING = 3.0
@@ -34,7 +41,7 @@ class QdrantIndex(VectorDatabase):
     """A collection. Opens the one that is there; makes it where there is none and ``info`` says of what.
 
     Raises ``ValueError`` for a collection that is not
-    there, that was not made here, or that holds other vectors than ``info`` says.
+    there, that was not made here, or that holds other vectors than ``info`` says. Of a sparse model it holds sparse vectors.
     """
 
     def __init__(self, client: Any, collection: str, info: DatabaseInfo | None = None) -> None:
@@ -54,6 +61,14 @@ class QdrantIndex(VectorDatabase):
 
     def _create(self, info: DatabaseInfo) -> None:
         models = self._models
+        if info.model.kind == "sparse":
+            self._client.create_collection(
+                self._collection,
+                vectors_config={},
+                sparse_vectors_config={SPARSE: models.SparseVectorParams()},
+                metadata={INFO: info.model_dump(mode="json")},
+            )
+            return
         quantization = None
         if info.precision == "int8":
             scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
@@ -106,7 +121,43 @@ class QdrantIndex(VectorDatabase):
         points = [_point(name) for name in identifiers]
         return [point.payload for point in self._client.retrieve(self._collection, points, with_payload=wanted)]
 
-    def _upsert(self, documents: Sequence[Document], vectors_ND: np.ndarray, digests: Sequence[str]) -> None:
+    def dense(self, queries_QD: np.ndarray, k: int = 10, *, filter: Condition = None, exact: bool | None = None) -> list[Hits]:
+        """As :meth:`VectorDatabase.dense`; raises ``ValueError`` for a collection of sparse vectors."""
+        self._check_kind("dense")
+        return super().dense(queries_QD, k, filter=filter, exact=exact)
+
+    def _check_kind(self, kind: str) -> None:
+        if self.model.kind != kind:
+            raise ValueError(f"{self.place}: holds {self.model.kind} vectors; search it with {self.model.kind}()")
+
+    def sparse(self, queries_QV: csr_matrix, k: int = 10, *, filter: Condition = None) -> list[Hits]:
+        """Returns for each sparse query vector the k documents of greatest score, best first, as ``Store.sparse`` does.
+
+        Scores are Qdrant's own float32 sums. Raises ``ValueError`` for a collection of dense vectors.
+        """
+        models = self._models
+        self._check_kind("sparse")
+        queries = checked(queries_QV, self.model.width, lambda row: f"query {row}")
+        condition = filter if isinstance(filter, Field | All | Any_ | Not) else parse_filter(filter or {})
+        wanted, hits = models.Filter(must=[translate(models, condition)]), []
+        for row in SparseField.each(queries):
+            vector = models.SparseVector(indices=row.terms.tolist(), values=row.weights.tolist())
+            options = {"using": SPARSE, "limit": k, "query_filter": wanted, "with_payload": ["_id"]}
+            points = self._client.query_points(self._collection, vector, **options).points if len(row.terms) else []
+            scored = [(float(np.float32(point.score)), point.payload["_id"]) for point in points if point.score > 0]
+            hits.append({name: score for score, name in sorted(scored, reverse=True)})
+        return hits
+
+    def _kept(self, vectors: Sequence[Any]) -> Sequence[Any]:
+        return vectors if self.model.kind == "sparse" else super()._kept(vectors)
+
+    def _vectors(self, vectors: Sequence[Any]) -> Any:
+        if self.model.kind != "sparse":
+            return np.asarray(vectors).tolist()
+        rows = ((row.terms.tolist(), row.weights.tolist()) for row in vectors)
+        return {SPARSE: [self._models.SparseVector(indices=terms, values=weights) for terms, weights in rows]}
+
+    def _upsert(self, documents: Sequence[Document], vectors: Sequence[Any], digests: Sequence[str]) -> None:
         payloads = [
             {
                 "_id": d.id,
@@ -118,7 +169,7 @@ class QdrantIndex(VectorDatabase):
             }
             for d, digest in zip(documents, digests, strict=True)
         ]
-        batch = self._models.Batch(ids=[_point(d.id) for d in documents], vectors=vectors_ND.tolist(), payloads=payloads)
+        batch = self._models.Batch(ids=[_point(d.id) for d in documents], vectors=self._vectors(vectors), payloads=payloads)
         self._client.upsert(self._collection, batch, wait=True)
 
     def _search(self, queries_QD: np.ndarray, k: int, condition: Filter, exact: bool) -> list[list[tuple[str, float]]]:

@@ -10,15 +10,13 @@
  */
 #define EXPORT __attribute__((visibility("default")))
 
-#include <stdint.h>
+#include "coding.h"
 #include <stdlib.h>
-#include <string.h>
-#include <math.h>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
-enum { LANES = 16, WIDE = 6, GROUPS = 4, AHEAD = 16 };
+enum { WIDE = 6, GROUPS = 4, AHEAD = 16 };
 
 typedef struct {
     const uint8_t *codes;     /* (groups, steps, 16, 4) */
@@ -54,28 +52,6 @@ typedef struct {
 } Queries;
 
 static const float TINY = 1e-37f; /* below it floats round to more than a share of themselves */
-
-static float kth_greatest(float *values, int64_t count, int64_t k) {
-    int64_t low = 0, high = count - 1;
-    k -= 1;
-    while (low < high) {
-        float pivot = values[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (values[i] > pivot) i++;
-            while (values[j] < pivot) j--;
-            if (i <= j) {
-                float swap = values[i];
-                values[i++] = values[j];
-                values[j--] = swap;
-            }
-        }
-        if (k <= j) high = j;
-        else if (k >= i) low = i;
-        else break;
-    }
-    return values[k];
-}
 
 static void select_best(Queries *queries, int64_t query, float *scratch) {
     int64_t base = query * queries->capacity, filled = queries->filled[query], kept = 0;
@@ -338,28 +314,6 @@ EXPORT int64_t openembed_sketch_scan(const Sketch *sketch, const uint8_t *tables
     keep_best(documents, sums, &filled, k, scratch);
     free(scratch);
     return filled;
-}
-
-/* Codes one vector of ``padded`` components (a multiple of 16); returns its scale and the squares of norm and rest. */
-static float code_one(const float *value, int64_t padded, int8_t *whole, double *squares, double *lost) {
-    float most[LANES] = {0}, unit = 0;
-    double square[LANES] = {0}, rest[LANES] = {0};
-    for (int64_t i = 0; i < padded; i += LANES)
-        for (int lane = 0; lane < LANES; lane++)
-            most[lane] = fabsf(value[i + lane]) > most[lane] ? fabsf(value[i + lane]) : most[lane];
-    for (int lane = 0; lane < LANES; lane++) unit = most[lane] > unit ? most[lane] : unit;
-    unit /= 127;
-    if (unit < 1.17549435e-38f) unit = 1;
-    for (int64_t i = 0; i < padded; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) {
-            float rounded = nearbyintf(value[i + lane] / unit);
-            double off = (double)value[i + lane] - (double)rounded * unit;
-            square[lane] += (double)value[i + lane] * value[i + lane];
-            rest[lane] += off * off;
-            whole[i + lane] = (int8_t)(int32_t)rounded;
-        }
-    for (int lane = 0; lane < LANES; lane++) *squares += square[lane], *lost += rest[lane];
-    return unit;
 }
 
 /* Codes documents (count, width): bytes of whole groups, and their bounds. Padding is of scale, norm and error 0. ``room`` is

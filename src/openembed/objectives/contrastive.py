@@ -12,30 +12,32 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from openembed import similarity
-from openembed.config import Config
 from openembed.data.batch import Batch, Candidates, InBatch, allowed_mask
 from openembed.data.margin import MarginConfig
 from openembed.losses import info_nce_rows, weighted_mean
-from openembed.objectives import Loss, Views, split_by_source
-from openembed.representations import Dense
+from openembed.objectives import Loss, sides, split_by_source
+from openembed.objectives.regularizers import Regularized, RegularizedObjective, sparsity
+from openembed.representations import Dense, Representation
+from openembed.similarity import SimilarityName, similarity
 
 HISTOGRAM_BINS = 40
 """Similarity histograms have this many equal bins from -1 to 1."""
 
 
-class ContrastiveConfig(Config):
+class ContrastiveConfig(Regularized):
     """Settings of the contrastive objective.
 
     ``in_batch`` says which documents of other rows may be negatives, for the rows whose source permits any: ``all``,
     their ``positives`` only, or ``none`` (NV-Embed stage 2). ``teacher_margin`` drops a hard negative whose teacher
     score is too close to the positive's. ``matryoshka`` sums the loss over the first d dimensions for each d given,
-    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too.
+    weighted by ``matryoshka_weights`` (all 1 when empty); list the full width to train it too. ``k_train``: of ``xtr``, see
+    :func:`openembed.late_interaction.xtr`. ``regularizers``: what is added for weights over the vocabulary.
     """
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: float = Field(default=0.02, gt=0)
-    similarity: Literal["cosine", "dot"] = "cosine"
+    similarity: SimilarityName = "cosine"
+    k_train: int = Field(default=256, ge=1)
     in_batch: InBatch = "all"
     teacher_margin: MarginConfig | None = None
     matryoshka: tuple[int, ...] = ()
@@ -55,38 +57,50 @@ class ContrastiveConfig(Config):
         return Contrastive(self)
 
 
-class Contrastive:
+class Contrastive(RegularizedObjective):
     """InfoNCE of every row against its allowed candidates."""
 
     def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__(config.regularizers)
         self.config = config
-        self._similarity = {"cosine": similarity.cosine, "dot": similarity.dot}[config.similarity]
+        self._similarity = similarity(config.similarity, config.k_train)
 
-    def views(self, batch: Batch) -> Views:
-        """Returns every distinct text of the batch once."""
-        return Views(batch.texts, batch.prompts)
-
-    def loss(self, representations: Dense, batch: Batch) -> Loss:
+    def loss(self, representations: Representation, batch: Batch, step: int = 0) -> Loss:
         """Returns the loss over the batch's rows and what the report shows of it."""
-        device = representations.values_ND.device
+        device = representations.device
         candidates = allowed_mask(batch, self.config.in_batch, self.config.teacher_margin)
         positives_QN = torch.from_numpy(candidates.positives_QN).to(device)
         allowed_QN = torch.from_numpy(candidates.allowed_QN).to(device)
         weights_Q = torch.from_numpy(batch.weight_Q).to(device)
-        queries = representations.select(torch.from_numpy(batch.query_Q).to(device))
-        documents = representations.select(torch.from_numpy(batch.document_N).to(device))
+        queries, documents = sides(representations, batch)
 
-        widths = self.config.matryoshka or (representations.width,)
-        width_weights = self.config.matryoshka_weights or (1.0,) * len(widths)
-        rows_Q = representations.values_ND.new_zeros(batch.rows, dtype=torch.float32)
+        rows_Q = torch.zeros(batch.rows, device=device)
         parts: dict[str, float] = {}
-        for width, weight in zip(widths, width_weights, strict=True):
-            scores_QN = self._similarity(queries.truncated(width).values_ND, documents.truncated(width).values_ND)
+        for name, width, weight in self._widths(representations):
+            scores_QN = self._similarity(_truncated(queries, width), _truncated(documents, width))
             width_Q = info_nce_rows(scores_QN, positives_QN, allowed_QN, self.config.temperature)
             rows_Q = rows_Q + weight * width_Q
-            parts[f"info_nce_{width}"] = weighted_mean(width_Q.detach(), weights_Q).item()
-        diagnostics = _diagnostics(self._similarity(queries.values_ND, documents.values_ND), rows_Q, candidates, batch)
-        return Loss(weighted_mean(rows_Q, weights_Q), parts, diagnostics)
+            parts[name] = weighted_mean(width_Q.detach(), weights_Q).item()
+        if width != representations.width:
+            scores_QN = self._similarity(queries, documents)
+        penalty, penalties = self.penalties(queries, documents, step)
+        parts |= {name: value.item() for name, value in penalties.items()}
+        diagnostics = _diagnostics(scores_QN, rows_Q, candidates, batch) | sparsity(queries, documents)
+        return Loss(weighted_mean(rows_Q, weights_Q) + penalty, parts, diagnostics)
+
+    def _widths(self, representations: Representation) -> list[tuple[str, int, float]]:
+        """The widths the loss is taken at, each with the name of its term and its weight."""
+        if not isinstance(representations, Dense):
+            if self.config.matryoshka:
+                raise ValueError("matryoshka cuts dense vectors; leave it out with this head")
+            return [("info_nce", representations.width, 1.0)]
+        widths = self.config.matryoshka or (representations.width,)
+        names = [f"info_nce_{width}" for width in widths]
+        return list(zip(names, widths, self.config.matryoshka_weights or (1.0,) * len(widths), strict=True))
+
+
+def _truncated(representations: Representation, width: int) -> Representation:
+    return representations if width == representations.width else representations.truncated(width)  # type: ignore[union-attr]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ an index.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,12 +21,14 @@ from openembed.data.mine import MineConfig
 from openembed.data.select import PolicyConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
+from openembed.heads.token_pooling import TokenPoolConfig
 from openembed.objectives.distillation import DistillationConfig
+from openembed.objectives.regularizers import FlopsConfig, Regularized
 from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
 from openembed.recipe.sweep_config import SweepConfig
 from openembed.seeds import derive
 from openembed.steps import StepConfig
-from openembed.train.loop import TrainConfig
+from openembed.train.loop import ObjectiveConfig, TrainConfig
 
 UNTRAINED, BM25 = "untrained", "bm25"
 """Names of models that are no stage: the recipe's encoder before training, and lexical search."""
@@ -77,16 +79,51 @@ class MineStage(PolicyConfig):
         return MineConfig(**own, seed=seed)
 
 
-class EncodeStage(Config):
-    """Encodes the texts of ``texts`` (a JSON-lines file with ``text``) with ``model``, for distillation to learn from.
+class _ReadsTexts(Config):
+    """A stage that reads plain texts: those of ``texts`` (a JSON-lines file with ``text``), or of the rows of ``sources``."""
 
-    ``dtype``: what the model runs in; half precision is faster and close enough to teach.
+    texts: str | None = None
+    sources: tuple[SourceConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> _ReadsTexts:
+        if (self.texts is None) == (not self.sources):
+            raise ValueError("give either texts or sources")
+        return self
+
+
+class EncodeStage(_ReadsTexts):
+    """Encodes texts with ``model``, for distillation to learn from.
+
+    ``side``: the texts of ``sources`` that are encoded, and as what: every ``query`` or ``document`` of a row; None: all of
+    them, as documents. ``instruction``: put before each, where the model has none of its own. ``dtype``: what the model runs
+    in; half precision is faster and close enough to teach.
     """
 
     do: Literal["encode"]
-    texts: str
     model: str
+    side: Literal["query", "document"] | None = None
+    instruction: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+
+class IdfStage(_ReadsTexts):
+    """Counts in how many documents each token occurs; gives ``start`` the table that weights queries without a model.
+
+    See :func:`openembed.heads.idf_lookup.build_idf`. The table is ``idf.npy`` in the stage's folder too, for penalties that ask
+    for it. ``start``: as in :class:`TrainStage`; its head of queries must be a table.
+    """
+
+    do: Literal["idf"]
+    start: str = UNTRAINED
+
+
+class PoolStage(Config):
+    """Gives ``start`` (as in :class:`TrainStage`) another ``pool``: fewer vectors a text, to train or to use it so."""
+
+    do: Literal["pool"]
+    start: str
+    pool: TokenPoolConfig
 
 
 class InitialiseStage(Config):
@@ -175,10 +212,9 @@ class SearchStage(Config):
     k: int = Field(3, ge=1)
 
 
-StageConfig = Annotated[
-    FilterStage | MineStage | EncodeStage | InitialiseStage | TrainStage | EvaluateStage | IndexStage | SearchStage,
-    Field(discriminator="do"),
-]
+Preparing = FilterStage | MineStage | EncodeStage | IdfStage | PoolStage | InitialiseStage
+Using = TrainStage | EvaluateStage | IndexStage | SearchStage
+StageConfig = Annotated[Preparing | Using, Field(discriminator="do")]
 
 
 class Expect(Config):
@@ -312,7 +348,7 @@ def model_references(stage: StageConfig) -> dict[str, str]:
     match stage:
         case MineStage():
             return {"teacher": stage.teacher}
-        case TrainStage():
+        case TrainStage() | IdfStage() | PoolStage():
             return {"start": stage.start}
         case EncodeStage():
             return {"model": stage.model}
@@ -326,19 +362,42 @@ def model_references(stage: StageConfig) -> dict[str, str]:
             return {}
 
 
-def vectors_stage(stage: StageConfig) -> str | None:
-    """Returns the encode stage whose vectors a stage learns from, None when it needs none."""
+def tables(stage: StageConfig) -> tuple[str, ...]:
+    """Returns the stages, or folders and files outside the run, that a stage learns from: vectors, and tables of idf."""
+    return (*_vectors(stage), *(idf_tables(stage.objective) if isinstance(stage, TrainStage) else ()))
+
+
+def _vectors(stage: StageConfig) -> tuple[str, ...]:
     if isinstance(stage, InitialiseStage):
-        return stage.vectors
+        return (stage.vectors,)
     if isinstance(stage, TrainStage) and isinstance(stage.objective, DistillationConfig):
-        return stage.objective.vectors
-    return None
+        return stage.objective.folders
+    return ()
+
+
+def idf_tables(objective: ObjectiveConfig) -> tuple[str, ...]:
+    """Returns the tables of idf that an objective's penalties read."""
+    penalties = objective.regularizers if isinstance(objective, Regularized) else ()
+    return tuple(penalty.idf for penalty in penalties if isinstance(penalty, FlopsConfig) and penalty.idf is not None)
+
+
+def relocated(objective: ObjectiveConfig, locate: Callable[[str], str]) -> ObjectiveConfig:
+    """Returns the objective with every folder and table it reads where ``locate`` says."""
+    if isinstance(objective, DistillationConfig):
+        objective = objective.at([locate(folder) for folder in objective.folders])
+    if not idf_tables(objective):
+        return objective
+    penalties = [
+        penalty.model_copy(update={"idf": locate(penalty.idf)}) if getattr(penalty, "idf", None) else penalty
+        for penalty in objective.regularizers
+    ]
+    return objective.model_copy(update={"regularizers": tuple(penalties)})
 
 
 def stage_sources(stage: StageConfig) -> tuple[SourceConfig, ...]:
     """Returns the sources a stage reads."""
     match stage:
-        case MineStage() | FilterStage():
+        case MineStage() | FilterStage() | EncodeStage() | IdfStage():
             return stage.sources
         case TrainStage():
             return stage.data.sources
@@ -349,7 +408,7 @@ def stage_sources(stage: StageConfig) -> tuple[SourceConfig, ...]:
 def data_paths(stage: StageConfig) -> list[str]:
     """Returns the paths of the training data a stage reads: its sources' and its plain texts'."""
     texts = list(stage.texts.values()) if isinstance(stage, FilterStage) else []
-    texts += [stage.texts] if isinstance(stage, EncodeStage) else []
+    texts += [stage.texts] if isinstance(stage, _ReadsTexts) and stage.texts is not None else []
     return [source.path for source in stage_sources(stage) if source.path] + texts
 
 
@@ -360,7 +419,7 @@ def needed_stages(recipe: Recipe, name: str) -> list[str]:
     wanted |= {path.removeprefix(MINED).split("/")[0] for path in data_paths(stage) if path.startswith(MINED)}
     if isinstance(stage, SearchStage):
         wanted.add(stage.index)
-    wanted.add(vectors_stage(stage))
+    wanted.update(tables(stage))
     return [other for other in recipe.stage if other in wanted]
 
 
@@ -397,19 +456,28 @@ def check_references(recipe: Recipe) -> list[str]:
             problems += _wrong_source(earlier, f"stage.{name}", path)
         if isinstance(stage, TrainStage) and stage.start == BM25:
             problems.append(f"stage.{name}.start: BM25 has nothing to train (got 'bm25')")
-        vectors = vectors_stage(stage)
-        of_a_stage = vectors in recipe.stage or isinstance(stage, InitialiseStage)
-        if vectors is not None and of_a_stage and not isinstance(earlier.get(vectors), EncodeStage):
-            problems.append(f"stage.{name}: vectors: no earlier encode stage of this name (got {vectors!r})")
+        problems += _wrong_tables(recipe, earlier, name, stage)
         if isinstance(stage, SearchStage) and not isinstance(earlier.get(stage.index), IndexStage):
             problems.append(f"stage.{name}.index: no earlier index stage of this name (got {stage.index!r})")
     return problems
 
 
+def _wrong_tables(recipe: Recipe, earlier: Mapping[str, StageConfig], name: str, stage: StageConfig) -> list[str]:
+    """What a stage learns from and is not there; a train stage may name a folder or file outside the run too."""
+    wanted: list[tuple[str, str, type]] = [("vectors", table, EncodeStage) for table in _vectors(stage)]
+    if isinstance(stage, TrainStage):
+        wanted += [("idf", table, IdfStage) for table in idf_tables(stage.objective)]
+    return [
+        f"stage.{name}: {key}: no earlier {'encode' if key == 'vectors' else key} stage of this name (got {table!r})"
+        for key, table, kind in wanted
+        if (table in recipe.stage or isinstance(stage, InitialiseStage)) and not isinstance(earlier.get(table), kind)
+    ]
+
+
 def _wrong_model(recipe: Recipe, earlier: Mapping[str, StageConfig], where: str, model: str) -> list[str]:
     if model == UNTRAINED and recipe.encoder is None:
         return [f"{where}: needs an [encoder] table (got 'untrained')"]
-    if model in recipe.stage and not isinstance(earlier.get(model), (TrainStage, InitialiseStage)):
+    if model in recipe.stage and not isinstance(earlier.get(model), (TrainStage, InitialiseStage, IdfStage, PoolStage)):
         return [f"{where}: no earlier train stage of this name (got {model!r})"]
     return []
 

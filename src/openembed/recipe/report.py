@@ -10,10 +10,11 @@ from typing import Any
 
 from openembed import __version__
 from openembed.data.mine import AUDIT
+from openembed.evaluation.costs import latency_ms
 from openembed.files import read_json, read_jsonl
 from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, FilterStage, MineStage, SearchStage, TrainStage
 from openembed.recipe.stages import METRICS, MINED_REPORT, SEARCHES, Workplace, folder_name
-from openembed.report import Cleaning, Hit, Removal, Report, Score, Search, TaskScores, TrainingRun
+from openembed.report import Cleaning, Cost, Hit, Removal, Report, Score, Search, TaskScores, TrainingRun
 
 METRIC_NAMES = {
     "ndcg_at_10": "nDCG@10",
@@ -77,16 +78,24 @@ def task_scores(place: Workplace) -> list[TaskScores]:
             continue
         p_values = _p_values(place.out / name, stage)
         for task in stage.tasks:
-            scores, metric = {}, ""
+            scores, costs, metric = {}, {}, ""
             for model in stage.models:
                 path = place.out / name / folder_name(model) / task.name.replace("/", "__") / "result.json"
                 if path.is_file():
                     result = read_json(path)["result"]
                     scores[label(model)] = Score(result["value"], *(result["interval"] or ()))
                     metric = METRIC_NAMES.get(result["metric"], result["metric"])
+                    if result.get("costs"):
+                        costs[label(model)] = cost(result["costs"])
             if scores:
-                tasks.append(TaskScores(task.name, metric, scores, task.note, p_values.get(task.name, {})))
+                tasks.append(TaskScores(task.name, metric, scores, task.note, p_values.get(task.name, {}), costs))
     return tasks
+
+
+def cost(costs: dict[str, Any]) -> Cost:
+    """Returns what the report shows of a result's costs (:mod:`openembed.evaluation.costs`)."""
+    of = {"dense": "dimensions", "tokens": "token vectors"}.get(costs["kind"], "terms")
+    return Cost(costs["document_bytes"], latency_ms(costs), f"{costs['document_entries']:.4g} {of}")
 
 
 def _cleaning(place: Workplace) -> list[Cleaning]:

@@ -37,7 +37,7 @@ from openembed.recipe.config import (
     model_references,
     needed_stages,
     stage_paths,
-    vectors_stage,
+    tables,
 )
 from openembed.recipe.files import to_toml
 from openembed.recipe.stages import CHECKPOINTS, Workplace, run_stage
@@ -211,9 +211,7 @@ def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
         models["reranker"] = Path(place.model_folder(stage.reranker))
     if depends_on_encoder and recipe.encoder.backbone.path is not None:
         models["backbone"] = Path(place.model_folder(recipe.encoder.backbone.path))
-    vectors = vectors_stage(stage)
-    if vectors is not None and vectors not in recipe.stage:
-        models["vectors"] = place.locate(vectors)
+    models |= {f"table {table}": place.locate(table) for table in tables(stage) if table not in recipe.stage}
     parts = {
         "version": __version__,
         "seed": recipe.seed,
@@ -221,7 +219,7 @@ def stage_hash(place: Workplace, name: str, earlier: dict[str, str]) -> str:
         "encoder": recipe.encoder.model_dump(mode="json") if depends_on_encoder else None,
         "reads": {other: earlier[other] for other in needed_stages(recipe, name)},
         "files": {path: digest(place.locate(path)) for path in stage_paths(stage, watched=False)},
-        "models": {ref: _model_identity(path) for ref, path in models.items() if path.is_dir()},
+        "models": {ref: _model_identity(path) for ref, path in models.items() if path.exists()},
         "packaged": {ref: digest(found) for ref in models if (found := packaged(ref)) is not None},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -239,7 +237,7 @@ def digest(path: Path) -> str:
 
 def _model_identity(folder: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times: weights are too large to read on every run."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    files = sorted(item for item in folder.rglob("*") if item.is_file()) if folder.is_dir() else [folder]
     return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 

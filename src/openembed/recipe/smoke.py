@@ -18,8 +18,10 @@ from openembed.recipe.config import (
     EncodeStage,
     EvaluateStage,
     FilterStage,
+    IdfStage,
     IndexStage,
     MineStage,
+    PoolStage,
     Recipe,
     StageConfig,
     TrainStage,
@@ -83,8 +85,11 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
         case FilterStage():
             return _filter(stage)
         case EncodeStage():
-            mine = stage.texts if stage.texts.startswith(STAGE) else FILES["texts"]
-            return stage.model_copy(update={"texts": mine, "model": _model(stage.model, recipe)})
+            return stage.model_copy(update={**_texts(stage), "model": _model(stage.model, recipe)})
+        case IdfStage():
+            return stage.model_copy(update={**_texts(stage), "start": _model(stage.start, recipe)})
+        case PoolStage():
+            return stage.model_copy(update={"start": _model(stage.start, recipe)})
         case TrainStage():
             return _train(stage, recipe)
         case EvaluateStage():
@@ -96,6 +101,13 @@ def _stage(stage: StageConfig, recipe: Recipe) -> StageConfig:
             return stage.model_copy(update={"corpus": f"{TOY}/retrieval", "model": _model(stage.model, recipe)})
         case _:
             return stage
+
+
+def _texts(stage: EncodeStage | IdfStage) -> dict[str, object]:
+    """The toy texts, or toy rows, that a stage reads instead of its own."""
+    if stage.texts is None:
+        return {"sources": tuple(map(_source, stage.sources))}
+    return {"texts": stage.texts if stage.texts.startswith(STAGE) else FILES["texts"]}
 
 
 def _filter(stage: FilterStage) -> FilterStage:

@@ -1,22 +1,25 @@
 """What each kind of stage does in its folder.
 
 ``mine`` writes ``<source>.jsonl``, ``<source>/`` (audit and kept rankings) and ``report.json``, ``filter`` rows, report and
-``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``initialise`` ``model/``, ``train`` ``metrics.jsonl``,
-``checkpoint/`` and ``model/``,
+``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``idf`` ``idf.npy`` and ``model/``, ``pool`` and
+``initialise`` ``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
 ``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from openembed.config import Config
 from openembed.data.sources import SourceConfig
-from openembed.files import read_json, write_json
+from openembed.encoded import require_kind
+from openembed.files import atomic_write, read_json, write_json
 from openembed.packaged import packaged
 from openembed.recipe.config import (
     BM25,
@@ -26,14 +29,16 @@ from openembed.recipe.config import (
     EncodeStage,
     EvaluateStage,
     FilterStage,
+    IdfStage,
     IndexStage,
     InitialiseStage,
     MineStage,
+    PoolStage,
     Recipe,
     SearchStage,
     TaskConfig,
     TrainStage,
-    vectors_stage,
+    relocated,
 )
 from openembed.train.distributed import ALONE, World
 
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
 
 MODEL, METRICS, STORE, SEARCHES, MINED_REPORT = "model", "metrics.jsonl", "store", "searches.json", "report.json"
 CHECKPOINTS = "checkpoint"
+TEXTS, IDF = "texts.jsonl", "idf.npy"
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,15 @@ class Workplace:
         return source.model_copy(update={"path": str(self.locate(source.path).absolute())})
 
     def training(self, stage: TrainStage) -> TrainConfig:
-        """Returns the training of a stage, with the folder of its teacher's vectors: an encode stage's, or under ``base``."""
-        config, vectors = stage.training, vectors_stage(stage)
-        if vectors is None:
-            return config
-        folder = self.out / vectors if vectors in self.recipe.stage else self.locate(vectors)
-        objective = config.objective.model_copy(update={"vectors": str(folder.absolute())})
-        return config.model_copy(update={"objective": objective})
+        """Returns the training of a stage, with the places of teachers' vectors and tables: a stage's, or under ``base``."""
+        return stage.training.model_copy(update={"objective": relocated(stage.objective, self._table)})
+
+    def _table(self, reference: str) -> str:
+        stage = self.recipe.stage.get(reference)
+        if stage is None:
+            return str(self.locate(reference).absolute())
+        folder = self.out / reference
+        return str((folder / IDF if isinstance(stage, IdfStage) else folder).absolute())
 
     def model_folder(self, reference: str) -> str:
         """Returns the folder of a train stage's model, or a folder under ``base``, or the reference itself (a hub id).
@@ -134,23 +142,7 @@ class Workplace:
 def run_stage(place: Workplace, name: str) -> None:
     """Runs stage ``name`` into its folder; the stages it reads must be finished."""
     stage, folder = place.recipe.stage[name], place.out / name
-    match stage:
-        case MineStage():
-            _mine(place, stage, folder)
-        case EncodeStage():
-            _encode(place, stage, folder)
-        case InitialiseStage():
-            _initialise(place, stage, folder)
-        case FilterStage():
-            _filter(place, stage, folder)
-        case TrainStage():
-            _train(place, stage, folder)
-        case EvaluateStage():
-            _evaluate(place, stage, folder)
-        case IndexStage():
-            _index(place, stage, folder)
-        case SearchStage():
-            _search(place, stage, folder)
+    RUN[type(stage)](place, stage, folder)
 
 
 def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
@@ -184,20 +176,60 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
 
 
 def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:
-    from openembed.bulk import encode_file
+    from openembed.bulk import BulkConfig, encode_file
     from openembed.checkpoints import DTYPES
     from openembed.data.teacher import write_keys
 
-    texts = place.locate(stage.texts)
+    texts = _plain_texts(place, stage, folder, stage.side)
     encoder = place.model(stage.model, dtype=None if stage.dtype is None else DTYPES[stage.dtype])
-    encode_file(encoder, texts, folder, show_progress=True)
+    require_kind(encoder, ["dense", "sparse"], f"the encode stage of {stage.model}", "objectives learn from no other")
+    config = BulkConfig(kind=stage.side or "document", instruction=stage.instruction)
+    encode_file(encoder, texts, folder, config, show_progress=True)
     write_keys(folder, _texts(texts))
+
+
+def _plain_texts(place: Workplace, stage: EncodeStage | IdfStage, folder: Path, side: str | None) -> Path:
+    """The file of a stage's texts: the one it names, or one written from its sources, every distinct text once."""
+    from openembed.data.sources import load_sources
+
+    if stage.texts is not None:
+        return place.locate(stage.texts)
+    found: dict[str, None] = {}
+    for examples in load_sources(map(place.located, stage.sources), seed=place.recipe.seed).values():
+        for example in examples:
+            if side != "document":
+                found[example.query.text] = None
+            if side != "query":
+                found.update(dict.fromkeys(document.full_text for document in (*example.positives, *example.negatives)))
+    with atomic_write(folder / TEXTS) as file:
+        file.writelines(json.dumps({"id": str(n), "text": text}, ensure_ascii=False) + "\n" for n, text in enumerate(found))
+    return folder / TEXTS
 
 
 def _texts(path: Path) -> Iterator[str]:
     from openembed.documents import read_documents
 
     return (document.full_text for document in read_documents(path))
+
+
+def _pool(place: Workplace, stage: PoolStage, folder: Path) -> None:
+    place.model(stage.start).with_pool(stage.pool).save(folder / MODEL)
+
+
+def _idf(place: Workplace, stage: IdfStage, folder: Path) -> None:
+    import numpy as np
+    import torch
+
+    from openembed.heads.idf_lookup import build_idf
+
+    encoder = place.model(stage.start, dtype=torch.float32)
+    if encoder.query_head is None:
+        raise ValueError(f"{stage.start}: its queries are no lookup; give the encoder query_head = {{ kind = 'idf_lookup' }}")
+    values_V = build_idf(encoder.tokenizer, _texts(_plain_texts(place, stage, folder, "document")))
+    with atomic_write(folder / IDF, "wb") as file:
+        np.save(file, values_V)
+    encoder.query_head.set_table(values_V)
+    encoder.save(folder / MODEL)
 
 
 def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
@@ -210,7 +242,8 @@ def _initialise(place: Workplace, stage: InitialiseStage, folder: Path) -> None:
     assert isinstance(source, EncodeStage), "references are checked before a recipe runs"
     encoder = place.model(UNTRAINED, dtype=torch.float32)
     vectors = TeacherVectors(place.out / stage.vectors)
-    initialise(encoder, vectors, place.model(source.model), _texts(place.locate(source.texts)), stage.smoothing)
+    texts = _plain_texts(place, source, place.out / stage.vectors, source.side)
+    initialise(encoder, vectors, place.model(source.model), _texts(texts), stage.smoothing)
     encoder.save(folder / MODEL)
 
 
@@ -244,6 +277,10 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
         system = EncoderSystem(encoder, "training")
         return {task.name: system.evaluate(task).value for task in watched}
 
+    kinds = EncoderSystem(encoder, "training").kinds
+    unfit = [task.name for task in watched if task.kind not in kinds]
+    if unfit:
+        raise ValueError(f"watch: {', '.join(unfit)}: this model cannot be scored on it; it does {', '.join(kinds)}")
     scored = evaluate if watched else None
     train(place.training(stage), encoder, folder, examples=examples, evaluate=scored, world=world, tell=place.tell)
 
@@ -270,7 +307,8 @@ def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
             ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
-            run_tasks(EncoderSystem(place.model(model), model), tasks, folder / folder_name(model))
+            system = EncoderSystem(place.model(model), model)
+            run_tasks(system, [task for task in tasks if task.kind in system.kinds], folder / folder_name(model))
 
 
 def _task(place: Workplace, task: TaskConfig) -> Task:
@@ -288,6 +326,7 @@ def _task(place: Workplace, task: TaskConfig) -> Task:
 
 def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
     from openembed.documents import read_documents
+    from openembed.index.fields import FIELDS
     from openembed.index.store import Store, describe_model
 
     directory, documents = folder / STORE, read_documents(place.locate(stage.corpus))
@@ -296,6 +335,7 @@ def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
         Store.create(directory, documents, language=stage.language)
         return
     encoder = place.model(stage.model)
+    require_kind(encoder, tuple(FIELDS), "an index", f"evaluate {stage.model} instead")
     info = describe_model(place.model_folder(stage.model), encoder)
     Store.create(directory, language=stage.language, model=info).add(documents, encoder)
 
@@ -320,6 +360,21 @@ def _search(place: Workplace, stage: SearchStage, folder: Path) -> None:
             hits.append({"id": identifier, "score": score, "title": document.title, "text": document.text})
         answers.append({"query": query.text, "system": index.model, "hits": hits})
     write_json(folder / SEARCHES, answers)
+
+
+RUN: dict[type[Config], Callable[[Workplace, Any, Path], None]] = {
+    MineStage: _mine,
+    EncodeStage: _encode,
+    IdfStage: _idf,
+    PoolStage: _pool,
+    InitialiseStage: _initialise,
+    FilterStage: _filter,
+    TrainStage: _train,
+    EvaluateStage: _evaluate,
+    IndexStage: _index,
+    SearchStage: _search,
+}
+"""How each kind of stage is run."""
 
 
 def folder_name(model: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from openembed.files import atomic_write
 from openembed.locks import exclusive
-from openembed.recipe.config import EvaluateStage, Recipe, TrainStage, needed_stages, parse_recipe
+from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, Recipe, TrainStage, needed_stages, parse_recipe
 from openembed.recipe.files import RecipeFile, override, read_recipe
 from openembed.recipe.run import StageDone, is_finished, run_stages, stage_hashes
 from openembed.recipe.stages import CHECKPOINTS, Workplace
@@ -87,7 +87,7 @@ def _variant(file: RecipeFile, settings: tuple[str, ...], config: SweepConfig, n
         raise ValueError(f"{where}: {error}") from None
     del table["sweep"]
     stages = table["stage"]
-    unknown = [other for other in (*variant.stages, variant.model) if other not in stages and other != "untrained"]
+    unknown = [other for other in (*variant.stages, variant.model) if other not in (*stages, UNTRAINED, BM25)]
     if unknown:
         raise ValueError(f"{where}: no stage {', '.join(unknown)}; stages: {', '.join(stages)}")
     order = [*variant.stages, config.evaluate] if variant.stages else list(stages)

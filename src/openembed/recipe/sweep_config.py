@@ -13,7 +13,7 @@ OVERALL = "overall"
 
 
 class Variant(Config):
-    """The recipe with ``settings`` (``path.to.key=value``) applied; its train stage ``model`` is scored (or ``untrained``).
+    """The recipe with ``settings`` (``path.to.key=value``) applied; its stage ``model`` is scored (or ``untrained``, ``bm25``).
 
     ``stages`` puts mine and train stages in another order than the recipe's. Only what ``model`` needs is run.
     """

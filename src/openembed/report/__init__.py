@@ -14,9 +14,11 @@ from openembed.report.page import (
     verdicts,
     write_report,
 )
+from openembed.report.tradeoff import Cost
 
 __all__ = [
     "Cleaning",
+    "Cost",
     "Hit",
     "Removal",
     "Report",

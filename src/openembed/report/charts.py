@@ -59,7 +59,7 @@ def line_chart(
             parts.append(f'<polyline class="line s{item.color % COLORS}"{dash} points="{path}"/>')
         if item.marks or len(item.points) == 1:
             parts += [_dot(frame.x(x), frame.y(y), item.color, f"{item.name}: {number(y)}") for x, y in item.points]
-    return _svg(title, description, parts)
+    return svg_frame(title, description, parts)
 
 
 def density_chart(
@@ -84,7 +84,7 @@ def density_chart(
         corners.append((high, 0.0))
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in corners)
         parts.append(f'<polygon class="area s{color % COLORS}" points="{path}"><title>{escape(name)}</title></polygon>')
-    return _svg(title, description, parts)
+    return svg_frame(title, description, parts)
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> tuple[tuple[float, float], ...]:
@@ -183,7 +183,8 @@ def _shares(counts: Sequence[float]) -> list[float]:
     return [count / total for count in counts]
 
 
-def _svg(title: str, description: str, parts: Sequence[str]) -> str:
+def svg_frame(title: str, description: str, parts: Sequence[str], height: int = HEIGHT) -> str:
+    """Returns an SVG element around ``parts`` with its title and description for those who cannot see it."""
     label = quoteattr(f"{title}. {description}")
     body = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label={label}><title>{escape(title)}</title>{body}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label={label}><title>{escape(title)}</title>{body}</svg>'

@@ -12,6 +12,7 @@ from typing import Any
 from openembed.files import atomic_write
 from openembed.report.mining import Audit, sheet
 from openembed.report.sections import Figure, evaluation_figures, training_figures
+from openembed.report.tradeoff import Cost, tradeoff_figures
 
 COMMON = frozenset({"the", "are", "and", "for", "who", "why", "how", "what", "does", "which", "when", "where", "can", "was"})
 """Words of a question that would be highlighted everywhere."""
@@ -35,6 +36,7 @@ class TaskScores:
     """One evaluation task: what every system scored. ``note`` says what the task is, in a few words.
 
     ``p_values``: two-sided paired tests of the final model against each other system, where items could be paired.
+    ``costs``: what each system's quality costs, where documents were searched.
     """
 
     task: str
@@ -42,6 +44,7 @@ class TaskScores:
     scores: Mapping[str, Score]
     note: str = ""
     p_values: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @property
     def winner(self) -> str:
@@ -172,6 +175,17 @@ def render(report: Report) -> str:
     scores = {task.task: {name: score.value for name, score in task.scores.items()} for task in report.tasks}
     sections: dict[str, list[Figure]] = training_figures(stages)
     sections["evaluation"] = evaluation_figures(stages, report.states, report.baseline, scores)
+    sections["costs"] = [
+        figure
+        for task in report.tasks
+        for figure in tradeoff_figures(
+            task.task,
+            task.metric,
+            {name: (score.value, score.low, score.high) for name, score in task.scores.items()},
+            task.costs,
+            report.systems,
+        )
+    ]
     mining = [sheet(audit, name) for name, audit in report.mining]
     return environment.get_template("page.html").render(
         report=report, verdicts=verdicts(report), figures=sections, mining=mining, alone=False

@@ -11,6 +11,18 @@ from openembed.report.charts import Divider, Line, density_chart, line_chart, nu
 Row = Mapping[str, Any]
 Stages = Sequence[tuple[str, Sequence[Row]]]
 SIMILARITIES = (("positive", "positive"), ("hard", "hard negative"), ("in_batch", "in-batch negative"))
+SPARSITY = (
+    ("query_terms", "Terms a query", "Weights above 0 a query, mean of the batch"),
+    ("document_terms", "Terms a document", "Weights above 0 a document, mean of the batch"),
+    ("empty_documents", "Empty documents", "Share of documents without any weight"),
+    ("empty_queries", "Empty queries", "Share of queries without any weight"),
+    (
+        "flops",
+        "Products a pair",
+        "Terms that a query and a document of the batch share, as expected from how often each is used",
+    ),
+)
+"""What training shows of sparse representations: key, title and description."""
 SNAPSHOTS = 3
 """Moments of a stage at which similarity histograms are shown: its start, its middle and its end."""
 
@@ -34,6 +46,12 @@ def training_figures(stages: Stages) -> dict[str, list[Figure]]:
         "loss_by_source": _by_source(stages),
         "lr": _single("Learning rate", "Learning rate at each step", stages, lambda row: row.get("lr"), floor=0.0),
         "similarity": _similarity(stages),
+        "penalties": _penalties(stages),
+        "sparsity": [
+            figure
+            for key, title, description in SPARSITY
+            for figure in _single(title, description, stages, lambda row, k=key: row.get("sparsity", {}).get(k), floor=0.0)
+        ],
         "false_negatives": _single(
             "False negatives masked",
             "Would-be negatives refused at each step: known positives of the row, its own query, or too close by the teacher",
@@ -142,6 +160,18 @@ def _by_source(stages: Stages) -> list[Figure]:
             )
         ]
     return figures
+
+
+def _penalties(stages: Stages) -> list[Figure]:
+    """The terms of losses that have several: what is learned, and what is paid for weights."""
+    names = sorted({name for _, rows in stages for row in rows if len(row.get("parts", {})) > 1 for name in row["parts"]})
+    return [
+        figure
+        for name in names
+        for figure in _single(
+            name.replace("_", " "), "This term of the loss", stages, lambda row, n=name: row.get("parts", {}).get(n), floor=0.0
+        )
+    ]
 
 
 def _similarity(stages: Stages) -> list[Figure]:

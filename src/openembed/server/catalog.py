@@ -191,7 +191,9 @@ def open_catalog(
         if not (directory / "manifest.json").is_file():
             engine_of(reference, name)
             continue
-        model = Store(directory).model
+        model, others = Store(directory).model, [kind for kind in Store(directory).models if kind != "dense"]
+        if others:
+            logger.warning("%s: its %s vectors are not served", target, " and ".join(others))
         engine = engine_of(model.name, _name_of(model.name)[0]) if model else None
         if engine is not None:
             Store(directory).check_encoder(engine.encoder)

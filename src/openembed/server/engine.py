@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from openembed.encoded import require_kind
 from openembed.encoder import Encoder
 from openembed.packing import TokenRows
 from openembed.server.batcher import Batcher
@@ -45,7 +46,7 @@ class Prompt:
 
 
 class Engine:
-    """A model with its queue."""
+    """A dense model with its queue; raises ``ValueError`` for one of another kind."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Engine:
         token_budget: int | None = None,
         workers: int = 1,
     ) -> None:
+        require_kind(encoder, ["dense"], "the server", "encode with it by `openembed encode`, index it by `openembed index`")
         self.encoder, self.name, self.limits = encoder, name, limits
         self.batcher = Batcher(encoder, name, token_budget or encoder.token_budget, metrics, workers)
         self._tokenizing = ThreadPoolExecutor(2, thread_name_prefix=f"tokenize {name}")

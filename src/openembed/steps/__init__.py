@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from openembed.steps.fuse import FuseConfig
-from openembed.steps.retrieve import Bm25Config, DenseConfig
+from openembed.steps.retrieve import Bm25Config, DenseConfig, SparseConfig, TokensConfig
 from openembed.steps.search import Search, Step
 
-StepConfig = Annotated[DenseConfig | Bm25Config | FuseConfig, Field(discriminator="kind")]
+StepConfig = Annotated[DenseConfig | SparseConfig | TokensConfig | Bm25Config | FuseConfig, Field(discriminator="kind")]
 """Any step, told apart by ``kind``."""
 
-__all__ = ["Bm25Config", "DenseConfig", "FuseConfig", "Search", "Step", "StepConfig"]
+__all__ = ["Bm25Config", "DenseConfig", "FuseConfig", "Search", "SparseConfig", "Step", "StepConfig", "TokensConfig"]

@@ -15,7 +15,7 @@ from openembed.steps.retrieve import RetrieveConfig
 from openembed.steps.search import Search, Step
 
 if TYPE_CHECKING:
-    from openembed.encoder import Encoder
+    from openembed.index.encoding import Encoders
     from openembed.index.store import Store
 
 
@@ -44,7 +44,7 @@ class FuseConfig(Config):
             raise ValueError(f"{len(self.weights)} weights for {len(self.parts)} parts; give one for each")
         return self
 
-    def build(self, store: Store, encoder: Encoder | None = None) -> Step:
+    def build(self, store: Store, encoder: Encoders = None) -> Step:
         """Returns the step."""
         steps = [part.build(store, encoder) for part in self.parts]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openembed.config import Config
+from openembed.index.encoding import Encoders, encoders_by_kind
+from openembed.index.manifest import Kind
 from openembed.steps.search import Search, Step
 
 if TYPE_CHECKING:
-    from openembed.encoder import Encoder
     from openembed.index.store import Store
 
 
@@ -28,14 +30,12 @@ class DenseConfig(Config):
     filter: dict[str, Any] | None = None
     exact: bool | None = None
 
-    def build(self, store: Store, encoder: Encoder | None = None) -> Step:
+    def build(self, store: Store, encoder: Encoders = None) -> Step:
         """Returns the step; raises ``ValueError`` without an encoder or with another than the store's."""
-        if encoder is None:
-            raise ValueError("the dense step needs the encoder that made the store's vectors")
-        store.check_encoder(encoder)
+        dense = _encoder_of("dense", store, encoder)
 
         def step(search: Search) -> Search:
-            queries_QD = encoder.encode_queries(
+            queries_QD = dense.encode_queries(
                 [query.text for query in search.queries],
                 task=self.task,
                 instruction=self.instruction,
@@ -47,6 +47,34 @@ class DenseConfig(Config):
         return step
 
 
+class SparseConfig(Config):
+    """The k documents of greatest product with each query's sparse vector; exact.
+
+    ``task`` or ``instruction`` chooses the query's prompt, ``filter``: a condition on metadata.
+    """
+
+    kind: Literal["sparse"] = "sparse"
+    k: int = Field(100, ge=1)
+    task: str | None = None
+    instruction: str | None = None
+    filter: dict[str, Any] | None = None
+
+    def build(self, store: Store, encoder: Encoders = None) -> Step:
+        """Returns the step; raises ``ValueError`` without an encoder or with another than the store's."""
+        sparse = _encoder_of("sparse", store, encoder)
+
+        def step(search: Search) -> Search:
+            queries_QV = sparse.encode_queries(
+                [query.text for query in search.queries],
+                task=self.task,
+                instruction=self.instruction,
+                max_length=store.models["sparse"].max_length,
+            )
+            return _with_hits(search, store.sparse(queries_QV, self.k, filter=self.filter))
+
+        return step
+
+
 class Bm25Config(Config):
     """The k documents of greatest BM25 score for each query; needs no encoder."""
 
@@ -54,7 +82,7 @@ class Bm25Config(Config):
     k: int = Field(100, ge=1)
     filter: dict[str, Any] | None = None
 
-    def build(self, store: Store, encoder: Encoder | None = None) -> Step:
+    def build(self, store: Store, encoder: Encoders = None) -> Step:
         """Returns the step."""
 
         def step(search: Search) -> Search:
@@ -63,7 +91,55 @@ class Bm25Config(Config):
         return step
 
 
-RetrieveConfig = Annotated[DenseConfig | Bm25Config, Field(discriminator="kind")]
+class TokensConfig(Config):
+    """The k documents of greatest MaxSim with each query's token vectors; exact.
+
+    With ``candidates``, exact MaxSim orders only what the step before has found for a query, at most so many documents.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    k: int = Field(100, ge=1)
+    candidates: int | None = Field(None, ge=1)
+    task: str | None = None
+    instruction: str | None = None
+    filter: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> TokensConfig:
+        if self.candidates is not None and self.filter is not None:
+            raise ValueError("filter chooses documents of the whole index; with candidates, give it to the step before")
+        return self
+
+    def build(self, store: Store, encoder: Encoders = None) -> Step:
+        """Returns the step; raises ``ValueError`` without an encoder or with another than the store's."""
+        tokens = _encoder_of("tokens", store, encoder)
+
+        def step(search: Search) -> Search:
+            queries = tokens.encode_queries(
+                [query.text for query in search.queries],
+                task=self.task,
+                instruction=self.instruction,
+                max_length=store.models["tokens"].max_length,
+            )
+            if self.candidates is None:
+                return _with_hits(search, store.tokens(queries, self.k, filter=self.filter))
+            found = [list(search.run.get(query.id, {}))[: self.candidates] for query in search.queries]
+            ordered = store.rerank(queries, found)
+            return _with_hits(search, [dict(islice(hits.items(), self.k)) for hits in ordered])
+
+        return step
+
+
+RetrieveConfig = Annotated[DenseConfig | SparseConfig | TokensConfig | Bm25Config, Field(discriminator="kind")]
+
+
+def _encoder_of(kind: Kind, store: Store, given: Encoders) -> Any:
+    """Returns the encoder of a kind, checked to be the store's."""
+    encoder = encoders_by_kind(given).get(kind)
+    if encoder is None:
+        raise ValueError(f"the {kind} step needs the encoder that made the store's {kind} vectors")
+    store.check_encoder(encoder)
+    return encoder
 
 
 def _with_hits(search: Search, hits: list[dict[str, float]]) -> Search:

@@ -2,7 +2,8 @@
 
 All texts of a batch, whatever their role, run as one length-sorted stream of micro-batches. Each micro-batch has its own
 dropout seed, so running it a second time gives the same numbers. With several ranks each runs its share of the same
-micro-batches (:mod:`openembed.train.parallel`). Shapes: U texts, B texts of a micro-batch, D width.
+micro-batches (:mod:`openembed.train.parallel`). Shapes: U texts, R rows of their representations (one a text, or one a
+token vector), B texts of a micro-batch, D width.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from openembed.config import Config
 from openembed.data.batch import Batch
 from openembed.encoder import Encoder
 from openembed.objectives import Loss, Objective
-from openembed.packing import TokenRows, micro_batches, pack
-from openembed.representations import Dense
+from openembed.packing import TokenRows, pack
 from openembed.seeds import derive
 from openembed.train.parallel import KeepWhole, Replicated
 
@@ -55,16 +55,17 @@ PLACEMENT = {"parallel", "keep_whole"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch with its texts tokenized, in the order of the objective's views."""
+    """A batch with its texts tokenized, in the order of the objective's views; ``step``: the optimizer step it is for."""
 
     batch: Batch
     rows: TokenRows
+    step: int = 0
 
 
-def prepare(encoder: Encoder, objective: Objective, batch: Batch, compute: ComputeConfig) -> Prepared:
+def prepare(encoder: Encoder, objective: Objective, batch: Batch, compute: ComputeConfig, step: int = 0) -> Prepared:
     """Returns ``batch`` with its views tokenized; runs no model."""
     views = objective.views(batch)
-    return Prepared(batch, encoder.tokenize(views.texts, views.prompts, compute.max_length))
+    return Prepared(batch, encoder.tokenize(views.texts, views.prompts, compute.max_length, queries=views.queries), step)
 
 
 def backward(
@@ -86,7 +87,7 @@ def backward(
     the gradient of its own texts; ``ranks.finish`` makes it that of the batch. ``last``: no other batch follows in the step.
     """
     ranks, rows = ranks or Replicated(), prepared.rows
-    chunks = micro_batches(rows.lengths, compute.chunk_tokens)
+    chunks, places = rows.micro_batches(compute.chunk_tokens), _Places(encoder, rows)
     mine = ranks.assigned([int(rows.lengths[indices].sum()) for indices in chunks])
     first_live = 0 if compute.live_chunks == "all" else len(mine) - compute.live_chunks
 
@@ -99,26 +100,37 @@ def backward(
     for place, number in enumerate(mine):
         with nullcontext() if place >= first_live else torch.no_grad():
             values.append(run(number))
-    own_UD = torch.zeros(len(rows), encoder.width, device=encoder.device)
+    own_RD = torch.zeros(places.count, encoder.width, device=encoder.device)
     for number, value in zip(mine, values, strict=True):
         if number is not None:
-            own_UD[_on(own_UD, chunks[number])] = value.detach()
+            own_RD[places.of(chunks[number])] = value.detach()
 
-    leaf_UD = ranks.gather(own_UD).requires_grad_()
-    loss = objective.loss(Dense(leaf_UD), prepared.batch)
+    leaf_RD = ranks.gather(own_RD).requires_grad_()
+    loss = objective.loss(encoder.represent(leaf_RD, rows), prepared.batch, prepared.step)
     (loss.total * scale).backward()
-    assert leaf_UD.grad is not None
+    assert leaf_RD.grad is not None
     for place in reversed(range(len(mine))):
         number, value = mine[place], values.pop()
         if place < first_live:
             value = run(number)
         ranks.before_backward(last=last and place == 0)
-        value.backward(torch.zeros_like(value) if number is None else leaf_UD.grad[_on(leaf_UD, chunks[number])])
+        value.backward(torch.zeros_like(value) if number is None else leaf_RD.grad[places.of(chunks[number])])
     return Loss(loss.total.detach(), loss.parts, loss.diagnostics)
 
 
-def _on(tensor: Tensor, indices: np.ndarray) -> Tensor:
-    return torch.from_numpy(indices).to(tensor.device)
+class _Places:
+    """Which rows of the table of all representations are those of a text: one, or one a token vector."""
+
+    def __init__(self, encoder: Encoder, rows: TokenRows) -> None:
+        self._counts_U = encoder.rows_of(rows)
+        self._starts_U = np.cumsum(self._counts_U) - self._counts_U
+        self.count, self._device = int(self._counts_U.sum()), encoder.device
+
+    def of(self, texts: np.ndarray) -> Tensor:
+        """Returns the table's rows of these texts, text after text."""
+        counts, starts = self._counts_U[texts], self._starts_U[texts]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return torch.from_numpy(np.repeat(starts, counts) + within).to(self._device)
 
 
 def _forward(encoder: Encoder, rows: TokenRows, indices: np.ndarray, compute: ComputeConfig, seed: int) -> Tensor:

@@ -1,10 +1,11 @@
 """Checkpoints that are whole or absent: written aside, hashed, then renamed; damage is found and named.
 
 A checkpoint ``step-00001000/`` holds ``weights.safetensors`` (trainable parameters), ``optimizer.safetensors`` (AdamW
-moments by parameter name) and ``state.json`` (step, settings, SHA-256 of both). There is no generator state and no
-scheduler state to keep: data order, dropout and learning rate are functions of (seed, step). Tensors are whole, whatever
-the ranks held, so a run may be resumed on another number of ranks, split or not: rank 0 brings them together, one after
-another, in its main memory (trainable weights and two moments of them: 12 bytes a trainable parameter).
+moments by parameter name), where the objective remembers earlier steps ``objective.safetensors``, and ``state.json`` (step,
+settings, SHA-256 of the others). There is no generator state and no scheduler state to keep: data order, dropout and learning
+rate are functions of (seed, step). Tensors are whole, whatever the ranks held, so a run may be resumed on another number of
+ranks, split or not: rank 0 brings them together, one after another, in its main memory (trainable weights and two moments of
+them: 12 bytes a trainable parameter).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ KEPT = 2
 """This many of the newest checkpoints stay on disk."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter, from the first gradient it gets; one that never gets any (BERT's pooler) has none."""
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, OBJECTIVE, STATE = "weights.safetensors", "optimizer.safetensors", "objective.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,33 @@ def save(
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
     *,
+    objective: Mapping[str, Tensor] | None = None,
     world: World = ALONE,
 ) -> Path:
     """Returns the folder of a new checkpoint of ``step`` finished steps and removes all but the newest :data:`KEPT`.
 
-    All ranks must call; rank 0 writes, and the others go on when it has finished.
+    ``objective``: what it remembers, the same on all ranks. All ranks must call; rank 0 writes, and the others go on when it
+    has finished.
     """
-    weights = _collected(_trainable(encoder), world)
-    moments = _collected(_moments(encoder, optimizer), world)
-    return world.lead(lambda: _write(Path(folder), step, weights, moments, dict(settings)))
+    tensors = {
+        WEIGHTS: _collected(_trainable(encoder), world),
+        OPTIMIZER: _collected(_moments(encoder, optimizer), world),
+    }
+    if objective:
+        tensors[OBJECTIVE] = {name: tensor.cpu().contiguous() for name, tensor in objective.items()}
+    return world.lead(lambda: _write(Path(folder), step, tensors, dict(settings)))
 
 
-def _write(folder: Path, step: int, weights: dict[str, Tensor], moments: dict[str, Tensor], settings: dict[str, Any]) -> Path:
+def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], settings: dict[str, Any]) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     parts = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     try:
-        save_file(weights, parts / WEIGHTS)
-        save_file(moments, parts / OPTIMIZER)
-        hashes = {name: _digest(parts / name, flush=True) for name in (WEIGHTS, OPTIMIZER)}
+        for name, values in tensors.items():
+            save_file(values, parts / name)
+        hashes = {name: _digest(parts / name, flush=True) for name in tensors}
         write_json(parts / STATE, {"step": step, "settings": settings, "sha256": hashes})
         if final.exists():
             shutil.rmtree(final)
@@ -127,6 +134,14 @@ def restore(checkpoint: Checkpoint, encoder: nn.Module, optimizer: torch.optim.O
                 optimizer.state[parameter] = {
                     key: value if key == "step" else split_like(value, parameter) for key, value in state.items()
                 }
+
+
+def remembered(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Returns what the objective remembered; nothing for most."""
+    from safetensors.torch import load_file
+
+    path = checkpoint.path / OBJECTIVE
+    return load_file(path) if path.is_file() else {}
 
 
 def _open(path: Path) -> Checkpoint:

@@ -2,7 +2,8 @@
 
 ``metrics.jsonl`` has one object a step: ``step`` (1-based, finished steps), ``loss``, ``parts``, ``loss_by_source``,
 ``rows_by_source``, ``rows_without_negatives``, ``false_negatives_masked``, ``similarity`` (``positive``, ``hard``,
-``in_batch``: count, mean, 40-bin histogram over -1..1), ``lr``, ``grad_norm``, ``tokens`` (run through the model),
+``in_batch``: count, mean, 40-bin histogram over -1..1), for sparse heads ``sparsity``
+(:func:`openembed.objectives.regularizers.sparsity`), ``lr``, ``grad_norm``, ``tokens`` (run through the model),
 ``padded_tokens`` (what queries and documents padded to their longest would have cost), ``texts``, ``seconds`` and, where
 one was due, ``evaluation``. Values of accumulated batches are summed (counts) or averaged (losses). With several ranks
 all values are those of the whole batch, ``balance`` is the mean over the largest number of tokens of a rank, and only
@@ -11,6 +12,7 @@ rank 0 writes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -30,11 +32,13 @@ from openembed.config import Config
 from openembed.data.batch import BatchConfig, RowSource, collate
 from openembed.data.mixing import MixtureConfig
 from openembed.data.sources import SourceConfig, load_sources
-from openembed.data.teacher import TeacherVectors
+from openembed.data.teacher import teacher_fingerprint
 from openembed.encoder import Encoder
 from openembed.objectives import Loss, Objective
 from openembed.objectives.contrastive import ContrastiveConfig
 from openembed.objectives.distillation import DistillationConfig
+from openembed.objectives.regularizers import read_idf
+from openembed.objectives.semi_parametric import SemiParametricConfig
 from openembed.packing import micro_batches
 from openembed.progress import progress
 from openembed.records import Example
@@ -61,7 +65,9 @@ def _kind(value: Any) -> str:
 
 
 ObjectiveConfig = Annotated[
-    Annotated[ContrastiveConfig, Tag("contrastive")] | Annotated[DistillationConfig, Tag("distillation")],
+    Annotated[ContrastiveConfig, Tag("contrastive")]
+    | Annotated[DistillationConfig, Tag("distillation")]
+    | Annotated[SemiParametricConfig, Tag("semi_parametric")],
     Discriminator(_kind),
 ]
 """What can be trained for, by ``kind``; contrastive where none is given."""
@@ -148,7 +154,7 @@ def train(
     start = 0 if found is None else found.step
     settings["chunk_tokens"] = run.settle(start, None if found is None else found.settings.get("chunk_tokens"), tell)
     if found is not None:
-        world.agree(lambda: checkpoint.restore(found, encoder, run.optimizer))
+        world.agree(lambda: run.restore(found))
         logger.info("resuming from %s", found.path)
     metrics = MetricsFile(out_dir / "metrics.jsonl", keep_steps=start) if world.leads else None
     with progress("train", config.steps - start, "steps", show=world.leads) as advance:
@@ -160,7 +166,7 @@ def train(
             if metrics is not None:
                 metrics.append({"step": done, **record})
             if _due(done, config.save_every, config.steps):
-                checkpoint.save(out_dir / "checkpoint", done, encoder, run.optimizer, settings, world=world)
+                run.save(out_dir / "checkpoint", done, settings)
             advance(1)
     restore_layers(encoder.backbone)
     finished = run.finished()
@@ -238,6 +244,16 @@ class _Run:
             )
         self.world.agree(lambda: require_fit(estimate, device))
 
+    def save(self, folder: Path, done: int, settings: Mapping[str, Any]) -> None:
+        """Writes a checkpoint of ``done`` steps; all ranks must call."""
+        remembered = self.objective.state()
+        checkpoint.save(folder, done, self.encoder, self.optimizer, settings, objective=remembered, world=self.world)
+
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        """Puts back weights, optimizer and what the objective remembered."""
+        checkpoint.restore(found, self.encoder, self.optimizer)
+        self.objective.restore(checkpoint.remembered(found))
+
     def prefetched(self, start: int) -> Iterator[tuple[int, list[Prepared]]]:
         """Yields (step, its batches) up to the last step, preparing one step ahead in a thread."""
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -251,12 +267,12 @@ class _Run:
     def prepared(self, step: int) -> list[Prepared]:
         """Returns the batches of ``step``, collated and tokenized; a pure function of (seed, step)."""
         count = self.config.batch.accumulation
-        return [self._prepare(step * count + part) for part in range(count)]
+        return [self._prepare(step, step * count + part) for part in range(count)]
 
-    def _prepare(self, number: int) -> Prepared:
+    def _prepare(self, step: int, number: int) -> Prepared:
         rows = [self.examples[source][index] for source, index in self.mixture.rows(number)]
         batch = collate(rows, self.sources, self.config.batch, generator(self.config.seed, "rows", number))
-        return prepare(self._plain, self.objective, batch, self.config.compute)
+        return prepare(self._plain, self.objective, batch, self.config.compute, step)
 
     def step(self, step: int, batches: Sequence[Prepared]) -> dict[str, Any]:
         """Moves the weights once and returns the step's metrics."""
@@ -304,7 +320,7 @@ class _Run:
         budget, found = self.compute.chunk_tokens, []
         for prepared in batches:
             lengths = prepared.rows.lengths
-            found.append(balance([int(lengths[c].sum()) for c in micro_batches(lengths, budget)], self.world.size))
+            found.append(balance([int(lengths[c].sum()) for c in prepared.rows.micro_batches(budget)], self.world.size))
         return {"balance": sum(found) / len(found)}
 
     def evaluated(self, evaluate: Evaluate, done: int) -> dict[str, float]:
@@ -345,6 +361,7 @@ def row_source(config: SourceConfig, encoder: Encoder) -> RowSource:
         document_prompt=encoder.document_prompt(instruction=config.document_instruction or None),
         in_batch=config.in_batch,
         loss_weight=config.loss_weight,
+        sided=encoder.sided,
     )
 
 
@@ -369,10 +386,14 @@ def _due(done: int, every: int | None, steps: int) -> bool:
 
 
 def _settings(config: TrainConfig, encoder: Encoder, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-    """What must be the same for a run to be resumed; a teacher's vectors by what they are, not by where."""
+    """What must be the same for a run to be resumed; teachers' vectors and tables by what they are, not by where."""
     chosen = config.model_dump(mode="json", exclude={"save_every": True, "evaluate_every": True, "compute": PLACEMENT})
-    if isinstance(config.objective, DistillationConfig) and config.objective.vectors is not None:
-        chosen["objective"]["vectors"] = TeacherVectors(config.objective.vectors).fingerprint
+    if isinstance(config.objective, DistillationConfig):
+        prints = [teacher_fingerprint(folder) for folder in config.objective.folders]
+        chosen["objective"] = config.objective.at(prints).model_dump(mode="json")
+    for penalty in chosen["objective"].get("regularizers", ()):
+        if penalty.get("idf") is not None:
+            penalty["idf"] = hashlib.sha256(read_idf(penalty["idf"]).tobytes()).hexdigest()
     return {
         "config": chosen,
         "data": {source.name: fingerprint(examples[source.name]) for source in config.data.sources},

@@ -75,6 +75,7 @@ def estimate_memory(
     saved, widest = activation_bytes(encoder, lengths[largest], compute)
     trained = [p for p in encoder.parameters() if p.requires_grad]
     gradient = sum(p.numel() * 4 for p in trained)
+    rows = int(lengths.sum()) if encoder.kind == "tokens" else len(lengths)
     split = ranks if compute.parallel == "fsdp" else 1
     update = gradient // split  # AdamW works on all parameters at once
     return MemoryEstimate(
@@ -82,7 +83,7 @@ def estimate_memory(
         gradients=_gradients(gradient, compute, ranks, passes),
         moments=2 * gradient // split,
         activations=live * saved,
-        vectors=3 * 4 * len(lengths) * encoder.width + 4 * 4 * pairs,
+        vectors=3 * 4 * rows * encoder.width + 4 * 4 * pairs,
         workspace=max(2 * widest, update - live * saved),
     )
 

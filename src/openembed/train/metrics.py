@@ -69,10 +69,15 @@ def merge_losses(losses: Sequence[Loss]) -> dict[str, Any]:
             name: _merge_similarity([loss.diagnostics["similarity"][name] for loss in losses])
             for name in losses[0].diagnostics.get("similarity", {})
         },
+        **_merge_sparsity([loss.diagnostics["sparsity"] for loss in losses if "sparsity" in loss.diagnostics]),
     }
 
 
 _COUNTS = ("rows_without_negatives", "false_negatives_masked")
+
+
+def _merge_sparsity(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {"sparsity": {name: sum(one[name] for one in found) / len(found) for name in found[0]}} if found else {}
 
 
 def _merge_similarity(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,366 @@
+"""Exact search of sparse vectors: a weight for each of few terms of a vocabulary, never negative.
+
+A document's score is the sum over the query's terms of query weight times document weight. It is summed in float64 in order
+of the terms and rounded to float32, so it depends on no block, segment or thread. A document that shares no term is no hit.
+
+    sparse.rows.npy                        where each document's terms begin
+    sparse.terms.bin  sparse.weights.bin   terms of each document, ascending (uint16, or int32 of large vocabularies); weights
+    sparse.starts.npy                      where each term's postings begin
+    sparse.documents.bin  sparse.impacts.bin   documents of each term, ascending (int32); the same weights
+    sparse.largest.npy                     the largest weight of each term
+    sparse.peaks.rows.npy  sparse.peaks.u8     bounds of a term's weights in each GROUP documents, for frequent terms
+
+Weights are float32, or float16 where the model's ``precision`` says so; what float16 rounds to 0 is no posting.
+
+N documents, V terms, P postings, Q queries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from openembed.index.dense import best_first
+from openembed.index.manifest import ModelInfo, SegmentInfo
+from openembed.index.native import postings_library, threads
+from openembed.index.postings import Postings, Searches
+from openembed.index.strings import load_array, map_file, named, save_array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+LEAST, MOST = 1e-18, 1e18
+"""Weights below count as 0, above are refused: so no product of two of them leaves float32."""
+NARROW = 1 << 16
+PRECISIONS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+DIRECT = 1_024
+"""This few eligible documents are scored by their own rows."""
+GROUP, PEAKED = 8, 8
+"""Bounds are kept for so many documents at once, for terms that a GROUP * PEAKED-th of the documents have."""
+BOUNDED = 4_096
+"""Segments of fewer documents have no bounds: their lists are added up."""
+COUNTED = 1 << 24
+"""Terms counted at once when postings are written."""
+AT_ONCE = 8
+"""Queries from which on several threads search."""
+
+
+def checked(vectors_NV: csr_matrix, width: int, whose: Callable[[int], str]) -> csr_matrix:
+    """Returns sparse vectors in canonical form, float32: terms ascending, each once, zeros left out.
+
+    ``whose`` names a row. Raises ``ValueError`` for another width and for weights negative, not finite or above ``MOST``.
+    """
+    from scipy import sparse
+
+    if not sparse.issparse(vectors_NV) or vectors_NV.ndim != 2 or vectors_NV.shape[1] != width:
+        shape, kind = getattr(vectors_NV, "shape", None), type(vectors_NV).__name__
+        raise ValueError(f"got vectors of shape {shape} ({kind}); this index needs a sparse matrix (count, {width})")
+    given = sparse.csr_matrix(vectors_NV, dtype=np.float32, copy=True)
+    given.sum_duplicates()
+    bad_P = ~((given.data >= 0) & (given.data <= MOST))
+    if bad_P.any():
+        row = int(np.searchsorted(given.indptr, np.flatnonzero(bad_P)[0], side="right")) - 1
+        raise ValueError(f"{whose(row)}: its vector has the weight {given.data[bad_P][0]}; allowed: 0 to {MOST:g}")
+    if len(given.data) and given.data.min() < LEAST:
+        given.data[given.data < LEAST] = 0
+        given.eliminate_zeros()
+    return given
+
+
+class SparseWriter:
+    """Writes sparse vectors, a chunk at a time: rows as they come, postings at the end."""
+
+    def __init__(self, directory: Path, model: ModelInfo) -> None:
+        self._directory, self._width, self._precision = directory, model.width, model.precision
+        self._ends = [np.zeros(1, dtype=np.int64)]
+        self._paths = directory / "sparse.terms.bin", directory / "sparse.weights.bin"
+        self._terms, self._weights = (path.open("wb") for path in self._paths)
+
+    def add(self, ids: Sequence[str], vectors: csr_matrix) -> None:
+        """Appends vectors (N, V); raises ``ValueError`` as ``checked`` does, and for weights that float16 cannot hold."""
+        rows = checked(vectors, self._width, lambda row: f"document {ids[row]!r}")
+        if rows.shape[0] != len(ids):
+            raise ValueError(f"got {rows.shape[0]} vectors for {len(ids)} documents; nothing was added")
+        if self._precision == "float16" and rows.data.max(initial=0) > np.finfo(np.float16).max:
+            raise ValueError("a weight is above 65504, the most float16 has; use float32; nothing was added")
+        rows.data = rows.data.astype(PRECISIONS[self._precision]).astype(np.float32)
+        rows.eliminate_zeros()
+        with named(self._paths[0]):
+            self._terms.write(rows.indices.astype(_term_type(self._width)).tobytes())
+        with named(self._paths[1]):
+            self._weights.write(rows.data.astype(PRECISIONS[self._precision]).tobytes())
+        self._ends.append(self._ends[-1][-1] + rows.indptr[1:].astype(np.int64))
+
+    def close(self) -> dict[str, object]:
+        """Writes where rows begin, and the postings."""
+        for path, file in zip(self._paths, (self._terms, self._weights), strict=True):
+            with named(path):
+                file.close()
+        rows = np.concatenate(self._ends)
+        save_array(self._directory / "sparse.rows.npy", rows)
+        terms = map_file(self._paths[0], _term_type(self._width), (int(rows[-1]),))
+        weights = map_file(self._paths[1], PRECISIONS[self._precision], (int(rows[-1]),))
+        _write_postings(self._directory, rows, terms, weights, self._width)
+        return {}
+
+
+def _write_postings(directory: Path, rows: np.ndarray, terms: np.ndarray, weights: np.ndarray, width: int) -> None:
+    counts_V, starts = np.zeros(width, dtype=np.int64), np.zeros(width + 1, dtype=np.int64)
+    for start in range(0, len(terms), COUNTED):
+        counts_V += np.bincount(terms[start : start + COUNTED], minlength=width)
+    np.cumsum(counts_V, out=starts[1:])
+    documents, impacts = _inverted(rows, terms, weights, starts)
+    largest_V = np.zeros(width, dtype=np.float32)
+    used = np.flatnonzero(np.diff(starts))
+    if len(used):
+        largest_V[used] = np.maximum.reduceat(impacts, starts[used])
+    save_array(directory / "sparse.starts.npy", starts)
+    save_array(directory / "sparse.largest.npy", largest_V)
+    for name, values in (("documents", documents), ("impacts", impacts)):
+        path = directory / f"sparse.{name}.bin"
+        with named(path), path.open("wb") as file:
+            file.write(memoryview(values).cast("B") if len(values) else b"")
+    _write_peaks(directory, len(rows) - 1, starts, largest_V, documents, impacts)
+
+
+def _inverted(rows: np.ndarray, terms: np.ndarray, weights: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns documents and weights in order of terms, then of documents."""
+    library = postings_library()
+    if library is None:
+        order = np.argsort(terms, kind="stable")
+        return np.repeat(np.arange(len(rows) - 1, dtype=np.int32), np.diff(rows))[order], weights[order]
+    documents, impacts, ends = np.empty(len(terms), dtype=np.int32), np.empty_like(weights), starts[:-1].copy()
+    narrow, half = int(terms.dtype.itemsize == 2), int(weights.dtype.itemsize == 2)
+    given = rows.ctypes.data, len(rows) - 1, terms.ctypes.data, weights.ctypes.data, narrow, half
+    library.openembed_postings_invert(*given, ends.ctypes.data, documents.ctypes.data, impacts.ctypes.data)
+    return documents, impacts
+
+
+def _write_peaks(
+    directory: Path, count: int, starts: np.ndarray, largest_V: np.ndarray, documents: np.ndarray, impacts: np.ndarray
+) -> None:
+    """Writes for the terms of many documents the largest weight in each GROUP documents, in 1/255 of the term's, rounded up."""
+    groups, row_V = -(-count // GROUP), np.full(len(largest_V), -1, dtype=np.int32)
+    frequent = np.flatnonzero(np.diff(starts) >= max(1, groups // PEAKED)) if count >= BOUNDED else np.empty(0, np.int64)
+    row_V[frequent] = np.arange(len(frequent))
+    save_array(directory / "sparse.peaks.rows.npy", row_V)
+    path = directory / "sparse.peaks.u8"
+    with named(path), path.open("wb") as file:
+        for term in frequent:
+            part, peaks_G = slice(starts[term], starts[term + 1]), np.zeros(groups, dtype=np.uint8)
+            own = documents[part] // GROUP
+            firsts = np.flatnonzero(np.diff(own, prepend=-1))
+            greatest = np.maximum.reduceat(impacts[part], firsts).astype(np.float64)
+            peaks_G[own[firsts]] = np.minimum(np.ceil(greatest / largest_V[term] * 255), 255)
+            file.write(peaks_G.tobytes())
+
+
+def _term_type(width: int) -> np.dtype:
+    return np.dtype("<u2") if width <= NARROW else np.dtype("<i4")
+
+
+class SparseRow(NamedTuple):
+    """A document's terms, ascending, and their weights."""
+
+    terms: np.ndarray
+    weights: np.ndarray
+
+    def tobytes(self) -> bytes:
+        """Returns both, as bytes that are equal where the vectors are."""
+        return self.terms.astype("<i4").tobytes() + self.weights.astype("<f4").tobytes()
+
+
+class SparseField:
+    """The sparse vectors of a segment, memory-mapped. Raises ``ValueError`` when a file is missing or damaged."""
+
+    writer = SparseWriter
+
+    def __init__(self, directory: Path, info: SegmentInfo, model: ModelInfo) -> None:
+        count, width = info.count, model.width
+        self.count, self.width = count, width
+        self.rows_N1 = load_array(directory / "sparse.rows.npy")
+        self.starts_V1 = load_array(directory / "sparse.starts.npy")
+        self.largest_V = load_array(directory / "sparse.largest.npy")
+        sizes = {"rows": (len(self.rows_N1), count + 1), "starts": (len(self.starts_V1), width + 1)}
+        for name, (found, needed) in (sizes | {"largest": (len(self.largest_V), width)}).items():
+            if found != needed:
+                raise ValueError(f"{directory / f'sparse.{name}.npy'}: damaged ({found} for {needed}); build the index anew")
+        shape, values = (int(self.rows_N1[-1]),), PRECISIONS[model.precision]
+        self.terms = map_file(directory / "sparse.terms.bin", _term_type(width), shape)
+        self.weights = map_file(directory / "sparse.weights.bin", values, shape)
+        self.documents = map_file(directory / "sparse.documents.bin", np.dtype("<i4"), shape)
+        self.impacts = map_file(directory / "sparse.impacts.bin", values, shape)
+        self.peak_rows_V = load_array(directory / "sparse.peaks.rows.npy")
+        if len(self.peak_rows_V) != width:
+            raise ValueError(f"{directory / 'sparse.peaks.rows.npy'}: damaged; build the index anew")
+        peaked = int(self.peak_rows_V.max(initial=-1)) + 1
+        self.peaks = map_file(directory / "sparse.peaks.u8", np.dtype("u1"), (peaked, -(-count // GROUP)))
+
+    def rows(self, positions_P: np.ndarray) -> csr_matrix:
+        """Returns the vectors of these documents, float32 (len, V)."""
+        from scipy import sparse
+
+        sizes = self.rows_N1[positions_P + 1] - self.rows_N1[positions_P]
+        ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        places = np.arange(ends[-1]) + np.repeat(self.rows_N1[positions_P] - ends[:-1], sizes)
+        parts = self.weights[places].astype(np.float32), self.terms[places].astype(np.int32), ends
+        return sparse.csr_matrix(parts, shape=(len(positions_P), self.width))
+
+    @staticmethod
+    def take(vectors: csr_matrix, rows: np.ndarray | slice) -> csr_matrix:
+        """Returns rows of a sparse matrix."""
+        return vectors[rows]
+
+    @staticmethod
+    def join(parts: Sequence[csr_matrix]) -> csr_matrix:
+        """Returns sparse matrices one below the other."""
+        from scipy import sparse
+
+        return sparse.vstack(parts, format="csr")
+
+    @staticmethod
+    def each(vectors: csr_matrix) -> Iterator[SparseRow]:
+        """Yields the terms and weights of each document."""
+        for low, high in pairwise(vectors.indptr.tolist()):
+            yield SparseRow(vectors.indices[low:high], vectors.data[low:high])
+
+    @staticmethod
+    def to_arrays(vectors: csr_matrix) -> dict[str, np.ndarray]:
+        """Returns the matrix in three arrays, and its shape."""
+        shape = np.array(vectors.shape)
+        return {"weights": vectors.data, "terms": vectors.indices, "rows": vectors.indptr, "shape": shape}
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> csr_matrix:
+        """Returns the matrix again."""
+        from scipy import sparse
+
+        parts = arrays["weights"], arrays["terms"], arrays["rows"]
+        return sparse.csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
+
+    def postings(self, term: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (documents, weights) of a term."""
+        part = slice(int(self.starts_V1[term]), int(self.starts_V1[term + 1]))
+        return self.documents[part], self.impacts[part]
+
+    @cached_property
+    def native(self) -> Postings:
+        """The lists as the compiled search takes them, but for what is eligible."""
+        lists = self.starts_V1, self.documents, self.impacts, self.largest_V, self.rows_N1, self.terms, self.weights
+        half, narrow = int(self.weights.dtype.itemsize == 2), int(self.terms.dtype.itemsize == 2)
+        peaks = self.peaks.ctypes.data if len(self.peaks) else None
+        pointers = [array.ctypes.data for array in (*lists, self.peak_rows_V)]
+        return Postings(*pointers, peaks, None, self.count, 0, half, narrow)
+
+
+@dataclass(frozen=True)
+class SparseVectors:
+    """The sparse vectors of a segment and which of its documents may be found."""
+
+    field: SparseField
+    eligible_N: np.ndarray
+
+
+class Search:
+    """Exact search for the ``k`` best eligible documents of these segments; made once, it serves any number of queries."""
+
+    def __init__(self, segments: Sequence[SparseVectors], k: int) -> None:
+        self._k = k
+        library = postings_library()
+        eligible = sum(int(np.count_nonzero(segment.eligible_N)) for segment in segments)
+        self._find: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+        if eligible <= DIRECT:
+            self._find = _Direct(segments)
+        elif library is None:
+            self._find = _Lists(segments)
+        else:
+            self._find = _Compiled(library, segments, min(k, eligible))
+
+    def __call__(self, queries_QV: csr_matrix, id_of: Callable[[int], str]) -> list[list[tuple[int, float]]]:
+        """Returns for each query (in canonical form) its best documents as (position, score), best first.
+
+        Positions count through the segments; ties are broken by document id, descending.
+        """
+
+        def found(row: int) -> list[tuple[int, float]]:
+            part = slice(queries_QV.indptr[row], queries_QV.indptr[row + 1])
+            return best_first(*self._find(queries_QV.indices[part], queries_QV.data[part]), self._k, id_of)
+
+        count = queries_QV.shape[0]
+        if isinstance(self._find, _Compiled) and count >= AT_ONCE and threads() > 1:
+            with ThreadPoolExecutor(threads()) as pool:
+                return list(pool.map(found, range(count)))
+        return [found(row) for row in range(count)]
+
+
+class _Direct:
+    """Scores the few eligible documents by their rows."""
+
+    def __init__(self, segments: Sequence[SparseVectors]) -> None:
+        starts = np.cumsum([0, *(segment.field.count for segment in segments)])
+        chosen = [np.flatnonzero(segment.eligible_N) for segment in segments]
+        positions = [part + start for part, start in zip(chosen, starts, strict=False)]
+        self._positions = np.concatenate([np.empty(0, dtype=np.int64), *positions])
+        self._rows = [segment.field.rows(part) for segment, part in zip(segments, chosen, strict=True)]
+
+    def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = np.concatenate([np.empty(0, np.float32), *(row_scores(rows, terms, weights) for rows in self._rows)])
+        return self._positions[scores > 0], scores[scores > 0]
+
+
+class _Lists:
+    """Adds up whole lists, without a compiler: the same float64 sums, since every document has its terms in order."""
+
+    def __init__(self, segments: Sequence[SparseVectors]) -> None:
+        self._segments = segments
+
+    def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        positions, scores, start = [], [], 0
+        for segment in self._segments:
+            sums_N = np.zeros(segment.field.count)
+            for term, weight in zip(terms.tolist(), weights, strict=True):
+                documents, impacts = segment.field.postings(term)
+                sums_N[documents] += impacts.astype(np.float64) * np.float64(weight)
+            of_segment = sums_N.astype(np.float32)
+            found = np.flatnonzero((of_segment > 0) & segment.eligible_N)
+            positions.append(found + start)
+            scores.append(of_segment[found])
+            start += segment.field.count
+        return np.concatenate(positions), np.concatenate(scores)
+
+
+class _Compiled:
+    """Finds the k best with ``kernels/postings.c``."""
+
+    def __init__(self, library: ctypes.CDLL, segments: Sequence[SparseVectors], k: int) -> None:
+        self._library, self._count = library, len(segments)
+        self._eligible = [np.ascontiguousarray(segment.eligible_N).view(np.uint8) for segment in segments]
+        self._segments = (Postings * self._count)(*(segment.field.native for segment in segments))
+        first, most = 0, max(segment.field.count for segment in segments)
+        for part, eligible_N in zip(self._segments, self._eligible, strict=True):
+            part.eligible, part.first = eligible_N.ctypes.data, first
+            first += part.count
+        self.searches = Searches(library, k, most, segments[0].field.width)
+
+    def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        terms = np.ascontiguousarray(terms, dtype=np.int32)
+        return self.searches.run(
+            lambda query: self._library.openembed_postings_search(self._segments, self._count, query), terms, weights
+        )
+
+
+def row_scores(rows_NV: csr_matrix, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns float32 (N,): scores of vectors given as rows, summed in float64 in order of the terms."""
+    dense_V = np.zeros(rows_NV.shape[1])
+    dense_V[terms] = weights
+    owners = np.repeat(np.arange(rows_NV.shape[0]), np.diff(rows_NV.indptr))
+    parts = dense_V[rows_NV.indices] * rows_NV.data.astype(np.float64)
+    return np.bincount(owners, weights=parts, minlength=rows_NV.shape[0]).astype(np.float32)

@@ -1,0 +1,59 @@
+"""The kernels of pooled vocabulary logits over torch tensors.
+
+Shapes: ``T`` states of all texts end to end, ``B`` texts, ``V`` vocabulary, ``K`` width. All are contiguous float32 on a CPU.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from openembed.kernels.library import library
+
+
+def serves(states_TK: Tensor, weight_VK: Tensor) -> bool:
+    """True when the kernels take such tensors."""
+    plain = (x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in (states_TK, weight_VK))
+    return all(plain) and library() is not None
+
+
+def largest_products(
+    states_TK: Tensor, weight_VK: Tensor, offsets_B1: Tensor, *, winners: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Returns each text's largest product with each row of the weight ``(B, V)``, and with ``winners`` its token (int32).
+
+    The first of equal ones wins. A text without tokens has minus infinity, and token 0.
+    """
+    shape = len(offsets_B1) - 1, len(weight_VK)
+    best_BV = torch.empty(shape)
+    winner_BV = torch.empty(shape, dtype=torch.int32) if winners else None
+    sizes = (*shape, states_TK.shape[1])
+    pointers = [_pointer(t) for t in (states_TK, weight_VK, offsets_B1)]
+    results = [_pointer(best_BV), _pointer(winner_BV)]
+    found = library()
+    assert found is not None, "ask serves() first"
+    if found.oe_largest_products(*pointers, *map(c_int64, sizes), *results, torch.get_num_threads()):
+        raise MemoryError("no memory for a kernel's working space")
+    return best_BV, winner_BV
+
+
+def largest_products_backward(
+    grad_BV: Tensor, winner_BV: Tensor, inputs: tuple[Tensor, Tensor, Tensor], wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the gradients of states and weight, those that are wanted; ``inputs``: states, weight and offsets."""
+    states_TK = inputs[0]
+    for_states, for_weight = (torch.zeros_like(x) if want else None for x, want in zip(inputs[:2], wanted, strict=True))
+    grad_BV = grad_BV.contiguous()
+    pointers = [_pointer(t) for t in (grad_BV, winner_BV, *inputs)]
+    sizes = (*grad_BV.shape, states_TK.shape[1])
+    found = library()
+    assert found is not None, "ask serves() first"
+    results = [_pointer(for_states), _pointer(for_weight)]
+    found.oe_largest_products_backward(*pointers, *map(c_int64, sizes), *results, torch.get_num_threads())
+    return for_states, for_weight
+
+
+def _pointer(tensor: Tensor | None) -> c_void_p:
+    return c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,0 +1,274 @@
+"""The vocabulary head: pooling without logits, its gates, what it leaves out, saving."""
+
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from vocabulary import SENTENCES, sparse_encoder, text_tokenizer
+
+import openembed
+from openembed.heads import vocabulary_pooling
+from openembed.heads.splade import SpladeConfig, largest
+from openembed.heads.vocabulary import excluded_tokens
+from openembed.heads.vocabulary_pooling import activate, max_pooled, sum_pooled
+from openembed.kernels import vocabulary as kernels
+from openembed.packing import pack
+
+ACTIVATIONS = ("log1p_relu", "log1p_log1p_relu", "elu1p")
+LENGTHS = (3, 0, 7, 2, 2)
+
+
+def naive(states, weight, bias, activation, pooling):
+    rows = []
+    for piece in states.split(LENGTHS):
+        logits = piece @ weight.T + bias
+        if not len(logits):
+            rows.append(torch.zeros_like(bias))
+        elif pooling == "max":
+            rows.append(activate(logits.max(0).values, activation))
+        else:
+            rows.append(activate(logits, activation).sum(0))
+    return torch.stack(rows)
+
+
+def inputs(dtype, ties, vocabulary=301):
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(sum(LENGTHS), 20, generator=generator, dtype=dtype)
+    weight = torch.randn(vocabulary, 20, generator=generator, dtype=dtype)
+    if ties:  # whole numbers: products are exact and many are equal
+        states, weight = states.round(), weight.round()
+    bias = torch.randn(vocabulary, generator=generator, dtype=dtype)
+    return [x.requires_grad_() for x in (states, weight, bias)]
+
+
+@pytest.mark.parametrize(("activation", "pooling", "ties"), list(product(ACTIVATIONS, ("max", "sum"), (False, True))))
+def test_weights_and_gradients_are_those_of_the_naive_form(activation, pooling, ties, monkeypatch):
+    monkeypatch.setitem(vocabulary_pooling.LOGITS_HELD, "cpu", 1)  # several stretches of the vocabulary
+    given = inputs(torch.float64, ties)
+    ours = {"max": max_pooled, "sum": sum_pooled}[pooling](*given, LENGTHS, activation)
+    expected = naive(*given, activation, pooling)
+    torch.testing.assert_close(ours, expected)
+    direction = torch.randn_like(expected)
+    for a, b in zip(torch.autograd.grad(ours, given, direction), torch.autograd.grad(expected, given, direction), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_numerical_gradients(activation):
+    given = inputs(torch.float64, ties=False, vocabulary=5)
+    assert torch.autograd.gradcheck(lambda *x: max_pooled(*x, LENGTHS, activation), given)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_kernel_and_torch_agree(ties, monkeypatch):
+    given = inputs(torch.float32, ties)
+    if not kernels.serves(given[0], given[1]):
+        pytest.skip("no kernels on this machine")
+    results = []
+    for on in (True, False):
+        if not on:
+            monkeypatch.setattr(kernels, "serves", lambda *_: False)
+        out = max_pooled(*given, LENGTHS, "elu1p")
+        results.append([out, *torch.autograd.grad(out, given, torch.ones_like(out).cumsum(1) / 100)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_kernel_does_not_hide_damaged_states():
+    states, weight, bias = (x.detach() for x in inputs(torch.float32, ties=False))
+    states[4, 0] = float("nan")
+    out = max_pooled(states, weight, bias, LENGTHS, "elu1p")
+    assert out[2].isnan().all()
+    assert not out[[0, 3]].isnan().any()
+
+
+PEAK = """
+import re, torch
+from openembed.heads import vocabulary_pooling as vp
+from openembed.kernels import vocabulary as kernels
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+states, weight = torch.randn(4 * 256, 64, requires_grad=True), torch.randn(30000, 64, requires_grad=True)
+bias, lengths, serves = torch.zeros(30000, requires_grad=True), [256] * 4, kernels.serves
+def run(f):
+    f().sum().backward()
+    states.grad = weight.grad = bias.grad = None
+run(lambda: vp.max_pooled(states[:12], weight, bias, [3] * 4, "log1p_relu"))
+start = peak()
+run(lambda: vp.max_pooled(states, weight, bias, lengths, "log1p_relu"))
+kernels.serves = lambda *_: False
+run(lambda: vp.max_pooled(states, weight, bias, lengths, "log1p_relu"))
+ours = peak() - start
+run(lambda: vp.activate(states @ weight.T + bias, "log1p_relu").view(4, 256, -1).amax(1))
+print(ours, peak() - start)
+"""
+
+
+def test_memory_is_a_tenth_of_the_naive_form():
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    ours, naively = map(int, done.stdout.split())
+    assert naively > 250_000, "kilobytes: logits and their gradients are 120 MB each"
+    assert ours <= naively / 10
+
+
+def test_bfloat16_products_give_float32_weights():
+    states, weight, bias = inputs(torch.float32, ties=False)
+    exact = max_pooled(states, weight, bias, LENGTHS, "log1p_relu")
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = max_pooled(states, weight, bias, LENGTHS, "log1p_relu")
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, atol=0.1, rtol=0.05)
+    rough.sum().backward()
+    assert states.grad.dtype == torch.float32
+    assert all(x.grad.isfinite().all() for x in (states, weight, bias))
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    return sparse_encoder(tmp_path, {"transform": "mlm"})
+
+
+def test_what_stands_for_no_text_has_no_weight(encoder):
+    tokenizer, vocabulary = encoder.tokenizer, encoder.backbone.vocabulary
+    names = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    excluded = {tokenizer.backend.token_to_id(name) for name in names} | set(range(tokenizer.vocabulary, vocabulary))
+    assert set(encoder.head.excluded_V.nonzero().flatten().tolist()) == excluded
+    for mode in (True, False):
+        encoder.train(mode)
+        rows = encoder(pack(encoder.tokenize(SENTENCES)))
+        assert (rows[:, sorted(excluded)] == 0).all()
+        assert (rows > 0).any()
+    whole = sparse_encoder_like(encoder, exclude_special=False)
+    assert (whole(pack(encoder.tokenize(SENTENCES)))[:, sorted(excluded)] > 0).any()
+
+
+def sparse_encoder_like(encoder, **changes):
+    config = encoder.config.model_copy(update={"head": encoder.config.head.model_copy(update=changes)})
+    torch.manual_seed(1)
+    return openembed.encoder.Encoder(config, encoder.tokenizer, encoder.backbone, config.head.build(encoder.backbone.width))
+
+
+def test_excluded_tokens_of_a_byte_level_vocabulary(make_encoder):
+    tokenizer = make_encoder().tokenizer
+    names = {
+        tokenizer.backend.id_to_token(int(i)) for i in excluded_tokens(tokenizer, tokenizer.vocabulary).nonzero().flatten()
+    }
+    assert {"<s>", "</s>", "Ġ", "Ċ"} <= names
+    assert not {"a", "Z", "7", "?"} & names
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_prompts_are_seen_but_never_pooled(tmp_path, activation):
+    encoder = sparse_encoder(tmp_path, {"activation": activation, "transform": "norm"}).eval()
+    rows = encoder.tokenize(SENTENCES[:2], "the planet: ")
+    packed = pack(rows)
+    hidden = torch.randn(len(packed.ids_T), 32)
+    changed = hidden.clone()
+    changed[~packed.pool_mask_T] *= 100.0
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.head(hidden, packed), encoder.head(changed, packed), atol=0, rtol=0)
+
+
+def test_top_k_keeps_the_largest_and_own_tokens(tmp_path):
+    side = {"top_k": 5, "keep_own": True}
+    encoder = sparse_encoder(tmp_path, {"activation": "elu1p", "query": side, "bags": True}).eval()
+    assert encoder.sided
+    queries, documents = encoder.encode_queries(SENTENCES), encoder.encode_documents(SENTENCES)
+    own = encoder.head.bag(encoder.tokenize(SENTENCES), torch.device("cpu")).numpy()
+    assert (documents.getnnz(1) == encoder.width - encoder.head.excluded_V.sum().item()).all()
+    for query, document, bag in zip(queries.toarray(), documents.toarray(), own, strict=True):
+        kept = set(np.argsort(-document)[:5]) | set(np.flatnonzero(bag))
+        assert set(np.flatnonzero(query)) == kept
+        np.testing.assert_allclose(query[query > 0], document[query > 0], rtol=1e-5)
+    encoder.train()
+    rows = encoder(pack(encoder.tokenize(SENTENCES, queries=np.ones(4, dtype=bool))))
+    assert (rows > 0).sum() > queries.nnz, "training sees all weights"
+
+
+def test_gates(tmp_path, monkeypatch):
+    encoder = sparse_encoder(tmp_path, {"query": {"gate": "bag_of_words"}, "document": {"gate": "lexical"}}).eval()
+    texts = ["the sun the sun", "red wine"]
+    ids = [set(row.tolist()) - set(encoder.head.excluded_V.nonzero().flatten().tolist()) for row in encoder.tokenize(texts).ids]
+    documents = encoder.encode_documents(texts)
+    assert all(set(documents[i].indices) <= own for i, own in enumerate(ids))
+    monkeypatch.setattr(encoder.backbone, "forward", None)  # queries run no model
+    queries = encoder.encode_queries(texts)
+    assert [set(queries[i].indices) for i in range(2)] == ids
+    assert set(queries.data) == {1.0}
+
+
+def test_pruning_keeps_what_is_near_the_largest(tmp_path):
+    encoder = sparse_encoder(tmp_path, {"document": {"prune_ratio": 0.5}}).eval()
+    pruned, whole = encoder.encode_documents(SENTENCES).toarray(), encoder.encode_queries(SENTENCES).toarray()
+    np.testing.assert_array_equal(pruned > 0, whole > 0.5 * whole.max(1, keepdims=True))
+
+
+def test_ties_and_small_vocabularies_in_largest():
+    values = torch.tensor([[1.0, 0.0, 3.0], [2.0, 5.0, 4.0]])
+    assert largest(values, 1).tolist() == [[False, False, True], [False, True, False]]
+    assert largest(values, 10).all()
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="leave top_k and keep_own out"):
+        SpladeConfig(query={"gate": "lexical", "top_k": 3})
+    with pytest.raises(ValueError, match="give top_k"):
+        SpladeConfig(document={"keep_own": True})
+
+
+def test_calibrated_offset_gives_the_share_asked_for(tmp_path):
+    encoder = sparse_encoder(tmp_path, {"offset": 0.0, "transform": "norm"}).eval()
+    packed = pack(encoder.tokenize(SENTENCES))
+    with torch.no_grad():
+        encoder.head.calibrate(encoder.backbone(packed), packed, share=0.1)
+        rows = encoder(packed)[:, ~encoder.head.excluded_V]
+    assert (rows > 0).float().mean() == pytest.approx(0.1, abs=0.01)
+    with pytest.raises(ValueError, match="no offset"):
+        sparse_encoder(tmp_path).head.calibrate(torch.zeros(len(packed.ids_T), 32), packed)
+
+
+def test_tied_weights_learn_in_the_backbone_and_own_ones_beside_it(tmp_path):
+    for tied in (True, False):
+        encoder = sparse_encoder(tmp_path, {"tied": tied}).train()
+        names = dict(encoder.named_parameters())
+        assert ("head.matrix_VD" in names) != tied
+        encoder(pack(encoder.tokenize(SENTENCES))).sum().backward()
+        weight = encoder.backbone.model.get_input_embeddings().weight if tied else names["head.matrix_VD"]
+        assert encoder.head.output_VD is weight
+        assert weight.grad[encoder.tokenizer.backend.token_to_id("##q")].abs().sum() > 0, "of no text, only an output"
+
+
+def test_saved_and_loaded(tmp_path):
+    head = {"transform": "norm", "activation": "elu1p", "tied": False, "offset": 0.3, "query": {"top_k": 9}}
+    encoder = sparse_encoder(tmp_path, head)
+    encoder.save(tmp_path / "model")
+    again = openembed.load(tmp_path / "model")
+    assert again.fingerprint == encoder.fingerprint
+    assert again.config.head == encoder.config.head
+    for encode in ("encode_queries", "encode_documents"):
+        assert abs(getattr(again, encode)(SENTENCES) - getattr(encoder, encode)(SENTENCES)).max() < 1e-6
+
+
+def test_int8_leaves_the_head_exact(tmp_path):
+    sparse_encoder(tmp_path, {"transform": "mlm"}).save(tmp_path / "model")
+    exact, coded = openembed.load(tmp_path / "model"), openembed.load(tmp_path / "model", dtype="int8")
+    assert coded.computed_in == "int8"
+    assert coded.head.dense.weight.dtype == torch.float32
+    assert not getattr(coded.head.dense, "int8", False)
+    difference = abs(exact.encode_documents(SENTENCES) - coded.encode_documents(SENTENCES)).max()
+    assert 0 < difference < 0.6, "of weights up to 1.9 from random layers"
+
+
+def test_widths_that_do_not_fit_are_refused(tmp_path):
+    parts = {
+        "backbone": {"architecture": {"model_type": "electra", "embedding_size": 16, "hidden_size": 32, "vocab_size": 230}}
+    }
+    with pytest.raises(ValueError, match="transform = 'mlm'"):
+        sparse_encoder(tmp_path, **parts)
+
+
+def test_a_tokenizer_of_its_own_is_not_needed_to_tell_words():
+    tokenizer = text_tokenizer()
+    assert not excluded_tokens(tokenizer, tokenizer.vocabulary)[tokenizer.backend.token_to_id("the")]

@@ -1,0 +1,117 @@
+"""Sparse models on the command line and in steps: indexing with resumption, searching, hybrid of three rankings."""
+
+import json
+
+import pytest
+from sparse_fakes import SparseWords
+from store_fakes import BagOfWords
+from typer.testing import CliRunner
+
+import openembed
+from openembed.cli import app
+from openembed.index import parts
+from openembed.index.parts import encode_parts
+from openembed.index.store import Store, describe_model
+from openembed.records import Document, Query
+from openembed.steps import DenseConfig, FuseConfig, Search, SparseConfig
+
+TEXTS = ["cats chase mice in the barn", "dogs chase cats", "models turn text into vectors", "a barn of hay"]
+
+
+@pytest.fixture
+def cli(monkeypatch):
+    def load(name, device=None, dtype=None):
+        return BagOfWords() if "bag" in name else SparseWords()
+
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.stdout
+
+    monkeypatch.setattr(openembed, "load", load, raising=False)
+    return run
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "corpus.txt").write_text("".join(text + "\n" for text in TEXTS))
+    return tmp_path / "corpus.txt"
+
+
+def best(cli, index, mode, query="barn of hay", **options):
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return json.loads(cli("search", index, query, "--mode", mode, "--json", *given))["hits"]
+
+
+def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tmp_path):
+    index = tmp_path / "index"
+    report = json.loads(cli("index", corpus, "-o", index, "--model", "words", "--precision", "float16", "--json"))
+    assert (report["count"], report["models"], report["resumed"]) == (4, {"sparse": "words"}, 0)
+    assert Store(index).models["sparse"].precision == "float16"
+    assert best(cli, index, "sparse")[0]["id"] == "4"
+    (tmp_path / "more.jsonl").write_text('{"_id": "x", "text": "hay hay hay hay"}\n')
+    assert json.loads(cli("add", index, tmp_path / "more.jsonl", "--json"))["added"] == 1
+    assert best(cli, index, "sparse", "hay")[0]["id"] == "x"
+    (tmp_path / "more.jsonl").write_text('{"_id": "x", "text": "straw"}\n')
+    cli("update", index, tmp_path / "more.jsonl")
+    assert [hit["id"] for hit in best(cli, index, "sparse", "hay")] == ["4"]
+    assert not list(index.glob("encoding*")) + list(index.glob("adding*"))
+    with pytest.raises(ValueError, match="has no dense vectors; use --mode sparse or bm25"):
+        cli("search", index, "x", "--mode", "dense")
+    with pytest.raises(ValueError, match="allowed: dense, sparse, tokens, bm25, hybrid"):
+        cli("search", index, "x", "--mode", "colours")
+
+
+def test_two_models_and_words_are_fused(cli, corpus, tmp_path):
+    index = tmp_path / "index"
+    report = json.loads(cli("index", corpus, "-o", index, "--model", "bag", "--model", "words", "--json"))
+    assert report["models"] == {"dense": "bag", "sparse": "words"}
+    first = best(cli, index, "hybrid")[0]
+    assert (first["id"], first["score"]) == ("4", pytest.approx(3 / 61))
+    assert best(cli, index, "dense")[0]["id"] == best(cli, index, "sparse", model="words")[0]["id"] == "4"
+
+
+def test_encoding_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART", 2)
+    source, encoder = tmp_path / "c.txt", SparseWords()
+    source.write_text("".join(text + "\n" for text in [*TEXTS, "last"]))
+    info = describe_model("words", encoder)
+
+    class Killed(SparseWords):
+        def encode_documents(self, texts, **options):
+            if self.encoded >= 4:
+                raise KeyboardInterrupt
+            return super().encode_documents(texts, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_parts(Killed(), info, source, tmp_path / "parts")
+    vectors, report = encode_parts(encoder, info, source, tmp_path / "parts")
+    assert (report["resumed"], encoder.encoded, len(vectors)) == (4, 1, 5)
+    whole = encoder.encode([*TEXTS, "last"])
+    for low, high in ((0, 5), (1, 4), (2, 4), (4, 5), (5, 5)):
+        assert (vectors[low:high].toarray() == whole[low:high].toarray()).all()
+    source.write_text("other\n")
+    with pytest.raises(ValueError, match="begun with other documents or another model; pass --restart"):
+        encode_parts(encoder, info, source, tmp_path / "parts")
+    vectors, report = encode_parts(encoder, info, source, tmp_path / "parts", restart=True)
+    assert (report["resumed"], len(vectors)) == (0, 1)
+    (tmp_path / "parts" / "000000.npz").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"000000\.npz: cannot be read"):
+        vectors[0:1]
+
+
+def test_steps_take_the_encoder_of_their_kind(tmp_path):
+    dense, words = BagOfWords(), SparseWords()
+    store = Store.create(tmp_path / "index", model=[describe_model("a", dense), describe_model("b", words)])
+    store.add([Document(f"d{n}", text) for n, text in enumerate(TEXTS)], [dense, words])
+    search = Search((Query("q", "barn of hay"), Query("none", "zebra")))
+    run = SparseConfig(k=2).build(store, words)(search).run
+    assert run == dict(zip(("q", "none"), store.sparse(words.encode(["barn of hay", "zebra"]), 2), strict=True))
+    fused = FuseConfig(parts=(DenseConfig(), SparseConfig()), k=1).build(store, [words, dense])(search).run
+    assert fused["q"] == {"d3": pytest.approx(2 / 61)}
+    with pytest.raises(ValueError, match="the sparse step needs the encoder that made the store's sparse vectors"):
+        SparseConfig().build(store, dense)
+    with pytest.raises(ValueError, match="made by b"):
+        SparseConfig().build(store, SparseWords(name="other"))
+    assert next(iter(store.rows("sparse")))[1].weights.sum() == words.encode(TEXTS[:1]).sum()

@@ -1,0 +1,84 @@
+"""Token vectors on the command line and in steps: an index of a real encoder's, searched whole and as the second step."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+from vocabulary import SENTENCES, bert, word_pieces
+
+import openembed
+from openembed.cli import app
+from openembed.config import parse
+from openembed.encoder import EncoderConfig
+from openembed.index.store import Store
+from openembed.records import Query
+from openembed.similarity import similarity
+from openembed.steps import Bm25Config, Search, TokensConfig
+
+
+@pytest.fixture
+def model(tmp_path):
+    backend = word_pieces()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    fields = {
+        "backbone": {"architecture": bert(backend), "attention": "model"},
+        "head": {"kind": "token_projection", "width": 8},
+        "tokenizer_path": str(tmp_path),
+        "max_length": 64,
+    }
+    openembed.build(parse(EncoderConfig, fields, "test")).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def index(model, tmp_path):
+    (tmp_path / "corpus.txt").write_text("".join(text + "\n" for text in SENTENCES))
+    report = run("index", tmp_path / "corpus.txt", "-o", tmp_path / "index", "--model", model, "--json")
+    assert (report["count"], list(report["models"])) == (len(SENTENCES), ["tokens"])
+    return tmp_path / "index"
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return json.loads(result.stdout)
+
+
+def maxsim(encoder, query):
+    """MaxSim of a query with every sentence, by the plainest loop."""
+    queries, documents = encoder.encode_queries([query]), encoder.encode_documents(SENTENCES)
+    return {str(n): float((queries[0] @ document.T).max(axis=1).sum()) for n, document in enumerate(documents, 1)}
+
+
+def test_an_index_of_token_vectors_is_searched_added_to_and_fused(index, model, tmp_path):
+    expected = maxsim(openembed.load(model), "the red planet")
+    hits = run("search", index, "the red planet", "--mode", "tokens", "--json")["hits"]
+    assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(expected, abs=1e-4)
+    assert [hit["id"] for hit in hits] == sorted(expected, key=expected.get, reverse=True)
+    (tmp_path / "more.jsonl").write_text('{"_id": "x", "text": "the red planet"}\n')
+    assert run("add", index, tmp_path / "more.jsonl", "--json")["added"] == 1
+    assert run("search", index, "the red planet", "--mode", "tokens", "--json")["hits"][0]["id"] == "x"
+    assert run("search", index, "the red planet", "--json")["mode"] == "hybrid"
+
+
+def test_candidates_of_an_earlier_step_are_ordered_by_maxsim(index, model):
+    encoder, store = openembed.load(model), Store(index)
+    start = Search((Query("q", "the red planet"), Query("nothing", "zzz")))
+    words = Bm25Config(k=2).build(store)(start)
+    ordered = TokensConfig(candidates=10, k=2).build(store, encoder)(words).run
+    expected = maxsim(encoder, "the red planet")
+    assert ordered["q"] == pytest.approx({i: expected[i] for i in words.run["q"]}, abs=1e-4)
+    assert list(ordered["q"].values()) == sorted(ordered["q"].values(), reverse=True)
+    assert ordered["nothing"] == {}
+
+
+def test_what_does_not_fit_is_refused(index):
+    with pytest.raises(ValidationError, match="give it to the step before"):
+        TokensConfig(candidates=5, filter={"lang": "en"})
+    with pytest.raises(ValueError, match="needs the encoder"):
+        TokensConfig().build(Store(index))
+    with pytest.raises(ValueError, match="has no dense vectors"):
+        run("search", index, "planet", "--mode", "dense", "--json")
+    assert similarity("maxsim")
