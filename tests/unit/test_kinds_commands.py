@@ -143,28 +143,6 @@ def test_an_index_of_sparse_vectors_is_served_by_its_words(models, data, tmp_pat
         export(Store(tmp_path / "store"), "postgresql://nobody@nowhere/db#t")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_dense_frameworks_refuse(kind, models):
-    encoder = openembed.load(models[kind])
-    langchain = pytest.importorskip("openembed.integrations.langchain")
-    with pytest.raises(ValueError, match="LangChain's Embeddings takes dense vectors, this model gives"):
-        langchain.OpenEmbedEmbeddings(encoder)
-    llama_index = pytest.importorskip("openembed.integrations.llama_index")
-    with pytest.raises(ValueError, match="LlamaIndex takes dense vectors, this model gives"):
-        llama_index.OpenEmbedEmbedding(encoder)
-
-
-@pytest.mark.parametrize("mode", ["sparse", "hybrid"])
-def test_langchains_retriever_takes_sparse_vectors(mode, models, tmp_path):
-    langchain = pytest.importorskip("openembed.integrations.langchain")
-    encoder = openembed.load(models["sparse"])
-    documents = [Document("a", sentence(1, 2)), Document("b", sentence(30, 31))]
-    store = Store.create(tmp_path / "store", model=describe_model(models["sparse"], encoder))
-    store.add(documents, encoder)
-    found = langchain.retriever(store, encoder, mode=mode, k=1).invoke(sentence(1, 2))
-    assert [document.id for document in found] == ["a"]
-
-
 def test_a_task_watched_in_training_must_suit_the_model(models, folder):
     from openembed.recipe.stages import Workplace, run_stage
 
