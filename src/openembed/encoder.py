@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -131,6 +132,13 @@ class Encoder(nn.Module):
         self._fingerprint: tuple[object, str] | None = None
         self._warned = False
 
+    @cached_property
+    def _looks_up_bodies(self) -> bool:
+        """Whether a query's own tokens are all that its row is of, each in the table."""
+        settings = self.config.tokenizer
+        known = self.tokenizer.vocabulary <= self.backbone.vocabulary
+        return known and settings.repeat is None and settings.expansion is None
+
     def _built_query_head(self) -> IdfLookup | None:
         if self.config.query_head is None:
             return None
@@ -211,10 +219,11 @@ class Encoder(nn.Module):
         if not options.keys() <= EncodeOptions.__annotations__.keys():
             unknown = sorted(options.keys() - EncodeOptions.__annotations__.keys())
             raise TypeError(f"encode has no option {unknown[0]!r}; it takes {', '.join(EncodeOptions.__annotations__)}")
-        if as_queries and not instruction and (query_head := self.query_head) is not None:
+        if as_queries and not instruction and (query_head := self.query_head) is not None and self._looks_up_bodies:
             if options:
                 self._require_plain(options)
-            return query_head.look_up(*self.tokenizer.bodies(texts, self.row_limit(options.get("max_length"))))
+            limit = self.row_limit(options.get("max_length"))
+            return query_head.look_up(*self.tokenizer.bodies(texts, limit, queries=True))
         sides = np.full(len(texts), as_queries) if self.sided and not isinstance(texts, str) else None
         rows = self.tokenize(texts, instruction, options.get("max_length"), queries=sides)
         gathered, normalize = self._gathered(rows, options), self.kind == "dense" and options.get("normalize", True)
@@ -242,6 +251,8 @@ class Encoder(nn.Module):
         return GatheredSparse(self.width) if self.kind == "sparse" else GatheredTokens(self.rows_of(rows), self.width)
 
     def _require_plain(self, options: EncodeOptions) -> None:
+        if not options.get("normalize", True):
+            raise ValueError(f"normalize: the head decides it where vectors are {self.kind}; leave it out")
         for name, plain in (("dimensions", None), ("precision", "float32")):
             if options.get(name, plain) != plain:
                 raise ValueError(

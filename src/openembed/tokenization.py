@@ -77,6 +77,11 @@ class TokenizerConfig(Config):
             )
         if self.repeat is not None and self.sided:
             raise ValueError("repeat knows one length for all texts; leave query_length, document_length and expansion out")
+        if self.expansion is not None and self.query_length is not None and self.query_length < self.expansion.length:
+            raise ValueError(
+                f"queries are expanded to {self.expansion.length} tokens and cut to query_length {self.query_length}; "
+                "give no query_length, or one that is not less"
+            )
         return self
 
     @property
@@ -286,13 +291,16 @@ class TextTokenizer:
         """What tokenizes by remembered words; None for tokenizers whose words depend on their neighbours."""
         return words_of(self.backend)
 
-    def bodies(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[int], list[int]]:
+    def bodies(
+        self, texts: Sequence[str], max_length: int | None = None, *, queries: bool = False
+    ) -> tuple[list[int], list[int]]:
         """Returns the token ids of all texts end to end and where each text's end.
 
         They are those of the rows that calling gives, cut where those are cut, without what the model puts before and after,
         and much sooner had for some tokenizers.
         """
-        lower = self.config.lowercase
+        lower, max_length = self.config.lowercase, self.config.limit(max_length, query=queries)
+        self._require_place(max_length)
         texts = [t if type(t) is str and t.isascii() and not lower else self._clean(t) for t in _listed(texts)]
         if self._words is not None:
             ids, ends = self._words(texts)
@@ -320,12 +328,15 @@ class TextTokenizer:
             raise ValueError(f"{count} texts but {len(instructions)} instructions; give one, or one a text")
         return [self._clean(prefix) for prefix in instructions]
 
-    def frame(self, bodies: Sequence[Sequence[int]], instruction: str = "", max_length: int | None = None) -> TokenRows:
+    def frame(
+        self, bodies: Sequence[Sequence[int]], instruction: str = "", max_length: int | None = None, *, query: bool = False
+    ) -> TokenRows:
         """Returns rows of texts given as token ids, under one literal instruction, as the texts themselves would give them.
 
         Ids with or without what the model puts before and after make the same row. An instruction's tokens are those it has
         alone. Raises ``ValueError`` when the instruction leaves no room for its text.
         """
+        max_length = self.config.limit(max_length, query=query)
         before = self.prefix_ids(self._clean(instruction)) if instruction else []
         start = 0
         if before and self.config.pool_instruction != "include":
@@ -352,12 +363,15 @@ class TextTokenizer:
             starts.append(min(echo.start, len(rows[-1]) - 1))
         return TokenRows(rows, np.array(starts, dtype=np.int32))
 
-    def offsets(self, text: str, instruction: str = "", max_length: int | None = None) -> list[tuple[int, int] | None]:
+    def offsets(
+        self, text: str, instruction: str = "", max_length: int | None = None, *, query: bool = False
+    ) -> list[tuple[int, int] | None]:
         """Returns for each token of a text's row the characters of ``text`` it was read from, None for tokens not of it.
 
         Characters are code points. Where the model's lower case or a written-out special token moves them, the place of the
         characters that moved is approximate.
         """
+        max_length = self.config.limit(max_length, query=query)
         prefix, clean = self._clean(instruction), self._clean(text)
         joined = self._joined(prefix, clean)
         moved = [len(prefix)]
@@ -408,12 +422,13 @@ class TextTokenizer:
             suffix = suffix if suffix[-1:] == [eos] else [*suffix, eos]
         return prefix, suffix
 
+    def _require_place(self, max_length: int | None) -> None:
+        least = len(self.prefix) + len(self.suffix) + 1
+        if max_length is not None and max_length < least:
+            raise ValueError(f"max_length {max_length} leaves no token for the text; at least {least} is needed")
+
     def _row(self, body: list[int], max_length: int | None) -> np.ndarray:
-        if max_length is not None and max_length < len(self.prefix) + len(self.suffix) + 1:
-            raise ValueError(
-                f"max_length {max_length} leaves no token for the text; at least "
-                f"{len(self.prefix) + len(self.suffix) + 1} is needed"
-            )
+        self._require_place(max_length)
         if max_length is not None and self.config.truncation == "keep_eos":
             body = body[: max_length - len(self.prefix) - len(self.suffix)]
         row = np.array([*self.prefix, *body, *self.suffix], dtype=np.int32)

@@ -27,13 +27,13 @@ class Words:
     def __call__(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
         """Returns the token ids of all texts end to end and where each text's end; nothing is put around them."""
         try:
-            return self._joined(texts)
+            return self._joined(texts, self._ids)
         except KeyError:
-            self._learn({word for text in texts for word in text.split(" ")})
-            return self._joined(texts)
+            return self._joined(texts, self._learned({word for text in texts for word in text.split(" ")}))
 
-    def _joined(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-        find, flatten = self._ids.__getitem__, chain.from_iterable
+    @staticmethod
+    def _joined(texts: Sequence[str], known: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+        find, flatten = known.__getitem__, chain.from_iterable
         ids: list[int] = []
         ends = []
         for text in texts:  # one list for all: many small ones would set the garbage collector off
@@ -41,13 +41,16 @@ class Words:
             ends.append(len(ids))
         return ids, ends
 
-    def _learn(self, words: set[str]) -> None:
+    def _learned(self, words: set[str]) -> dict[str, list[int]]:
+        """Returns what is remembered, these words among it; other threads may have forgotten all meanwhile."""
         if self._characters > REMEMBERED:
             self._ids, self._characters = {}, 0
-        new = [word for word in words if word not in self._ids]
+        known = self._ids
+        new = [word for word in words if word not in known]
         encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
-        self._ids.update((word, encoding.ids) for word, encoding in zip(new, encodings, strict=True))
+        known.update((word, encoding.ids) for word, encoding in zip(new, encodings, strict=True))
         self._characters += sum(map(len, new))
+        return known
 
 
 def words_of(backend: Tokenizer) -> Words | None:

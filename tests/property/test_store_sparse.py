@@ -168,3 +168,20 @@ def test_compiled_bm25_equals_numpy(tmp_path_factory, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lexical, "postings_library", lambda: None)
         assert ours == sparse.best_first(*Bm25(postings, live).search(terms, k, eligible), k, str)
+
+
+@pytest.mark.skipif(postings_library() is None, reason="no compiler")
+@pytest.mark.parametrize("first", [20, 2_000])
+def test_a_large_segment_after_a_small_one_whose_bounds_are_loose_loses_nothing(first, tmp_path):
+    rng = np.random.default_rng(1)
+    width, sizes, parts = 300, (first, 45_000), []
+    for number, size in enumerate(sizes):
+        vectors = sp.random(size, width, density=0.2, format="csr", random_state=number, dtype=np.float32)
+        parts.append(SparseVectors(field_of(tmp_path / str(number), vectors), np.ones(size, dtype=bool)))
+    for k in (2, 7, 50):
+        compiled = Search(parts, k)
+        with forced("numpy"):
+            plain = Search(parts, k)
+        for _ in range(4):
+            query = sp.csr_matrix((rng.random(width) * (rng.random(width) < 0.2)).astype(np.float32)[None])
+            assert compiled(query, lambda n: f"{n:09}") == plain(query, lambda n: f"{n:09}")

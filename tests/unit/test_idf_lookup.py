@@ -188,3 +188,14 @@ def test_a_recipe_makes_the_table(tmp_path):
     np.testing.assert_allclose(made.query_head.weight_V[: len(expected)].numpy(), expected)
     with pytest.raises(ValueError, match="give either texts or sources"):
         Recipe.model_validate({**recipe, "stage": {"start": {"do": "idf"}}})
+
+
+def test_looked_up_queries_are_cut_and_repeated_as_trained_ones(tmp_path):
+    for settings in ({"query_length": 6}, {"repeat": " again: "}):
+        encoder = sparse_encoder(tmp_path, query_head={"kind": "idf_lookup"}, tokenizer=settings)
+        rows = encoder.tokenize(SENTENCES, queries=np.ones(len(SENTENCES), dtype=bool))
+        with torch.no_grad():
+            expected_NV = torch.cat([encoder(pack(rows, [n])) for n in range(len(rows))]).numpy()
+        np.testing.assert_array_equal(encoder.encode_queries(SENTENCES).toarray(), expected_NV)
+    with pytest.raises(ValueError, match="leaves no token for the text"):
+        sparse_encoder(tmp_path, query_head={"kind": "idf_lookup"}).encode_queries(["wine"], max_length=2)

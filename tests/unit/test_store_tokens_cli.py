@@ -11,10 +11,12 @@ import openembed
 from openembed.cli import app
 from openembed.config import parse
 from openembed.encoder import EncoderConfig
+from openembed.heads import TokenProjectionConfig
 from openembed.index.store import Store
 from openembed.records import Query
 from openembed.similarity import similarity
 from openembed.steps import Bm25Config, Search, TokensConfig
+from openembed.tokenization import TokenizerConfig
 
 
 @pytest.fixture
@@ -82,3 +84,21 @@ def test_what_does_not_fit_is_refused(index):
     with pytest.raises(ValueError, match="has no dense vectors"):
         run("search", index, "planet", "--mode", "dense", "--json")
     assert similarity("maxsim")
+
+
+def test_candidates_without_a_step_before_are_refused(index, model):
+    step = TokensConfig(candidates=5).build(Store(index), openembed.load(model))
+    with pytest.raises(ValueError, match="put a dense, sparse or bm25 step first"):
+        step(Search((Query("q", "the red planet"),)))
+
+
+def test_matrices_that_are_no_token_vectors_are_refused_with_advice(index):
+    with pytest.raises(TypeError, match=r"TokenVectors\.from_list"):
+        Store(index).tokens([[[0.0] * 8]])
+
+
+def test_settings_that_cannot_both_hold_are_refused():
+    with pytest.raises(ValidationError, match="another scale than the rest"):
+        TokenProjectionConfig(normalize=False, pool={"kind": "clusters"})
+    with pytest.raises(ValidationError, match="query_length 8"):
+        TokenizerConfig(query_length=8, expansion={"length": 16})

@@ -99,7 +99,13 @@ def take_language_head(encoder: Encoder, folder: Path) -> bool:
     for ours, theirs in found.names().items():
         if ours in own:
             tensors[ours] = _first(_stored(folder), folder, theirs)
-    if any(value is None or value.shape != own[name].shape for name, value in tensors.items()):
+    if head.config.tied and not found.settings["tied"]:
+        logger.info("%s: its language model's output matrix is not taken: tied = true was asked for", folder)
+        return False
+    unfit = [name for name, value in tensors.items() if value is None or value.shape != own[name].shape]
+    unfit += [name for name in own if name in ("dense.bias", "norm.bias") and name not in tensors]
+    if unfit:
+        logger.info("%s: its language model's head is not taken: %s is missing or of another shape", folder, unfit[0])
         return False
     head.load_state_dict(tensors, strict=False)
     taken = "its output matrix" if head.config.transform == "none" else "its transform and output"
@@ -195,7 +201,7 @@ def _loose_bias(twin: nn.Module, inside: set[int]) -> Tensor | None:
 
 
 def _same_form(config: SpladeConfig, settings: dict[str, Any]) -> bool:
-    compared = ("transform", "tied", "transform_activation", "dense_bias", "norm_bias")
+    compared = ("transform", "tied", "transform_activation", "dense_bias", "norm_bias", "norm_epsilon")
     return all(getattr(config, name) == settings.get(name, getattr(config, name)) for name in compared)
 
 

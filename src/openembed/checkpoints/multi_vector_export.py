@@ -55,7 +55,7 @@ def token_settings(encoder: Encoder) -> dict[str, Any]:
             "strategy": "fixed" if config.expansion.cut else "min",
             "attend": config.expansion.attend,
             "token": config.expansion.token,
-            "length": config.expansion.length,
+            "length": min(config.expansion.length, encoder.max_length),
         }
         if config.expansion.cut:
             settings.pop("query_length", None)

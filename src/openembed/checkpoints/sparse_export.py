@@ -67,6 +67,8 @@ def not_standard(encoder: Encoder, language_model: nn.Module | None) -> str:
         return f"it has no activation {head.activation}"
     if SideConfig() != head.document or (encoder.query_head is None and SideConfig() != head.query):
         return "it does not keep a part of the weights (top_k, gate, prune_ratio)"
+    if tokenizer.query_length is not None or tokenizer.document_length is not None or tokenizer.expansion is not None:
+        return "its queries and documents have lengths of their own (query_length, document_length, expansion)"
     if tokenizer.repeat is not None:
         return "it reads a text once, this model twice"
     if tokenizer.truncation != "keep_eos" or tokenizer.lowercase:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from openembed.config import Config
@@ -39,6 +39,15 @@ class TokenProjectionConfig(Config):
     skip: Literal["punctuation"] | tuple[str, ...] = ()
     skip_queries: bool = False
     pool: TokenPoolConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> TokenProjectionConfig:
+        if not self.normalize and getattr(self.pool, "renormalize", False):
+            raise ValueError(
+                "normalize = false beside clusters of length 1 puts texts of few tokens, which keep their own lengths, on "
+                "another scale than the rest; set pool.renormalize = false too, or normalize"
+            )
+        return self
 
     def build(self, width: int) -> TokenProjection:
         """Returns the head for hidden states of ``width``."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 
 from openembed.index.fields import FIELDS, Vectors
 from openembed.index.manifest import EncodesDocuments, Kind, ModelInfo
@@ -40,10 +41,10 @@ def vectors_by_kind(given: Vectors | Mapping[Kind, Vectors] | None) -> dict[Kind
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return dict(given)
+        return {kind: vectors.tocsr() if issparse(vectors) else vectors for kind, vectors in given.items()}
     if isinstance(given, TokenVectors):
         return {"tokens": given}
-    return {"dense": given} if isinstance(given, np.ndarray) else {"sparse": given}
+    return {"dense": given} if isinstance(given, np.ndarray) else {"sparse": given.tocsr() if issparse(given) else given}
 
 
 def term_names(encoder: Any) -> Callable[[int], str]:

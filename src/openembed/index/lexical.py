@@ -234,11 +234,10 @@ class Bm25:
             matching = np.flatnonzero(scores_N * np.concatenate(eligible))
             return matching, scores_N[matching]
         segments, kept = self._native(terms, [np.ascontiguousarray(mask_N) for mask_N in eligible])
-        if self._searches is None or self._searches[0] != min(k, most):
-            self._searches = min(k, most), Searches(library, min(k, most), 0)
-        found = self._searches[1].run(
-            lambda query: library.openembed_bm25_search(segments, len(segments), query), lists=len(terms)
-        )
+        searches = self._searches
+        if searches is None or searches[0] != min(k, most):
+            searches = self._searches = min(k, most), Searches(library, min(k, most), 0)
+        found = searches[1].run(lambda query: library.openembed_bm25_search(segments, len(segments), query), lists=len(terms))
         del kept  # until here the structures point to it
         return found
 

@@ -342,6 +342,7 @@ class _Compiled:
 
     def __init__(self, library: ctypes.CDLL, segments: Sequence[SparseVectors], k: int) -> None:
         self._library, self._count = library, len(segments)
+        self._fields = [segment.field for segment in segments]  # what the library is given points into their files
         self._eligible = [np.ascontiguousarray(segment.eligible_N).view(np.uint8) for segment in segments]
         self._segments = (Postings * self._count)(*(segment.field.native for segment in segments))
         first, most = 0, max(segment.field.count for segment in segments)

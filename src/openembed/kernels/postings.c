@@ -382,7 +382,7 @@ static int visit(const Postings *postings, Query *query, const Bounds *bounds, f
 
 /* Goes through the groups of greatest bound first. Where too many are left with a chance, all lists are added up instead. */
 static int search_groups(const Postings *postings, Query *query, Cursor *cursors, Bounds *bounds, Block *block) {
-    int64_t lists = place_cursors(postings, query, cursors), left = 0, filled = query->filled, bests = query->bests;
+    int64_t lists = place_cursors(postings, query, cursors), left = 0;
     double slack = (double)(lists + 4) * 0x1p-23, all = 0;
     if (!lists || cursors[0].rest < query->floor) return 0;
     bounds->groups = (postings->count + GROUP - 1) / GROUP;
@@ -400,7 +400,14 @@ static int search_groups(const Postings *postings, Query *query, Cursor *cursors
     for (int64_t i = 0; i < lists; i++) all += (double)(cursors[i].end - postings->starts[cursors[i].term]);
     left = count_from(bounds->bounds, bounds->groups, least);
     if (left * GROUP * ROW_COST < all) return visit(postings, query, bounds, least, below, slack);
-    query->filled = filled, query->bests = bests;
+    /* what was found here is found again: earlier segments' documents stay, and the heap begins anew (the floor holds) */
+    int64_t kept = 0;
+    for (int64_t i = 0; i < query->filled; i++)
+        if (query->positions[i] < postings->first) {
+            query->positions[kept] = query->positions[i];
+            query->scores[kept++] = query->scores[i];
+        }
+    query->filled = kept, query->bests = 0;
     return search_segment(postings, query, cursors, block);
 }
 

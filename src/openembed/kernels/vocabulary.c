@@ -103,7 +103,7 @@ EXPORT void oe_largest_products_backward(const float *grad, const int32_t *winne
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
         for (int64_t v = 0; v < V; v += TILE)
             for (int64_t b = 0; b < B; b++)
-                for (int64_t i = b * V + v; i < b * V + MIN(V, v + TILE); i++)
+                for (int64_t i = offsets[b + 1] > offsets[b] ? b * V + v : INT64_MAX; i < b * V + MIN(V, v + TILE); i++)
                     if (grad[i] != 0.0f) add_scaled(grad[i], S + winner[i] * K, K, for_W + (i - b * V) * K);
     if (for_S)
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)

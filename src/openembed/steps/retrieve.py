@@ -123,7 +123,12 @@ class TokensConfig(Config):
             )
             if self.candidates is None:
                 return _with_hits(search, store.tokens(queries, self.k, filter=self.filter))
-            found = [list(search.run.get(query.id, {}))[: self.candidates] for query in search.queries]
+            if any(query.id not in search.run for query in search.queries):
+                raise ValueError(
+                    "candidates orders what a step before has found, and there is none; put a dense, sparse or bm25 step "
+                    "first, or leave candidates out"
+                )
+            found = [list(search.run[query.id])[: self.candidates] for query in search.queries]
             ordered = store.rerank(queries, found)
             return _with_hits(search, [dict(islice(hits.items(), self.k)) for hits in ordered])
 

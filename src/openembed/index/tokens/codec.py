@@ -246,7 +246,8 @@ def map_residuals(directory: Path, offsets_N1: np.ndarray, width: int, bits: int
     load = functools.partial(_load, directory)
     centroids_KD, starts_K1 = load("centroids", (None, width)), load("starts", (None,))
     codec = Codec(centroids_KD, load("cutoffs", (2**bits - 1,)), load("weights", (2**bits,)), unit)
-    if len(starts_K1) != len(centroids_KD) + 1 or starts_K1[-1] != tokens or (np.diff(starts_K1) < 0).any():
+    fits = len(starts_K1) == len(centroids_KD) + 1 and starts_K1[0] == 0 and starts_K1[-1] == tokens
+    if not fits or starts_K1.dtype != np.int64 or (np.diff(starts_K1) < 0).any():
         raise ValueError(f"{directory / 'residuals.starts.npy'}: damaged, it does not fit the segment; build the index anew")
     packed_TB = map_file(directory / "residuals.packed.u8", np.uint8, (tokens, codec.padded * bits // 8))
     lists = []

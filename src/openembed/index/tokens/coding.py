@@ -131,6 +131,9 @@ def check_vectors(vectors: TokenVectors, width: int, name: Callable[[int], str])
 
     ``name`` says which text it is.
     """
+    if not isinstance(vectors, TokenVectors):
+        kind = type(vectors).__name__
+        raise TypeError(f"token vectors come as TokenVectors, got {kind}; TokenVectors.from_list([matrix, ...]) makes them")
     if vectors.width != width:
         raise ValueError(f"token vectors of width {vectors.width}; this index needs width {width}")
     values_TD = vectors.values_TD

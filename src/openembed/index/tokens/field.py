@@ -32,7 +32,7 @@ class TokenFieldWriter:
 
     def add(self, ids: Sequence[str], vectors: TokenVectors) -> None:
         """Appends the token vectors of these documents; raises ``ValueError`` naming one whose vectors cannot be kept."""
-        if len(vectors) != len(ids):
+        if isinstance(vectors, TokenVectors) and len(vectors) != len(ids):
             raise ValueError(f"got token vectors of {len(vectors)} documents for {len(ids)}; nothing was added")
         self._writer.add(vectors, lambda row: f"document {ids[row]!r}")
         self._tokens += len(vectors.values_TD)

@@ -67,7 +67,8 @@ class TokenInfo(Config):
 class TokenWriter:
     """Writes documents' token vectors, a chunk at a time, into the folder of a segment, which must exist."""
 
-    def __init__(self, directory: Path, width: int, settings: TokenSettings | None = None) -> None:
+    def __init__(self, directory: str | Path, width: int, settings: TokenSettings | None = None) -> None:
+        directory = Path(directory)
         if not 1 <= width <= WIDEST:
             raise ValueError(f"token vectors of width {width}; from 1 to {WIDEST:,} can be kept")
         self._directory, self._width, self._settings = directory, width, settings or TokenSettings()
@@ -130,7 +131,8 @@ class TokenSegment:
     Raises ``ValueError`` naming a file that is missing, damaged, or does not fit ``count`` documents.
     """
 
-    def __init__(self, directory: Path, count: int | None = None) -> None:
+    def __init__(self, directory: str | Path, count: int | None = None) -> None:
+        directory = Path(directory)
         path = directory / "tokens.json"
         if not path.exists():
             raise ValueError(f"{path}: missing; the index is damaged, build it anew")

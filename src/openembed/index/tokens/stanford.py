@@ -60,9 +60,14 @@ def read_plaid(directory: str | Path) -> Residuals:
 def write_plaid(directory: str | Path, residuals: Residuals, layout: Layout = "fast-plaid") -> None:
     """Writes coded tokens as an index of ``layout`` into a new folder; documents keep their order.
 
-    Raises ``FileExistsError`` where the folder has files, and ``ValueError`` for a width that its format has no place for.
+    Raises ``FileExistsError`` where the folder has files, and ``ValueError`` for no residuals, tokens that are not of length
+    1, and a width that its format has no place for.
     """
+    if residuals is None:
+        raise ValueError("this segment has no residuals; write it with TokenSettings(coded_from=0) to have them")
     directory, codec = Path(directory), residuals.codec
+    if not codec.unit:
+        raise ValueError(f"{layout} brings every token to length 1, and these have other lengths: it would rank otherwise")
     if codec.width * codec.bits % 8 or layout not in ("colbert", "fast-plaid"):
         raise ValueError(f"{codec.width} components of {codec.bits} bits as {layout!r}; whole bytes, as colbert or fast-plaid")
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,8 +97,10 @@ def write_plaid(directory: str | Path, residuals: Residuals, layout: Layout = "f
     write_json(directory / "metadata.json", about | {"config": config})
 
 
-def write_segment(directory: Path, residuals: Residuals) -> TokenInfo:
-    """Writes coded tokens as a segment that ``files.TokenSegment`` opens, into an existing folder."""
+def write_segment(directory: str | Path, residuals: Residuals) -> TokenInfo:
+    """Writes coded tokens as a segment that ``files.TokenSegment`` opens, into a folder, which is made where there is none."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     save_array(directory / "tokens.offsets.npy", residuals.offsets_N1)
     write_residuals(directory, residuals)
     codec, tokens = residuals.codec, int(residuals.offsets_N1[-1])
