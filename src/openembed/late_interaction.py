@@ -54,6 +54,8 @@ def xtr(queries: Tokens, documents: Tokens, k: int, *, variant: Variant = "paper
     """
     if k < 1:
         raise ValueError(f"XTR's k must be at least 1, got {k}")
+    if not len(documents):
+        return torch.zeros(len(queries), 0, device=queries.device)
     best_TN, threshold_T = _Best.apply(queries.values_TD, documents.values_TD, documents.lengths_N, k)
     retrieved_TN = (best_TN >= threshold_T[:, None]) & (documents.lengths_N > 0)
     if variant == "pylate":

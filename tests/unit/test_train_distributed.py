@@ -128,8 +128,10 @@ def test_micro_batch_size_is_settled_once(trained):
 
 def test_different_data_is_refused_by_all_ranks(tmp_path):
     results = launch([PROGRAMS, "failing", tmp_path])
-    for code, output in results:  # torch's threads sometimes abort a process that is ending (-6), after it has said why
-        assert code in (1, -6), output
+    for code, output in results:
+        # torch's threads sometimes abort a process that is ending, after it has said why; nothing else may
+        aborted = code == -6 and output.rstrip().endswith("terminate called without an active exception")
+        assert code == 1 or aborted, output
         assert "differ in first" in output
     assert not (tmp_path / "out").exists()
 

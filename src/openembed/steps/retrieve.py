@@ -64,12 +64,7 @@ class SparseConfig(Config):
         sparse = _encoder_of("sparse", store, encoder)
 
         def step(search: Search) -> Search:
-            queries_QV = sparse.encode_queries(
-                [query.text for query in search.queries],
-                task=self.task,
-                instruction=self.instruction,
-                max_length=store.models["sparse"].max_length,
-            )
+            queries_QV = _encoded(sparse, self, store, search)
             return _with_hits(search, store.sparse(queries_QV, self.k, filter=self.filter))
 
         return step
@@ -115,12 +110,7 @@ class TokensConfig(Config):
         tokens = _encoder_of("tokens", store, encoder)
 
         def step(search: Search) -> Search:
-            queries = tokens.encode_queries(
-                [query.text for query in search.queries],
-                task=self.task,
-                instruction=self.instruction,
-                max_length=store.models["tokens"].max_length,
-            )
+            queries = _encoded(tokens, self, store, search)
             if self.candidates is None:
                 return _with_hits(search, store.tokens(queries, self.k, filter=self.filter))
             if any(query.id not in search.run for query in search.queries):
@@ -145,6 +135,16 @@ def _encoder_of(kind: Kind, store: Store, given: Encoders) -> Any:
         raise ValueError(f"the {kind} step needs the encoder that made the store's {kind} vectors")
     store.check_encoder(encoder)
     return encoder
+
+
+def _encoded(encoder: Any, config: SparseConfig | TokensConfig, store: Store, search: Search) -> Any:
+    """Returns the queries as the store's model of the step's kind has them."""
+    return encoder.encode_queries(
+        [query.text for query in search.queries],
+        task=config.task,
+        instruction=config.instruction,
+        max_length=store.models[config.kind].max_length,
+    )
 
 
 def _with_hits(search: Search, hits: list[dict[str, float]]) -> Search:
