@@ -188,3 +188,10 @@ def test_similarities_say_what_they_compare():
     with pytest.raises(ValueError, match="at least 1"):
         xtr(some, some, 0)
     np.testing.assert_allclose(similarity("xtr", 1)(some, some), xtr(some, some, 1))
+
+
+@pytest.mark.parametrize("variant", ["paper", "pylate"])
+def test_no_documents_give_no_scores(variant):
+    queries = Tokens(torch.randn(3, 4), torch.tensor([2, 1]))
+    nothing = Tokens(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
+    assert xtr(queries, nothing, 5, variant=variant).shape == (2, 0)

@@ -1,4 +1,4 @@
-/* What the scans of int8 codes share: the coding of a vector, and the k-th greatest of some values. */
+/* What scans share: the k-th greatest of some values, and, of int8 codes, the coding of a vector. */
 #pragma once
 
 #include <math.h>
@@ -7,6 +7,7 @@
 
 enum { LANES = 16 };
 
+/* The k-th greatest of ``count`` values, which are put in another order. */
 static inline float kth_greatest(float *values, int64_t count, int64_t k) {
     int64_t low = 0, high = count - 1;
     k -= 1;

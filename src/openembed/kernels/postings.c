@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coding.h"
+
 #define EXPORT __attribute__((visibility("default")))
 typedef int32_t __attribute__((may_alias)) Bits; /* floats that are not negative are ordered as their bits, which compilers compare faster */
 #define BLOCK 16384
@@ -119,27 +121,6 @@ static int push(Query *query, int64_t position, float score) {
     }
     if (query->bests == query->k && query->best[0] > query->floor) query->floor = query->best[0];
     return 0;
-}
-
-/* The k-th greatest of ``count`` values, which are put in another order. */
-static float kth_greatest(float *values, int64_t count, int64_t k) {
-    int64_t low = 0, high = count - 1, wanted = k - 1;
-    while (low < high) {
-        float pivot = values[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (values[i] > pivot) i++;
-            while (values[j] < pivot) j--;
-            if (i <= j) {
-                float kept = values[i];
-                values[i++] = values[j], values[j--] = kept;
-            }
-        }
-        if (wanted <= j) high = j;
-        else if (wanted >= i) low = i;
-        else break;
-    }
-    return values[wanted];
 }
 
 static int64_t count_from(const float *sums, int64_t size, float least) {
