@@ -34,10 +34,10 @@ def naive(states, weight, bias, activation, pooling):
     return torch.stack(rows)
 
 
-def inputs(dtype, ties, vocabulary=301):
+def inputs(dtype, ties, vocabulary=301, width=20):
     generator = torch.Generator().manual_seed(3)
-    states = torch.randn(sum(LENGTHS), 20, generator=generator, dtype=dtype)
-    weight = torch.randn(vocabulary, 20, generator=generator, dtype=dtype)
+    states = torch.randn(sum(LENGTHS), width, generator=generator, dtype=dtype)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=dtype)
     if ties:  # whole numbers: products are exact and many are equal
         states, weight = states.round(), weight.round()
     bias = torch.randn(vocabulary, generator=generator, dtype=dtype)
@@ -65,7 +65,7 @@ def test_numerical_gradients(activation):
 @pytest.mark.parametrize("ties", [False, True])
 def test_kernel_and_torch_agree(ties, monkeypatch):
     given = inputs(torch.float32, ties)
-    if not kernels.serves(given[0], given[1]):
+    if not kernels.serves(given[0], given[1], torch.float32):
         pytest.skip("no kernels on this machine")
     results = []
     for on in (True, False):
@@ -75,6 +75,36 @@ def test_kernel_and_torch_agree(ties, monkeypatch):
         results.append([out, *torch.autograd.grad(out, given, torch.ones_like(out).cumsum(1) / 100)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("width", [20, 33, 64])  # a tail of pairs, an odd one, whole vectors
+@pytest.mark.parametrize("ties", [False, True])
+def test_kernel_in_bfloat16_multiplies_what_is_rounded_and_sums_in_float32(ties, width):
+    states, weight, _ = (x.detach() for x in inputs(torch.float32, ties, width=width))
+    if not kernels.serves(states, weight, torch.bfloat16):
+        pytest.skip("no bfloat16 kernels on this machine")
+    offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
+    best, winner = kernels.largest_products(states, weight, offsets, winners=True, half=True)
+    rounded = [x.bfloat16().float() for x in (states, weight)]
+    expected, expected_winner = kernels.largest_products(*rounded, offsets, winners=True)
+    torch.testing.assert_close(best, expected, atol=1e-4, rtol=1e-4)
+    assert (winner == expected_winner).float().mean() > (0.99 if ties else 0.95), "near ties may fall either way"
+    if ties:
+        assert torch.equal(best, expected), "whole numbers are exact in bfloat16"
+        assert torch.equal(winner, expected_winner), "of equal products the first wins"
+
+
+def test_gradients_in_bfloat16_are_those_of_the_products_that_won(monkeypatch):
+    given = inputs(torch.float32, ties=True)
+    results = []
+    for on in (True, False):
+        if not on:
+            monkeypatch.setattr(kernels, "serves", lambda *_: False)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = max_pooled(*given, LENGTHS, "elu1p")
+        results.append([out, *torch.autograd.grad(out, given, torch.ones_like(out))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=0.05, rtol=0.02)
 
 
 def test_kernel_does_not_hide_damaged_states():

@@ -208,13 +208,13 @@ def _print_results(model: str, results: list[TaskResult]) -> None:
 
 
 def _costs_table(results: list[TaskResult]) -> Any:
-    """What the scores cost: entries are dimensions, terms or token vectors, milliseconds those of a query."""
+    """What the scores cost: entries are dimensions, terms or token vectors; milliseconds of a query alone and of a document."""
     from rich.table import Table
 
     table = Table(title="Costs (entries: dimensions, terms or token vectors)")
     table.add_column("task", overflow="fold", min_width=8)
     columns = {"entries/query": "query_entries", "entries/doc": "document_entries", "bytes/doc": "document_bytes"}
-    columns |= {"encode ms": "encode_query_ms", "search ms": "search_query_ms"}
+    columns |= {"query ms": "query_ms", "encode doc ms": "encode_document_ms"}
     if any("flops" in r.costs for r in results):
         columns["FLOPS"] = "flops"
     shares = ("empty_queries", "empty_documents")

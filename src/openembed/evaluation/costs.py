@@ -8,14 +8,16 @@ Plain data, kept with a task's result:
     flops                        sparse: products of weights that a query and a document of this task share on average,
                                  the sum over terms of (share of queries with it) x (share of documents with it)
     empty_queries, empty_documents     share without any term or token vector, which find nothing and are never found
-    encode_query_ms, encode_document_ms, search_query_ms    wall clock here, all texts at once; none where all was cached
+    query_ms                     wall clock here of one query alone, encoded and searched for 10 documents: the median of up to 32
+    encode_query_ms, encode_document_ms, search_query_ms    the same a text, all texts at once; none where all was cached
 
 Shapes: ``N`` texts, ``D`` width, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +30,14 @@ from openembed.vectors import VectorFormat
 
 ENTRY_BYTES = 8
 """A sparse weight: an int32 term number and a float32."""
+ALONE, ALONE_SECONDS, ALONE_K = 32, 2.0, 10
+"""Queries that are timed one by one, the seconds after which no further one is, and the documents that each asks for."""
 
 
-def costs_of(vectors: Vectors, queries: Encoded, documents: Encoded, search_seconds: float) -> dict[str, Any]:
-    """Returns the costs of a search of ``documents`` for ``queries`` that took ``search_seconds``."""
+def costs_of(
+    vectors: Vectors, queries: Encoded, documents: Encoded, search_seconds: float, query_ms: float | None = None
+) -> dict[str, Any]:
+    """Returns the costs of a search of ``documents`` for ``queries`` that took ``search_seconds``; ``query_ms``: of one alone."""
     size, formula = _entry_bytes(kind_of(documents), width_of(documents), vectors.stored)
     entries_Q, entries_N = entries(queries), entries(documents)
     found: dict[str, Any] = {
@@ -42,6 +48,7 @@ def costs_of(vectors: Vectors, queries: Encoded, documents: Encoded, search_seco
         "bytes_formula": formula,
         "empty_queries": _mean(entries_Q == 0),
         "empty_documents": _mean(entries_N == 0),
+        "query_ms": query_ms,
         "encode_query_ms": _ms(vectors.encode_seconds("query")),
         "encode_document_ms": _ms(vectors.encode_seconds("document")),
         "search_query_ms": _ms(search_seconds / max(1, len(entries_Q))),
@@ -51,15 +58,28 @@ def costs_of(vectors: Vectors, queries: Encoded, documents: Encoded, search_seco
     return found
 
 
-def bm25_costs(postings_a_document: float, search_seconds: float, queries: int) -> dict[str, Any]:
+def bm25_costs(postings_a_document: float, search_seconds: float, queries: int, query_ms: float | None) -> dict[str, Any]:
     """Returns the costs of a BM25 search; queries need no model, so none of encoding."""
     return {
         "kind": "bm25",
         "document_entries": postings_a_document,
         "document_bytes": postings_a_document * ENTRY_BYTES,
         "bytes_formula": "8 x terms (int32 number, float32 weight)",
+        "query_ms": query_ms,
         "search_query_ms": _ms(search_seconds / max(1, queries)),
     }
+
+
+def alone_ms(answer: Callable[[str], object], queries: Sequence[str]) -> float | None:
+    """Returns the median milliseconds of ``answer`` for one query at a time; None without queries."""
+    began, took = time.perf_counter(), []
+    for query in queries[:ALONE]:
+        start = time.perf_counter()
+        answer(query)
+        took.append(time.perf_counter() - start)
+        if time.perf_counter() - began > ALONE_SECONDS:
+            break
+    return _ms(float(np.median(took))) if took else None
 
 
 def entries(encoded: Encoded) -> np.ndarray:
@@ -78,12 +98,6 @@ def flops(queries_QV: csr_matrix, documents_NV: csr_matrix) -> float:
         for part in (queries_QV, documents_NV)
     ]
     return float(shares[0] @ shares[1])
-
-
-def latency_ms(costs: Mapping[str, Any]) -> float | None:
-    """Returns encoding and searching of a query together; None where the encoding was not measured."""
-    encoding = costs.get("encode_query_ms", 0.0)
-    return None if encoding is None else encoding + costs["search_query_ms"]
 
 
 def _entry_bytes(kind: str, width: int, stored: VectorFormat) -> tuple[float, str]:

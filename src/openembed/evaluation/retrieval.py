@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from openembed.encoded import Encoded, take
-from openembed.evaluation.costs import costs_of
+from openembed.evaluation.costs import ALONE_K, alone_ms, costs_of
 from openembed.evaluation.metrics import RETRIEVAL_METRICS, canonical, mean, per_query
 from openembed.evaluation.result import Outcome
 from openembed.evaluation.statistics import bootstrap_interval, generator
@@ -92,11 +92,14 @@ def evaluate_retrieval(
     """
     judged = [query for query in queries if qrels.get(query.id)]
     documents = vectors.documents([document.full_text for document in corpus])
-    queries = vectors.queries([query.text for query in judged])
+    texts, ids = [query.text for query in judged], [document.id for document in corpus]
+    queries = vectors.queries(texts)
     searched = exact.prepared(documents, method)
     began = time.perf_counter()
-    run = exact_search(queries, [q.id for q in judged], searched, [d.id for d in corpus], top_k)
-    costs = costs_of(vectors, queries, documents, time.perf_counter() - began)
+    run = exact_search(queries, [q.id for q in judged], searched, ids, top_k)
+    took = time.perf_counter() - began
+    alone = alone_ms(lambda text: searched.search(vectors.one_query(text), ALONE_K, ids.__getitem__), texts)
+    costs = costs_of(vectors, queries, documents, took, alone)
     outcome = score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
     return replace(outcome, costs=costs)
 

@@ -17,7 +17,7 @@ from openembed.evaluation.bm25 import Bm25
 from openembed.evaluation.cache import Cache
 from openembed.evaluation.classification import evaluate_classification
 from openembed.evaluation.clustering import evaluate_clustering, evaluate_clustering_sets
-from openembed.evaluation.costs import bm25_costs
+from openembed.evaluation.costs import ALONE_K, alone_ms, bm25_costs
 from openembed.evaluation.pair_classification import evaluate_pair_classification
 from openembed.evaluation.prompts import Prompts, choose_prompts
 from openembed.evaluation.result import Outcome
@@ -29,6 +29,8 @@ from openembed.index import lexical
 from openembed.index.tokens.xtr import Xtr
 from openembed.records import Run
 from openembed.vectors import VectorFormat
+
+QUERY = "query"
 
 KINDS = {
     "dense": tuple(METRICS),
@@ -146,8 +148,11 @@ class Bm25System:
             judged = [query for query in queries if qrels.get(query.id)]
             model = Bm25([document.full_text for document in corpus], language=task.language)
             began = time.perf_counter()
-            run = model.search([q.text for q in judged], [q.id for q in judged], [d.id for d in corpus])
-            costs = bm25_costs(model.postings / len(corpus), time.perf_counter() - began, len(judged))
+            texts, ids = [query.text for query in judged], [document.id for document in corpus]
+            run = model.search(texts, [query.id for query in judged], ids)
+            took = time.perf_counter() - began
+            alone = alone_ms(lambda text: model.search([text], [QUERY], ids, ALONE_K), texts)
+            costs = bm25_costs(model.postings / len(corpus), took, len(judged), alone)
             return replace(_score_retrieval(run, task, corpus, qrels), costs=costs)
         if task.kind == "reranking":
             return self._rerank(task)

@@ -81,6 +81,11 @@ class Vectors:
         whole = self._get("query", self._prompts.query, texts, self._encoder.encode_queries, arguments)
         return self._read_back(whole, VectorFormat(dimensions=self.stored.dimensions))
 
+    def one_query(self, text: str) -> Encoded:
+        """Returns that of one query, encoded now whatever is kept: how long it takes is to be seen."""
+        encoded = self._encoder.encode_queries([text], **self._prompts.query_arguments, **self._options)
+        return self._read_back(encoded, VectorFormat(dimensions=self.stored.dimensions))
+
     def documents(self, texts: Sequence[str]) -> Encoded:
         """Returns those of documents."""
         arguments = self._prompts.document_arguments

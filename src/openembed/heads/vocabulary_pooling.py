@@ -78,8 +78,9 @@ class _MaxPooled(torch.autograd.Function):
         states, weight = states_TD.detach(), weight_VD.detach()
         ctx.offsets_B1 = torch.tensor([0, *accumulate(lengths_B)])
         enough = wanted or len(states) >= FEW_TOKENS
-        if enough and ctx.dtype == torch.float32 and kernels.serves(states, weight):
-            best_BV, winner_BV = kernels.largest_products(states, weight, ctx.offsets_B1, winners=wanted)
+        if enough and kernels.serves(states, weight, ctx.dtype):
+            half = ctx.dtype == torch.bfloat16
+            best_BV, winner_BV = kernels.largest_products(states, weight, ctx.offsets_B1, winners=wanted, half=half)
         else:
             best_BV, winner_BV = _largest(states, weight, lengths_B, ctx.dtype, wanted)
         values_BV = activate(best_BV.add_(bias_V.detach()), activation)
@@ -92,7 +93,7 @@ class _MaxPooled(torch.autograd.Function):
     def backward(ctx: Any, grad_BV: Tensor) -> tuple[Tensor | None, ...]:
         states_TD, weight_VD, bias_V, values_BV, winner_BV = ctx.saved_tensors
         grad_BV = grad_BV * _slope(values_BV, ctx.activation)
-        if ctx.dtype == torch.float32 and kernels.serves(states_TD, weight_VD):
+        if kernels.serves(states_TD, weight_VD, ctx.dtype):  # a product each where a gradient is: float32, whatever ctx.dtype
             inputs = states_TD, weight_VD, ctx.offsets_B1
             for_states, for_weight = kernels.largest_products_backward(grad_BV, winner_BV, inputs, ctx.needs_input_grad[:2])
         else:

@@ -10,21 +10,25 @@ from ctypes import c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from openembed.kernels.calls import has_half
 from openembed.kernels.library import library
 
 
-def serves(states_TK: Tensor, weight_VK: Tensor) -> bool:
-    """True when the kernels take such tensors."""
+def serves(states_TK: Tensor, weight_VK: Tensor, products: torch.dtype) -> bool:
+    """True when the kernels take such tensors and multiply in ``products``."""
     plain = (x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in (states_TK, weight_VK))
-    return all(plain) and library() is not None
+    if not all(plain) or library() is None:
+        return False
+    return products == torch.float32 or (products == torch.bfloat16 and has_half())
 
 
 def largest_products(
-    states_TK: Tensor, weight_VK: Tensor, offsets_B1: Tensor, *, winners: bool
+    states_TK: Tensor, weight_VK: Tensor, offsets_B1: Tensor, *, winners: bool, half: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Returns each text's largest product with each row of the weight ``(B, V)``, and with ``winners`` its token (int32).
 
-    The first of equal ones wins. A text without tokens has minus infinity, and token 0.
+    The first of equal ones wins. A text without tokens has minus infinity, and token 0. ``half``: of both rounded to bfloat16,
+    summed in float32.
     """
     shape = len(offsets_B1) - 1, len(weight_VK)
     best_BV = torch.empty(shape)
@@ -34,7 +38,7 @@ def largest_products(
     results = [_pointer(best_BV), _pointer(winner_BV)]
     found = library()
     assert found is not None, "ask serves() first"
-    if found.oe_largest_products(*pointers, *map(c_int64, sizes), *results, torch.get_num_threads()):
+    if found.oe_largest_products(*pointers, *map(c_int64, sizes), *results, int(half), torch.get_num_threads()):
         raise MemoryError("no memory for a kernel's working space")
     return best_BV, winner_BV
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from openembed import __version__
 from openembed.data.mine import AUDIT
-from openembed.evaluation.costs import latency_ms
 from openembed.files import read_json, read_jsonl
 from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, FilterStage, MineStage, SearchStage, TrainStage
 from openembed.recipe.stages import METRICS, MINED_REPORT, SEARCHES, Workplace, folder_name
@@ -95,7 +94,7 @@ def task_scores(place: Workplace) -> list[TaskScores]:
 def cost(costs: dict[str, Any]) -> Cost:
     """Returns what the report shows of a result's costs (:mod:`openembed.evaluation.costs`)."""
     of = {"dense": "dimensions", "tokens": "token vectors"}.get(costs["kind"], "terms")
-    return Cost(costs["document_bytes"], latency_ms(costs), f"{costs['document_entries']:.4g} {of}")
+    return Cost(costs["document_bytes"], costs.get("query_ms"), f"{costs['document_entries']:.4g} {of}")
 
 
 def _cleaning(place: Workplace) -> list[Cleaning]:
