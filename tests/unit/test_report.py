@@ -219,9 +219,9 @@ def test_paired_tests_decide_where_there_are_any():
 
 
 COSTS = {
-    "stage 2": Cost(1024.0, 3.1, "256 dimensions"),
-    "BM25": Cost(480.0, 0.4, "60 terms"),
-    "stage 1": Cost(1024.0, 3.0, "256 dimensions"),
+    "stage 2": Cost(1024.0, 3.1, 256, "dimensions"),
+    "BM25": Cost(480.0, 0.4, 60, "terms"),
+    "stage 1": Cost(1024.0, 3.0, 256, "dimensions"),
     "untrained": Cost(1024.0),
 }
 

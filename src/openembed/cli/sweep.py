@@ -26,6 +26,7 @@ def sweep(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a packaged recipe with a sweep, or a TOML file.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder (default: runs/RECIPE-sweep).")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, such as 1,2,3 (default: the recipe's).")] = "",
+    variants: Annotated[str, typer.Option(help="Variants, such as dense,bm25 (default: all).")] = "",
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; report the runs that are finished.")] = False,
     smoke: Smoke = False,
     settings: Settings = None,
@@ -43,7 +44,8 @@ def sweep(
     from openembed.report.sweep import write_sweep
 
     quiet()
-    loaded = load_sweep(recipe, settings or (), seeds=_numbers(seeds), smoke=smoke)
+    chosen = [name.strip() for name in variants.split(",") if name.strip()]
+    loaded = load_sweep(recipe, settings or (), seeds=_numbers(seeds), variants=chosen, smoke=smoke)
     file = read_recipe(recipe)
     out = out or Path("runs") / f"{file.name}-sweep{'-smoke' if smoke else ''}"
     base = base_folder(file.path, file.packaged, data)

@@ -8,7 +8,7 @@ Plain data, kept with a task's result:
     flops                        sparse: products of weights that a query and a document of this task share on average,
                                  the sum over terms of (share of queries with it) x (share of documents with it)
     empty_queries, empty_documents     share without any term or token vector, which find nothing and are never found
-    query_ms                     wall clock here of one query alone, encoded and searched for 10 documents: the median of up to 32
+    query_ms                     wall clock here of one query alone, encoded and searched for 10 documents: a median of up to 32
     encode_query_ms, encode_document_ms, search_query_ms    the same a text, all texts at once; none where all was cached
 
 Shapes: ``N`` texts, ``D`` width, ``V`` vocabulary.
@@ -17,7 +17,7 @@ Shapes: ``N`` texts, ``D`` width, ``V`` vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ ALONE, ALONE_SECONDS, ALONE_K = 32, 2.0, 10
 def costs_of(
     vectors: Vectors, queries: Encoded, documents: Encoded, search_seconds: float, query_ms: float | None = None
 ) -> dict[str, Any]:
-    """Returns the costs of a search of ``documents`` for ``queries`` that took ``search_seconds``; ``query_ms``: of one alone."""
+    """Returns the costs of a search of ``documents`` for ``queries`` that took ``search_seconds``, one alone ``query_ms``."""
     size, formula = _entry_bytes(kind_of(documents), width_of(documents), vectors.stored)
     entries_Q, entries_N = entries(queries), entries(documents)
     found: dict[str, Any] = {

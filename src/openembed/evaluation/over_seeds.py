@@ -95,26 +95,28 @@ def verdict(difference: Interval | None) -> Verdict:
     return "does not hold" if difference.high < 0 else "cannot be told"
 
 
-def seed_scores(results: Mapping[int, tuple[TaskResult, Mapping[str, Any]]], resamples: int = RESAMPLES) -> SeedScores:
-    """Returns one task's scores from seed → (result, items as ``items.json`` holds them).
+def seed_scores(
+    results: Mapping[int, tuple[TaskResult, Mapping[str, Any]]], resamples: int = RESAMPLES, *, metric: str | None = None
+) -> SeedScores:
+    """Returns one task's scores from seed → (result, items as ``items.json`` holds them); ``metric`` None: its main one.
 
-    Raises ``ValueError`` when the task's main metric has neither per-item scores nor paired values to resample.
+    Raises ``ValueError`` when the metric has neither per-item scores nor paired values to resample.
     """
     values, resampled = [], []
     for result, items in results.values():
-        values.append(result.value)
-        resampled.append(_resampled(result, items, resamples))
+        values.append(result.value if metric is None else result.metrics[metric])
+        resampled.append(_resampled(result, items, resamples, metric or result.metric))
     return SeedScores(tuple(results), np.array(values), np.stack(resampled))
 
 
-def _resampled(result: TaskResult, items: Mapping[str, Any], resamples: int) -> np.ndarray:
+def _resampled(result: TaskResult, items: Mapping[str, Any], resamples: int, metric: str) -> np.ndarray:
     rng = generator(0, "seeds", result.task)
-    per_item = items["per_item"].get(result.metric)
+    per_item = items["per_item"].get(metric)
     if per_item:
         scores_N = np.array([per_item[key] for key in sorted(per_item)], dtype=np.float64)
         return np.array([scores_N[rng.integers(0, len(scores_N), len(scores_N))].mean() for _ in range(resamples)])
-    if result.metric == "cosine_spearman" and items["paired"]:
+    if metric == "cosine_spearman" and items["paired"]:
         cosine_N, gold_N = (np.asarray(items["paired"][name], dtype=np.float64) for name in ("cosine", "gold"))
         draws = (rng.integers(0, len(gold_N), len(gold_N)) for _ in range(resamples))
         return np.array([spearman(cosine_N[index], gold_N[index]) for index in draws])
-    raise ValueError(f"{result.task}: {result.metric} has no per-item scores to resample; a sweep needs them")
+    raise ValueError(f"{result.task}: {metric} has no per-item scores to resample; a sweep needs them")

@@ -17,6 +17,7 @@ from openembed.report import Cleaning, Cost, Hit, Removal, Report, Score, Search
 
 METRIC_NAMES = {
     "ndcg_at_10": "nDCG@10",
+    "recall_at_100": "recall@100",
     "cosine_spearman": "Spearman",
     "accuracy": "accuracy",
     "map_at_1000": "MAP",
@@ -94,7 +95,7 @@ def task_scores(place: Workplace) -> list[TaskScores]:
 def cost(costs: dict[str, Any]) -> Cost:
     """Returns what the report shows of a result's costs (:mod:`openembed.evaluation.costs`)."""
     of = {"dense": "dimensions", "tokens": "token vectors"}.get(costs["kind"], "terms")
-    return Cost(costs["document_bytes"], costs.get("query_ms"), f"{costs['document_entries']:.4g} {of}")
+    return Cost(costs["document_bytes"], costs.get("query_ms"), costs["document_entries"], of)
 
 
 def _cleaning(place: Workplace) -> list[Cleaning]:

@@ -53,12 +53,17 @@ class Sweep:
 
 
 def load_sweep(
-    name_or_path: str | Path, settings: Iterable[str] = (), *, seeds: Sequence[int] = (), smoke: bool = False
+    name_or_path: str | Path,
+    settings: Iterable[str] = (),
+    *,
+    seeds: Sequence[int] = (),
+    variants: Sequence[str] = (),
+    smoke: bool = False,
 ) -> Sweep:
     """Returns the sweep of a recipe with a ``[sweep]`` table; ``settings`` apply to all variants, before their own.
 
-    ``seeds`` instead of the recipe's; ``smoke`` shrinks every variant to a toy, and takes one seed. Raises ``ValueError``
-    naming file and key, or when the recipe has no sweep.
+    ``seeds`` instead of the recipe's; ``variants``: these alone; ``smoke`` shrinks every variant to a toy, and takes one seed.
+    Raises ``ValueError`` naming file and key, for a variant that is not there, or when the recipe has no sweep.
     """
     file = read_recipe(name_or_path)
     settings = tuple(settings)
@@ -68,11 +73,13 @@ def load_sweep(
         raise ValueError(f"{file.path}: has no [sweep]; `openembed run` runs a recipe without variants")
     if not isinstance(recipe.stage.get(config.evaluate), EvaluateStage):
         raise ValueError(f"{file.path}: sweep.evaluate: no evaluate stage of this name (got {config.evaluate!r})")
+    if unknown := [name for name in variants if name not in config.variant]:
+        raise ValueError(f"{file.path}: no variant {', '.join(unknown)}; variants: {', '.join(config.variant)}")
     seeds = tuple(dict.fromkeys(seeds)) or (config.seeds[:1] if smoke else config.seeds)
     runs = [
         SweepRun(name, seed, _variant(file, settings, config, name, seed, smoke), config.evaluate)
         for seed in seeds
-        for name in config.variant
+        for name in variants or config.variant
     ]
     return Sweep(config.model_copy(update={"seeds": seeds}), recipe, tuple(runs))
 

@@ -45,13 +45,14 @@ class Claim(Config):
 class SweepConfig(Config):
     """Variants, each run with every seed and scored by the tasks of the stage ``evaluate``.
 
-    ``measure``: name → tasks whose mean it is. Metrics of claims are tasks, measures, or ``overall``, the mean of the
-    measures.
+    ``measure``: name → tasks whose mean it is. ``also``: further metrics, such as ``recall_at_100``, as means over all tasks.
+    Metrics of claims are tasks, measures, ``overall``, the mean of the measures, or one of ``also``.
     """
 
     seeds: tuple[int, ...] = Field(min_length=1)
     evaluate: Name = "evaluate"
     measure: dict[Name, tuple[str, ...]] = Field(min_length=1)
+    also: tuple[str, ...] = ()
     variant: dict[Name, Variant] = Field(min_length=1)
     group: tuple[Group, ...] = Field(min_length=1)
     claim: tuple[Claim, ...] = ()
@@ -61,7 +62,7 @@ class SweepConfig(Config):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {self.seeds}")
         problems = [f"{where}: no variant {name!r}" for where, name in self._references() if name not in self.variant]
-        metrics = {OVERALL, *self.measure, *(task for tasks in self.measure.values() for task in tasks)}
+        metrics = {OVERALL, *self.also, *self.measure, *(task for tasks in self.measure.values() for task in tasks)}
         problems += [f"claim {c.text!r}: no metric {c.metric!r}" for c in self.claim if c.metric not in metrics]
         if problems:
             raise ValueError(

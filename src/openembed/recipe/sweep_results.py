@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, median
 
 from openembed.evaluation.over_seeds import SeedScores, mean_scores, seed_scores, verdict
 from openembed.evaluation.runner import read_results
 from openembed.recipe.config import EvaluateStage
-from openembed.recipe.report import METRIC_NAMES, environment
+from openembed.recipe.report import METRIC_NAMES, cost, environment
 from openembed.recipe.stages import Workplace, folder_name
 from openembed.recipe.sweep import Sweep, SweepRun
 from openembed.recipe.sweep_config import OVERALL, Claim, SweepConfig
 from openembed.report.sweep import ClaimResult, Range, SweepGroup, SweepReport, VariantScores
+from openembed.report.tradeoff import Cost
 
 Scores = Mapping[str, SeedScores]
 """Metric (task, measure or ``overall``) → scores."""
@@ -29,11 +31,12 @@ def sweep_report(sweep: Sweep, out: Path, base: Path, command: str = "", device:
         raise ValueError(f"{out}: no run of this sweep is finished there yet")
     config = sweep.config
     kinds = metric_names(finished, out, base)
-    scores = {
-        name: _scores(config, [run for run in finished if run.variant == name], out, base)
+    found = {
+        name: {run.seed: _results(run, out, base) for run in finished if run.variant == name}
         for name in config.variant
         if any(run.variant == name for run in finished)
     }
+    scores = {name: _scores(config, results) for name, results in found.items()}
     metrics = list(next(iter(scores.values())))
     recipe = sweep.recipe
     place = Workplace(recipe, out, base, device)
@@ -46,8 +49,12 @@ def sweep_report(sweep: Sweep, out: Path, base: Path, command: str = "", device:
         runs=(len(finished), len(sweep.runs)),
         measures={name: tuple(task for task in tasks if task in metrics) for name, tasks in config.measure.items()},
         metrics={name: kinds.get(name, "mean") for name in metrics},
+        also=tuple(METRIC_NAMES.get(name, name) for name in config.also),
         groups=[SweepGroup(g.title, g.note, tuple(n for n in g.variants if n in scores)) for g in config.group],
-        variants={name: VariantScores(config.variant[name].title, _ranges(found)) for name, found in scores.items()},
+        variants={
+            name: VariantScores(config.variant[name].title, _ranges(scores[name]), _cost(list(results.values())))
+            for name, results in found.items()
+        },
         claims=[_claim(claim, scores) for claim in config.claim if {claim.better, claim.worse} <= set(scores)],
         environment=facts,
     )
@@ -65,9 +72,8 @@ def _results(run: SweepRun, out: Path, base: Path) -> dict:
     return read_results(run.place(out, base).out / run.evaluate / folder_name(stage.models[0]))
 
 
-def _scores(config: SweepConfig, runs: list[SweepRun], out: Path, base: Path) -> dict[str, SeedScores]:
-    """Tasks first, in the order of the measures, then measures, then overall."""
-    found = {run.seed: _results(run, out, base) for run in runs}
+def _scores(config: SweepConfig, found: Mapping[int, dict]) -> dict[str, SeedScores]:
+    """Tasks first, in the order of the measures, then measures, then overall, then the means of further metrics."""
     present = set.intersection(*(set(results) for results in found.values()))
     measures = {name: [task for task in tasks if task in present] for name, tasks in config.measure.items()}
     measures = {name: tasks for name, tasks in measures.items() if tasks}
@@ -77,7 +83,32 @@ def _scores(config: SweepConfig, runs: list[SweepRun], out: Path, base: Path) ->
         for task in tasks
     }
     means = {name: mean_scores([scores[task] for task in tasks]) for name, tasks in measures.items()}
-    return {**scores, **means, OVERALL: mean_scores(list(means.values()))}
+    further = {
+        METRIC_NAMES.get(name, name): mean_scores(
+            [seed_scores({seed: results[task] for seed, results in found.items()}, metric=name) for task in scores]
+        )
+        for name in config.also
+    }
+    return {**scores, **means, OVERALL: mean_scores(list(means.values())), **further}
+
+
+def _cost(seeds: Sequence[Mapping[str, tuple]]) -> Cost | None:
+    """The mean cost over tasks; over seeds the mean of bytes and the median of milliseconds. None without costs."""
+    found = [
+        [cost(results[task][0].costs) for results in seeds if results[task][0].costs]
+        for task in sorted(set.intersection(*map(set, seeds)))
+    ]
+    found = [costs for costs in found if costs]
+    if not found:
+        return None
+    took = [[c.query_ms for c in costs if c.query_ms is not None] for costs in found]
+    entries = fmean(fmean(c.entries for c in costs) for costs in found)
+    return Cost(
+        fmean(fmean(c.document_bytes for c in costs) for costs in found),
+        fmean(map(median, took)) if all(took) else None,
+        entries,
+        found[0][0].of,
+    )
 
 
 def _ranges(scores: Scores) -> dict[str, Range]:
@@ -93,8 +124,9 @@ def _range(scores: SeedScores, *, over_items: bool) -> Range:
 def _claim(claim: Claim, scores: Mapping[str, Scores]) -> ClaimResult:
     """The verdict on a claim, by the interval of the difference alone; nan-free: a metric not run is told as such."""
     better, worse = scores[claim.better], scores[claim.worse]
-    if claim.metric not in better or not set(better[claim.metric].seeds) & set(worse[claim.metric].seeds):
-        return ClaimResult(claim.text, claim.better, claim.worse, claim.metric, claim.paper, None, "cannot be told")
-    difference = better[claim.metric] - worse[claim.metric]
+    metric = METRIC_NAMES.get(claim.metric, claim.metric)
+    if metric not in better or not set(better[metric].seeds) & set(worse[metric].seeds):
+        return ClaimResult(claim.text, claim.better, claim.worse, metric, claim.paper, None, "cannot be told")
+    difference = better[metric] - worse[metric]
     shown = _range(difference, over_items=True)
-    return ClaimResult(claim.text, claim.better, claim.worse, claim.metric, claim.paper, shown, verdict(difference.interval()))
+    return ClaimResult(claim.text, claim.better, claim.worse, metric, claim.paper, shown, verdict(difference.interval()))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from openembed.files import atomic_write, write_json
+from openembed.report.charts import number
 from openembed.report.dots import Row, dot_chart, interval_mark
+from openembed.report.sections import Figure
+from openembed.report.tradeoff import Cost, tradeoff_figures
 
+COSTS = ("a document", "bytes a document", "ms a query")
 VERDICTS = ("holds", "does not hold", "cannot be told")
 
 
@@ -25,10 +30,11 @@ class Range:
 
 @dataclass(frozen=True)
 class VariantScores:
-    """What a variant scored: metric → mean over seeds with Student's interval over seeds."""
+    """What a variant scored: metric → mean over seeds with Student's interval over seeds; ``cost``: its mean over tasks."""
 
     title: str
     scores: Mapping[str, Range]
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,10 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """Everything the page shows. ``metrics``: name → what it is; ``measures``: mean → its tasks; ``runs``: done, planned."""
+    """Everything the page shows. ``metrics``: name → what it is; ``measures``: mean → its tasks; ``runs``: done, planned.
+
+    ``also``: those of ``metrics`` that are means of a further metric over all tasks.
+    """
 
     title: str
     summary: str
@@ -67,6 +76,7 @@ class SweepReport:
     variants: Mapping[str, VariantScores]
     claims: Sequence[ClaimResult]
     environment: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     @property
     def verdicts(self) -> dict[str, list[ClaimResult]]:
@@ -75,20 +85,25 @@ class SweepReport:
 
     @property
     def columns(self) -> list[str]:
-        """The metrics of the table: each measure's tasks, then its mean where they are several, then the rest (overall)."""
+        """The metrics of the table: each measure's tasks, then its mean where both are several, then the rest."""
         columns = []
         for name, tasks in self.measures.items():
-            columns += [*tasks, *([name] if len(tasks) > 1 else [])]
+            columns += [*tasks, *([name] if len(tasks) > 1 and len(self.measures) > 1 else [])]
         return columns + [name for name in self.metrics if name not in columns and name not in self.measures]
 
     @property
     def panels(self) -> list[str]:
-        """The metrics that are drawn: overall first, then the measures."""
+        """The metrics that are drawn: overall first, then the measures, or what a single one is the mean of."""
         measured = [name for name, tasks in self.measures.items() if tasks]
-        return [name for name in self.columns if name not in measured and not self._is_task(name)] + measured
+        means = [name for name in self.columns if name not in measured and not self._is_task(name)]
+        return means + (measured if len(measured) > 1 else list(self.measures[measured[0]]) if measured else [])
 
     def _is_task(self, name: str) -> bool:
         return any(name in tasks for tasks in self.measures.values())
+
+    def costly(self, group: SweepGroup) -> list[str]:
+        """The variants of ``group`` whose costs are known."""
+        return [name for name in group.variants if self.variants[name].cost is not None]
 
     def best(self, group: SweepGroup, metric: str) -> str:
         """The variant of ``group`` with the highest mean; the first of equals."""
@@ -117,10 +132,13 @@ def render_sweep(report: SweepReport) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["svg"] = Markup
     widest = max([abs(end) for claim in report.claims for end in _ends(claim.difference)], default=0.0) or 0.01
     return environment.get_template("sweep.html").render(
         report=report,
         figure=lambda group: Markup(_figure(report, group)),
+        tradeoffs=lambda group: _tradeoffs(report, group),
+        costs=lambda name: cost_cells(report.variants[name].cost),
         mark=lambda claim: Markup(interval_mark(*_three(claim.difference), widest)) if claim.difference else "",
     )
 
@@ -134,6 +152,22 @@ def _figure(report: SweepReport, group: SweepGroup) -> str:
         for name in group.variants
     ]
     return dot_chart(group.title, report.panels, rows)
+
+
+def _tradeoffs(report: SweepReport, group: SweepGroup) -> list[Figure]:
+    """Quality over bytes and over milliseconds; none where the group's variants cost the same."""
+    known = report.costly(group)
+    scores = {name: _three(report.variants[name].scores[report.panels[0]]) for name in known}
+    costs = {name: cost for name in known if (cost := report.variants[name].cost) is not None}
+    found = tradeoff_figures("all tasks", report.panels[0], scores, costs, known)
+    return found if len({round(math.log2(cost.document_bytes + 1)) for cost in costs.values()}) > 1 else []
+
+
+def cost_cells(cost: Cost | None) -> tuple[str, str, str]:
+    """Returns what a document's bytes are of, how many they are, and the milliseconds of a query."""
+    if cost is None:
+        return "–", "–", "–"
+    return cost.told, number(cost.document_bytes), "–" if cost.query_ms is None else f"{cost.query_ms:.3g}"
 
 
 def _three(found: Range) -> tuple[float, float | None, float | None]:
@@ -151,10 +185,12 @@ def render_markdown(report: SweepReport) -> str:
     lines += [f"| {c.text} | {c.metric} | {c.paper} | {difference(c.difference)} | {c.verdict} |" for c in report.claims]
     for group in report.groups:
         lines += ["", f"## {group.title}", ""] + ([group.note, ""] if group.note else [])
-        lines += [f"| | {' | '.join(report.columns)} |", "|---" * (len(report.columns) + 1) + "|"]
+        columns = [*report.columns, *(COSTS if report.costly(group) else ())]
+        lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for name in group.variants:
             scores = report.variants[name].scores
             cells = [spread(scores[metric]) for metric in report.columns]
+            cells += cost_cells(report.variants[name].cost) if report.costly(group) else ()
             lines.append(f"| {report.variants[name].title} | {' | '.join(cells)} |")
     lines += ["", "## Environment", ""]
     lines += [f"- {name}: `{value}`" for name, value in report.environment.items()]

@@ -20,12 +20,18 @@ LETTER, LINE = 7.0, 13
 class Cost:
     """What a system's quality costs on a task: bytes a document, and milliseconds a query where they were measured.
 
-    ``entries``: what the bytes are of, such as ``120 terms``.
+    ``entries``, ``of``: what the bytes are of, such as 120 and ``terms``.
     """
 
     document_bytes: float
     query_ms: float | None = None
-    entries: str = ""
+    entries: float | None = None
+    of: str = ""
+
+    @property
+    def told(self) -> str:
+        """What the bytes are of, in words."""
+        return "" if self.entries is None else f"{self.entries:.4g} {self.of}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def tradeoff_figures(
         if len({point.x for point in points}) < 2:
             continue
         svg = scatter(f"{metric} on {task}", points, axis)
-        rows = tuple((p.name, f"{p.y:.3f}", f"{number(p.x)}", costs[p.name].entries) for p in points)
+        rows = tuple((p.name, f"{p.y:.3f}", f"{number(p.x)}", costs[p.name].told) for p in points)
         legend = tuple((point.color % COLORS, point.name) for point in points)
         figures.append(Figure(f"{task}: {metric} and {axis}", svg, legend, ("system", metric, axis, "of"), rows))
     return figures
