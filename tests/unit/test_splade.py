@@ -291,6 +291,17 @@ def test_int8_leaves_the_head_exact(tmp_path):
     assert 0 < difference < 0.6, "of weights up to 1.9 from random layers"
 
 
+def test_a_model_in_int8_multiplies_by_its_vocabulary_in_bfloat16(tmp_path):
+    sparse_encoder(tmp_path).save(tmp_path / "model")
+    exact, coded = (openembed.load(tmp_path / "model", dtype=dtype) for dtype in (None, "int8"))
+    packed = pack(exact.tokenize(SENTENCES * 8))
+    hidden_TD = torch.randn(len(packed.ids_T), exact.head.output_VD.shape[1], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        weights, rough = exact.head(hidden_TD, packed), coded.head(hidden_TD, packed)
+    torch.testing.assert_close(rough, weights, atol=0.03, rtol=0.03)
+    assert torch.equal(rough, weights) != kernels.serves(hidden_TD, exact.head.output_VD, torch.bfloat16)
+
+
 def test_widths_that_do_not_fit_are_refused(tmp_path):
     parts = {
         "backbone": {"architecture": {"model_type": "electra", "embedding_size": 16, "hidden_size": 32, "vocab_size": 230}}

@@ -147,8 +147,11 @@ class Splade(nn.Module):
         if hidden_TD is None:
             return own_tokens(packed, self.excluded_V).float()
         states_TD, lengths_B = self._pooled_states(hidden_TD, packed)
-        pooled = max_pooled if self.config.pooling == "max" else sum_pooled
-        values_BV = pooled(states_TD, self.output_VD, self.biases(), lengths_B, self.config.activation)
+        inputs = states_TD, self.output_VD, self.biases(), lengths_B, self.config.activation
+        if self.config.pooling == "max":  # a model in int8 multiplies by its vocabulary in bfloat16, as its attention does
+            values_BV = max_pooled(*inputs, half=self._backbone[0].precision == "int8" and not self.training)
+        else:
+            values_BV = sum_pooled(*inputs)
         return values_BV if self.training else self._kept(values_BV, packed)
 
     def bag(self, rows: TokenRows, device: torch.device) -> Tensor | None:

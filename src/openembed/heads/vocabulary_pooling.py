@@ -41,14 +41,22 @@ def activate(logits: Tensor, activation: Activation) -> Tensor:
 
 
 def max_pooled(
-    states_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, lengths_B: Sequence[int], activation: Activation
+    states_TD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor,
+    lengths_B: Sequence[int],
+    activation: Activation,
+    *,
+    half: bool = False,
 ) -> Tensor:
     """Returns ``f(max over a text's tokens of (h · W_v + b_v))``, ``(B, V)``, float32 (float64 of float64 states).
 
     ``lengths_B``: tokens of each text, which lie end to end; a text without any has weight ``f(-inf) = 0`` everywhere. Products
-    are of the weight's precision, or autocast's. Differentiable once in states, weight and bias.
+    are of the weight's precision, or autocast's; with ``half``, of bfloat16 where there are kernels for it. Differentiable once
+    in states, weight and bias.
     """
-    return _MaxPooled.apply(states_TD, weight_VD, bias_V, tuple(lengths_B), activation)
+    half = half and kernels.serves(states_TD, weight_VD, torch.bfloat16)
+    return _MaxPooled.apply(states_TD, weight_VD, bias_V, tuple(lengths_B), activation, half)
 
 
 def sum_pooled(
@@ -71,9 +79,15 @@ def sum_pooled(
 class _MaxPooled(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, lengths_B: tuple[int, ...], activation: Activation
+        ctx: Any,
+        states_TD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        lengths_B: tuple[int, ...],
+        activation: Activation,
+        half: bool,
     ) -> Tensor:
-        ctx.activation, ctx.dtype = activation, _product_dtype(states_TD, weight_VD)
+        ctx.activation, ctx.dtype = activation, torch.bfloat16 if half else _product_dtype(states_TD, weight_VD)
         wanted = any(ctx.needs_input_grad[:3])
         states, weight = states_TD.detach(), weight_VD.detach()
         ctx.offsets_B1 = torch.tensor([0, *accumulate(lengths_B)])
@@ -99,7 +113,7 @@ class _MaxPooled(torch.autograd.Function):
         else:
             for_states, for_weight = _towards_winners(grad_BV, winner_BV, states_TD, weight_VD, ctx)
         for_bias = grad_BV.sum(0).to(bias_V.dtype) if ctx.needs_input_grad[2] else None
-        return for_states, for_weight, for_bias, None, None
+        return for_states, for_weight, for_bias, None, None, None
 
 
 def _largest(
