@@ -14,10 +14,12 @@ that of exact MaxSim, and the share of retrieved tokens that lie in relevant doc
 model trained further with the clusters in place (CRISP), with the last vectors, with every so-manieth one, and with all
 vectors, which says what the further steps alone give.
 
-``models``: the first of these curves for models of one's own, on a BEIR folder.
+``models``: the first of these curves for models of one's own, on BEIR folders. ``sweep``: those of the variants ``maxsim`` and
+``xtr`` of a finished sweep (``benchmarks/systems.toml``), seed by seed, means over the folders, and a picture of them.
 
     OMP_NUM_THREADS=1 python benchmarks/late_interaction.py xtr --seeds 3 --json out.json
     python benchmarks/late_interaction.py models --model A --model B --data src/openembed/demo/data/eval/medquad
+    python benchmarks/late_interaction.py sweep --runs runs/systems --data A --data B --svg xtr.svg --json xtr.json
 """
 
 import argparse
@@ -195,13 +197,52 @@ def token_retrieval(encoder: Encoder, data: World) -> dict[str, object]:
     return {"maxsim": whole, "k": list(K_PRIME), **{name: list(map(statistics.fmean, c)) for name, c in curves.items()}}
 
 
-def models_run(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the curves of models that are there on a BEIR folder."""
-    documents, queries, qrels = read_beir(args.data)
-    queries = [query for query in queries if query.id in qrels][: args.queries]
+def read_world(folder: Path, count: int) -> World:
+    """Returns the documents of a BEIR folder and at most ``count`` of its judged queries."""
+    documents, queries, qrels = read_beir(folder)
+    queries = [query for query in queries if any(grade > 0 for grade in qrels.get(query.id, {}).values())][:count]
     relevant = np.array([[qrels[query.id].get(document.id, 0) > 0 for document in documents] for query in queries])
-    data = World([document.full_text for document in documents], [query.text for query in queries], relevant)
-    return {model: token_retrieval(openembed.load(model), data) for model in args.model}
+    return World([document.full_text for document in documents], [query.text for query in queries], relevant)
+
+
+def mean_of(found: list[dict]) -> dict[str, object]:
+    """Returns the means of several results of :func:`token_retrieval`."""
+    curves = {name: np.mean([one[name] for one in found], axis=0).tolist() for name in found[0]}
+    return {**curves, "k": found[0]["k"]}
+
+
+def models_run(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the curves of models that are there on BEIR folders."""
+    worlds = [read_world(folder, args.queries) for folder in args.data]
+    return {model: mean_of([token_retrieval(openembed.load(model), world) for world in worlds]) for model in args.model}
+
+
+def sweep_run(args: argparse.Namespace) -> list[dict]:
+    """Returns both models' curves, seed by seed, of a sweep; a seed that is not finished is left out."""
+    finished, runs = sorted((args.runs / "runs" / "xtr").glob("*/evaluate/state.json")), []
+    for seed in (path.parts[-3] for path in finished if json.loads(path.read_text())["finished"]):
+        args.model = [str(args.runs / "runs" / variant / seed / variant / "model") for variant in ("maxsim", "xtr")]
+        runs.append({"seed": seed, **dict(zip(("mean_maxsim", "xtr"), models_run(args).values(), strict=True))})
+        print(json.dumps(runs[-1]), flush=True)
+    return runs
+
+
+def picture(runs: list[dict]) -> str:
+    """Returns the curves of nDCG@10 over k' as SVG: each model's own exact MaxSim dashed."""
+    from picture import standalone
+
+    from openembed.report.charts import Divider, Line, line_chart
+
+    lines, places = [], range(len(K_PRIME))
+    for color, (name, title) in enumerate((("mean_maxsim", "MaxSim-trained"), ("xtr", "XTR-trained"))):
+        whole = statistics.fmean(run[name]["maxsim"] for run in runs)
+        points = tuple((x, statistics.fmean(run[name]["last"][x] for run in runs)) for x in places)
+        lines += [Line(f"{title}, k' tokens", points, color, marks=True)]
+        lines += [Line(f"{title}, exact MaxSim", tuple((x, whole) for x in places), color, dashed=True)]
+    dividers = [Divider(x, str(k)) for x, k in enumerate(K_PRIME)]
+    names = "blue: trained with MaxSim, orange: trained with XTR; dashed: exact MaxSim"
+    axis = {"x_label": f"k' tokens retrieved; {names}", "dividers": dividers, "x_ticks": False}
+    return standalone(line_chart("nDCG@10 by retrieved tokens", names, lines, **axis))
 
 
 def xtr_run(seed: int, args: argparse.Namespace) -> dict[str, object]:
@@ -279,7 +320,7 @@ def xtr_summary(runs: list[dict]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["xtr", "crisp", "models"])
+    parser.add_argument("part", choices=["xtr", "crisp", "models", "sweep"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--aspects", type=int, default=150)
     parser.add_argument("--documents", type=int, default=1000)
@@ -291,12 +332,23 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--model", action="append", default=[])
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, action="append", default=[])
+    parser.add_argument("--runs", type=Path, help="folder of a sweep")
+    parser.add_argument("--svg", type=Path, help="where a sweep's curves are drawn")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    report = {"settings": {key: value for key, value in vars(args).items() if value and key not in ("json", "model", "data")}}
+    report = {
+        "settings": {
+            key: value for key, value in vars(args).items() if value and key not in ("json", "model", "data", "runs", "svg")
+        }
+    }
     if args.part == "models":
         report["models"] = models_run(args)
+    elif args.part == "sweep":
+        report["runs"] = sweep_run(args)
+        report["summary"] = xtr_summary(report["runs"])
+        if args.svg:
+            args.svg.write_text(picture(report["runs"]))
     else:
         report["runs"] = runs = []
         for seed in range(args.seeds):
