@@ -231,7 +231,7 @@ def picture(runs: list[dict]) -> str:
     """Returns the curves of nDCG@10 over k' as SVG: each model's own exact MaxSim dashed."""
     from picture import standalone
 
-    from openembed.report.charts import Divider, Line, line_chart
+    from openembed.report.charts import Divider, Line, line_chart, number
 
     lines, places = [], range(len(K_PRIME))
     for color, (name, title) in enumerate((("mean_maxsim", "MaxSim-trained"), ("xtr", "XTR-trained"))):
@@ -239,9 +239,9 @@ def picture(runs: list[dict]) -> str:
         points = tuple((x, statistics.fmean(run[name]["last"][x] for run in runs)) for x in places)
         lines += [Line(f"{title}, k' tokens", points, color, marks=True)]
         lines += [Line(f"{title}, exact MaxSim", tuple((x, whole) for x in places), color, dashed=True)]
-    dividers = [Divider(x, str(k)) for x, k in enumerate(K_PRIME)]
-    names = "blue: trained with MaxSim, orange: trained with XTR; dashed: exact MaxSim"
-    axis = {"x_label": f"k' tokens retrieved; {names}", "dividers": dividers, "x_ticks": False}
+    dividers = [Divider(x, number(k)) for x, k in enumerate(K_PRIME)]
+    names = "trained with MaxSim: blue, with XTR: orange; dashed: exact MaxSim"
+    axis = {"x_label": f"k' ({names})", "dividers": dividers, "x_ticks": False}
     return standalone(line_chart("nDCG@10 by retrieved tokens", names, lines, **axis))
 
 
