@@ -1,0 +1,111 @@
+"""Compares two sparse systems of a sweep at equal document length: documents keep their weightiest terms alone.
+
+Penalties of the same weight leave documents of different lengths, and longer ones find more; cut to the same number of terms,
+what is compared is which terms and weights were learned. By default: idf in the match against binary queries, which is what
+IDF-aware FLOPS amounts to (arXiv 2411.04403).
+
+    python benchmarks/equal_length.py --runs runs/systems --data A --data B --json equal-length.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+import openembed
+from openembed.data.readers import read_beir
+from openembed.evaluation.metrics import per_query
+from openembed.evaluation.over_seeds import RESAMPLES, SeedScores, mean_scores, verdict
+from openembed.evaluation.retrieval import exact_search
+from openembed.evaluation.statistics import generator
+from openembed.index import exact
+
+LENGTHS = (16, 32, 64, 128)
+
+
+def cut(weights_NV: csr_matrix, terms: int) -> csr_matrix:
+    """Returns the ``terms`` largest weights of every row."""
+    kept = weights_NV.copy()
+    for row in range(kept.shape[0]):
+        values = kept.data[kept.indptr[row] : kept.indptr[row + 1]]
+        if len(values) > terms:
+            values[np.argpartition(values, -terms)[:-terms]] = 0
+    kept.eliminate_zeros()
+    return kept
+
+
+def ndcg(model: Path, folder: Path) -> tuple[dict[int, np.ndarray], float]:
+    """Returns nDCG@10 of each query by document length (0: uncut), and the mean number of terms of a document."""
+    encoder = openembed.load(model)
+    corpus, queries, qrels = read_beir(folder)
+    judged = [query for query in queries if qrels.get(query.id)]
+    documents = encoder.encode_documents([document.full_text for document in corpus])
+    asked, found = encoder.encode_queries([query.text for query in judged]), {}
+    ids, names = [query.id for query in judged], [document.id for document in corpus]
+    for terms in (*LENGTHS, 0):
+        searched = exact.prepared(cut(documents, terms) if terms else documents)
+        run = exact_search(asked, ids, searched, names, 100)
+        scores = per_query(run, {name: qrels[name] for name in ids}, ("ndcg_at_10",))["ndcg_at_10"]
+        found[terms] = np.array([scores[name] for name in sorted(scores)])
+    return found, documents.nnz / documents.shape[0]
+
+
+def seed_scores(by_seed: dict[int, np.ndarray], task: str) -> SeedScores:
+    """Returns per-query scores as those of a sweep: the same draws of queries for every system."""
+    values, resampled = [], []
+    for scores in by_seed.values():
+        rng = generator(0, "seeds", task)
+        values.append(scores.mean())
+        resampled.append([scores[rng.integers(0, len(scores), len(scores))].mean() for _ in range(RESAMPLES)])
+    return SeedScores(tuple(by_seed), np.array(values), np.array(resampled))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--better", default="distilled")
+    parser.add_argument("--worse", default="binary")
+    parser.add_argument("--stage", default="distilled", help="the stage whose model both are")
+    parser.add_argument("--data", type=Path, action="append", required=True)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    names = (args.better, args.worse)
+    models = {
+        name: {path.parts[-3]: path for path in sorted((args.runs / "runs" / name).glob(f"*/{args.stage}/model"))}
+        for name in names
+    }
+    seeds = [seed for seed in models[args.better] if seed in models[args.worse]]
+    found = {
+        (name, seed, folder.name): ndcg(models[name][seed], folder) for name in names for seed in seeds for folder in args.data
+    }
+    report: dict[str, object] = {"seeds": seeds, "data": [folder.name for folder in args.data]}
+    report["terms"] = {name: float(np.mean([found[name, s, f.name][1] for s in seeds for f in args.data])) for name in names}
+    for terms in (*LENGTHS, 0):
+        means = {
+            name: mean_scores(
+                [
+                    seed_scores(
+                        {number: found[name, seed, folder.name][0][terms] for number, seed in enumerate(seeds)}, folder.name
+                    )
+                    for folder in args.data
+                ]
+            )
+            for name in names
+        }
+        difference = means[args.better] - means[args.worse]
+        interval = difference.interval()
+        report[str(terms) if terms else "uncut"] = {
+            **{name: round(scores.mean, 4) for name, scores in means.items()},
+            "difference": round(difference.mean, 4),
+            "interval": None if interval is None else [round(interval.low, 4), round(interval.high, 4)],
+            "verdict": verdict(interval),
+        }
+    print(json.dumps(report, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
