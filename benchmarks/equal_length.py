@@ -23,6 +23,8 @@ from openembed.evaluation.statistics import generator
 from openembed.index import exact
 
 LENGTHS = (16, 32, 64, 128)
+Found = dict[tuple[str, str, str], tuple[dict[int, np.ndarray], float]]
+"""(variant, seed, task) → nDCG@10 of each query by document length, and the mean number of terms of a document."""
 
 
 def cut(weights_NV: csr_matrix, terms: int) -> csr_matrix:
@@ -62,6 +64,24 @@ def seed_scores(by_seed: dict[int, np.ndarray], task: str) -> SeedScores:
     return SeedScores(tuple(by_seed), np.array(values), np.array(resampled))
 
 
+def compare(found: Found, names: tuple[str, str], seeds: list[str], tasks: list[str], terms: int) -> dict[str, object]:
+    """Returns both systems' means at a length, and the difference with its interval over seeds and queries."""
+
+    def mean(name: str) -> SeedScores:
+        by_task = {task: {number: found[name, seed, task][0][terms] for number, seed in enumerate(seeds)} for task in tasks}
+        return mean_scores([seed_scores(by_seed, task) for task, by_seed in by_task.items()])
+
+    means = {name: mean(name) for name in names}
+    difference = means[names[0]] - means[names[1]]
+    interval = difference.interval()
+    return {
+        **{name: round(scores.mean, 4) for name, scores in means.items()},
+        "difference": round(difference.mean, 4),
+        "interval": None if interval is None else [round(interval.low, 4), round(interval.high, 4)],
+        "verdict": verdict(interval),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
@@ -71,37 +91,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    names = (args.better, args.worse)
+    names, tasks = (args.better, args.worse), [folder.name for folder in args.data]
     models = {
         name: {path.parts[-3]: path for path in sorted((args.runs / "runs" / name).glob(f"*/{args.stage}/model"))}
         for name in names
     }
     seeds = [seed for seed in models[args.better] if seed in models[args.worse]]
-    found = {
+    found: Found = {
         (name, seed, folder.name): ndcg(models[name][seed], folder) for name in names for seed in seeds for folder in args.data
     }
-    report: dict[str, object] = {"seeds": seeds, "data": [folder.name for folder in args.data]}
-    report["terms"] = {name: float(np.mean([found[name, s, f.name][1] for s in seeds for f in args.data])) for name in names}
+    report: dict[str, object] = {"seeds": seeds, "data": tasks}
+    report["terms"] = {name: float(np.mean([found[name, s, task][1] for s in seeds for task in tasks])) for name in names}
     for terms in (*LENGTHS, 0):
-        means = {
-            name: mean_scores(
-                [
-                    seed_scores(
-                        {number: found[name, seed, folder.name][0][terms] for number, seed in enumerate(seeds)}, folder.name
-                    )
-                    for folder in args.data
-                ]
-            )
-            for name in names
-        }
-        difference = means[args.better] - means[args.worse]
-        interval = difference.interval()
-        report[str(terms) if terms else "uncut"] = {
-            **{name: round(scores.mean, 4) for name, scores in means.items()},
-            "difference": round(difference.mean, 4),
-            "interval": None if interval is None else [round(interval.low, 4), round(interval.high, 4)],
-            "verdict": verdict(interval),
-        }
+        report[str(terms) if terms else "uncut"] = compare(found, names, seeds, tasks, terms)
     print(json.dumps(report, indent=1))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
