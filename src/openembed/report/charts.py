@@ -6,7 +6,7 @@ Every chart is 360 units wide and meant to fill a grid cell of 300 to 480 pixels
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
@@ -150,19 +150,30 @@ class _Frame:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     def axes(self, x_label: str, *, x_ticks: bool = True, y_ticks: bool = True) -> list[str]:
-        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-        parts = []
-        for value in ticks(self.y_low, self.y_high) if y_ticks else []:
-            y = self.y(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
+        bottom = HEIGHT - BOTTOM
+        parts = grid(ticks(self.y_low, self.y_high) if y_ticks else [], self.y)
         for value in ticks(self.x_low, self.x_high, 6) if x_ticks else []:
             parts.append(f'<text x="{self.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{number(value)}</text>')
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-        if x_label:
-            middle = (LEFT + right) / 2
-            parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
-        return parts
+        return parts + base_line(bottom, x_label, HEIGHT)
+
+
+def grid(values: Sequence[float], y_of: Callable[[float], float]) -> list[str]:
+    """Returns the horizontal lines at ``values`` with their numbers."""
+    parts = []
+    for value in values:
+        y = y_of(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
+    return parts
+
+
+def base_line(bottom: float, label: str, height: int) -> list[str]:
+    """Returns the horizontal axis at ``bottom``, and its label at the lower edge of a chart so high."""
+    parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>']
+    if label:
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(f'<text x="{middle}" y="{height - 5}" text-anchor="middle">{escape(label)}</text>')
+    return parts
 
 
 def _dividers(frame: _Frame, dividers: Sequence[Divider]) -> list[str]:

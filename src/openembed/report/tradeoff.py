@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from xml.sax.saxutils import escape
 
-from openembed.report.charts import COLORS, LEFT, RIGHT, TOP, WIDTH, number, svg_frame, ticks
+from openembed.report.charts import COLORS, LEFT, RIGHT, TOP, WIDTH, base_line, grid, number, svg_frame, ticks
 from openembed.report.sections import Figure
 
 HEIGHT, BOTTOM = 260, 38
@@ -130,19 +130,12 @@ class _Frame:
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
     def axes(self, x_label: str) -> list[str]:
-        bottom, right, parts = HEIGHT - BOTTOM, WIDTH - RIGHT, []
-        for value in ticks(self.y_low, self.y_high, 7):
-            y = f"{self.y(value):.1f}"
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{self.y(value) + 4:.1f}" text-anchor="end">{number(value)}</text>')
+        bottom, parts = HEIGHT - BOTTOM, grid(ticks(self.y_low, self.y_high, 7), self.y)
         for value in log_ticks(10**self.x_low, 10**self.x_high):
             x = f"{self.x(value):.1f}"
             parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
             parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-        middle = (LEFT + right) / 2
-        parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)} (logarithmic)</text>')
-        return parts
+        return parts + base_line(bottom, f"{x_label} (logarithmic)", HEIGHT)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
