@@ -34,6 +34,8 @@ HUB_OTHERS = ["onnx/*", "openvino/*", "original/*"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+INT8_REFUSED = "dtype 'int8' runs on CPUs, without quantization; on a GPU use bfloat16 or float16"
+
 
 def load(
     path_or_hub_id: str | Path,
@@ -68,7 +70,7 @@ def load(
     int8, dtype = dtype == "int8", None if dtype == "int8" else dtype
     chosen_device = usable_device(device or ("cuda" if torch.cuda.is_available() and not int8 else "cpu"))
     if int8 and (chosen_device.type != "cpu" or quantization is not None):
-        raise ValueError("dtype 'int8' runs on CPUs, without quantization; on a GPU use bfloat16 or float16")
+        raise ValueError(INT8_REFUSED)
     folder = resolve(path_or_hub_id, revision)
     check_folder(folder)
     if quantization is None:
@@ -78,6 +80,14 @@ def load(
     else:
         raise ValueError(f"{folder}: quantization {quantization!r} needs a folder with {CONFIG_NAME}; save the model first")
     return _ready(encoder, chosen_device, int8=int8)
+
+
+def in_int8(encoder: Encoder) -> Encoder:
+    """Returns ``encoder``, from now on computed in int8, as :func:`load` has it; ``ValueError`` for one on a GPU."""
+    if encoder.device.type != "cpu":
+        raise ValueError(INT8_REFUSED)
+    use_kernels(encoder.backbone, "int8")
+    return encoder
 
 
 def build(config: EncoderConfig, seed: int = 0, *, dtype: str | torch.dtype | None = None) -> Encoder:

@@ -79,6 +79,10 @@ class MineStage(PolicyConfig):
         return MineConfig(**own, seed=seed)
 
 
+Dtype = Literal["float32", "bfloat16", "float16", "int8"]
+"""What a model that is used computes in; ``int8`` on CPUs alone."""
+
+
 class _ReadsTexts(Config):
     """A stage that reads plain texts: those of ``texts`` (a JSON-lines file with ``text``), or of the rows of ``sources``."""
 
@@ -97,14 +101,14 @@ class EncodeStage(_ReadsTexts):
 
     ``side``: the texts of ``sources`` that are encoded, and as what: every ``query`` or ``document`` of a row; None: all of
     them, as documents. ``instruction``: put before each, where the model has none of its own. ``dtype``: what the model runs
-    in; half precision is faster and close enough to teach.
+    in; half precision on a GPU and ``int8`` on a CPU are faster and close enough to teach.
     """
 
     do: Literal["encode"]
     model: str
     side: Literal["query", "document"] | None = None
     instruction: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
 
 
 class IdfStage(_ReadsTexts):
@@ -186,11 +190,15 @@ class TrainStage(TrainConfig):
 
 
 class EvaluateStage(Config):
-    """Scores ``models`` on ``tasks``. A model is ``untrained``, ``bm25``, a train stage, a folder or a hub id."""
+    """Scores ``models`` on ``tasks``. A model is ``untrained``, ``bm25``, a train stage, a folder or a hub id.
+
+    ``dtype``: what models run in (default: what is best for the device).
+    """
 
     do: Literal["evaluate"]
     models: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    dtype: Dtype | None = None
 
 
 class IndexStage(Config):

@@ -132,6 +132,16 @@ class Workplace:
             config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": found})})
         return build(config, seed=self.recipe.seed, dtype=dtype).to(device)
 
+    def used(self, reference: str, dtype: str | None) -> Encoder:
+        """Returns the encoder of a model reference to encode with, computed in ``dtype``."""
+        from openembed.checkpoints import DTYPES, in_int8, load
+
+        if dtype != "int8":
+            return self.model(reference, dtype=None if dtype is None else DTYPES[dtype])
+        if reference == UNTRAINED:
+            return in_int8(self.model(UNTRAINED))
+        return load(self.model_folder(reference), device=self.device, dtype="int8")
+
     def reranker(self, reference: str) -> Reranker:
         """Returns the cross-encoder of a folder under ``base`` or a hub id."""
         from openembed.rerankers.cross_encoder import load_cross_encoder
@@ -177,11 +187,10 @@ def _mine(place: Workplace, stage: MineStage, folder: Path) -> None:
 
 def _encode(place: Workplace, stage: EncodeStage, folder: Path) -> None:
     from openembed.bulk import BulkConfig, encode_file
-    from openembed.checkpoints import DTYPES
     from openembed.data.teacher import write_keys
 
     texts = _plain_texts(place, stage, folder, stage.side)
-    encoder = place.model(stage.model, dtype=None if stage.dtype is None else DTYPES[stage.dtype])
+    encoder = place.used(stage.model, stage.dtype)
     require_kind(encoder, ["dense", "sparse"], f"the encode stage of {stage.model}", "objectives learn from no other")
     config = BulkConfig(kind=stage.side or "document", instruction=stage.instruction)
     encode_file(encoder, texts, folder, config, show_progress=True)
@@ -307,7 +316,7 @@ def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
             ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
-            system = EncoderSystem(place.model(model), model)
+            system = EncoderSystem(place.used(model, stage.dtype), model)
             run_tasks(system, [task for task in tasks if task.kind in system.kinds], folder / folder_name(model))
 
 
