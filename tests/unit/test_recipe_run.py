@@ -231,3 +231,53 @@ def write(folder):
     path = folder / "train.toml"
     path.write_text(TRAIN)
     return path
+
+
+SCORED = """
+title = "Scored"
+[encoder]
+tokenizer_path = "package:demo/tokenizer"
+max_length = 32
+head = { kind = "mean" }
+[encoder.backbone.architecture]
+model_type = "mistral"
+vocab_size = 8192
+hidden_size = 64
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+[source.a]
+path = "package:demo/toy/pairs.jsonl.gz"
+count = 8
+[stage.one]
+do = "train"
+steps = 1
+batch = { size = 4, negatives = 0 }
+data.sources = ["a"]
+[stage.evaluate]
+do = "evaluate"
+models = ["untrained", "one", "openembed-nano", "bm25"]
+dtype = "int8"
+[[stage.evaluate.tasks]]
+name = "toy"
+path = "package:demo/toy/retrieval"
+"""
+
+
+def test_models_are_scored_in_the_dtype_asked_for(tmp_path, monkeypatch):
+    from openembed.evaluation import systems
+
+    asked, real = [], systems.EncoderSystem.evaluate
+
+    def evaluate(self, task):
+        asked.append((self.name, self.encoder.computed_in))
+        return real(self, task)
+
+    monkeypatch.setattr(systems.EncoderSystem, "evaluate", evaluate)
+    (tmp_path / "scored.toml").write_text(SCORED)
+    for settings in ((), ("stage.evaluate.dtype=float32",)):
+        recipe = load_recipe(tmp_path / "scored.toml", settings)
+        run_recipe(recipe, tmp_path / "out", base=tmp_path, device="cpu")
+    models = ("untrained", "one", "openembed-nano")
+    assert asked == [*((model, "int8") for model in models), *((model, "float32") for model in models)]
