@@ -30,17 +30,25 @@ def make_index(folder, encoder, documents=DOCUMENTS, **model):
     return Store.create(folder, documents, vectors, model=info)
 
 
+def make_kinds(folder, encoders, documents=DOCUMENTS):
+    """A store of ``documents`` with the vectors of several ``encoders``, by name."""
+    store = Store.create(folder, model=[describe_model(name, encoder) for name, encoder in encoders.items()])
+    store.add(documents, list(encoders.values()))
+    return store
+
+
 @contextmanager
 def served(targets, encoder, settings=None, *, reranker=None, aliases=(), token_budget=256):
-    """(app, gate, catalog) of ``targets``, where every model is ``encoder``."""
+    """(app, gate, catalog) of ``targets``, where every model is ``encoder``, or the one of its name where that is a dict."""
     settings, metrics = settings or Settings(), Metrics()
+    load = encoder.__getitem__ if isinstance(encoder, dict) else lambda _reference: encoder
 
     def make_engine(given, name):
         engine = Engine(given, name, settings.limits, metrics, token_budget=token_budget)
         engine.warm()
         return engine
 
-    catalog = open_catalog(targets, lambda _reference: encoder, make_engine, reranker=reranker, aliases=aliases)
+    catalog = open_catalog(targets, load, make_engine, reranker=reranker, aliases=aliases)
     app, gate = create_app(catalog, settings, metrics)
     try:
         yield app, gate, catalog

@@ -78,16 +78,26 @@ class Gathered(Protocol):
         """Returns all texts' representations."""
 
 
-class GatheredDense:
-    """Vectors in an output format, an array ``(N, C)``."""
+def gathered(kind: str, counts_N: np.ndarray, width: int) -> Gathered:
+    """Returns what takes representations of a kind as they are; ``counts_N``: how many rows each text has."""
+    if kind == "tokens":
+        return GatheredTokens(counts_N, width)
+    return GatheredSparse(width) if kind == "sparse" else GatheredDense(len(counts_N), width)
 
-    def __init__(self, count: int, width: int, out: VectorFormat, *, normalize: bool) -> None:
+
+class GatheredDense:
+    """Vectors in an output format (None: float32, as they are), an array ``(N, C)``."""
+
+    def __init__(self, count: int, width: int, out: VectorFormat | None = None, *, normalize: bool = False) -> None:
         self._out, self._normalize = out, normalize
-        self._values_NC = np.empty((count, out.columns(width)), dtype=out.dtype)
+        columns, dtype = (width, np.float32) if out is None else (out.columns(width), out.dtype)
+        self._values_NC = np.empty((count, columns), dtype=dtype)
 
     def put(self, texts_B: np.ndarray, values_RD: np.ndarray) -> None:
         """Takes one row a text."""
-        self._values_NC[texts_B] = self._out.apply(values_RD, normalize=self._normalize).values_NC
+        if self._out is not None:
+            values_RD = self._out.apply(values_RD, normalize=self._normalize).values_NC
+        self._values_NC[texts_B] = values_RD
 
     def result(self) -> np.ndarray:
         """Returns ``(N, C)``."""
@@ -99,19 +109,18 @@ class GatheredSparse:
 
     def __init__(self, width: int) -> None:
         self._width = width
-        self._texts: list[np.ndarray] = []
-        self._parts: list[csr_matrix] = []
+        self._parts: list[tuple[np.ndarray, csr_matrix]] = []
 
     def put(self, texts_B: np.ndarray, values_RD: np.ndarray) -> None:
-        """Takes one row a text."""
-        self._texts.append(texts_B)
-        self._parts.append(csr_matrix(values_RD, dtype=np.float32))
+        """Takes one row a text; several threads may at once."""
+        self._parts.append((texts_B, csr_matrix(values_RD, dtype=np.float32)))
 
     def result(self) -> csr_matrix:
         """Returns ``(N, V)``."""
         if not self._parts:
             return csr_matrix((0, self._width), dtype=np.float32)
-        return vstack(self._parts, format="csr")[np.argsort(np.concatenate(self._texts))]
+        texts, parts = zip(*self._parts, strict=True)
+        return vstack(parts, format="csr")[np.argsort(np.concatenate(texts))]
 
 
 class GatheredTokens:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from openembed.backbones.text import BackboneConfig, TextBackbone, inference
 from openembed.config import Config, chosen, parse
-from openembed.encoded import Encoded, Gathered, GatheredDense, GatheredSparse, GatheredTokens
+from openembed.encoded import Encoded, Gathered, GatheredDense, gathered
 from openembed.heads import HeadConfig
 from openembed.heads.idf_lookup import IdfLookup, IdfLookupConfig
 from openembed.heads.projection import ProjectionConfig
@@ -226,7 +226,7 @@ class Encoder(nn.Module):
             return query_head.look_up(*self.tokenizer.bodies(texts, limit, queries=True))
         sides = np.full(len(texts), as_queries) if self.sided and not isinstance(texts, str) else None
         rows = self.tokenize(texts, instruction, options.get("max_length"), queries=sides)
-        gathered, normalize = self._gathered(rows, options), self.kind == "dense" and options.get("normalize", True)
+        taken, normalize = self._gathered(rows, options), self.kind == "dense" and options.get("normalize", True)
         budget = options.get("token_budget")
         budget = self.token_budget if budget is None else budget
         with (
@@ -237,9 +237,9 @@ class Encoder(nn.Module):
             for indices in rows.micro_batches(budget):
                 values_RD = self(pack(rows, indices, self.device))
                 values_RD = F.normalize(values_RD, dim=-1) if normalize else values_RD
-                gathered.put(indices, self._finite(values_RD.cpu().numpy(), rows, indices))
+                taken.put(indices, self._finite(values_RD.cpu().numpy(), rows, indices))
                 advance(len(indices))
-        return gathered.result()
+        return taken.result()
 
     def _gathered(self, rows: TokenRows, options: EncodeOptions) -> Gathered:
         """What takes the representations of ``rows`` in the form asked for; ``ValueError`` for one this kind does not have."""
@@ -248,7 +248,7 @@ class Encoder(nn.Module):
             out = self._format(options.get("dimensions"), options.get("precision", "float32"), normalize)
             return GatheredDense(len(rows), self.width, out, normalize=normalize)
         self._require_plain(options)
-        return GatheredSparse(self.width) if self.kind == "sparse" else GatheredTokens(self.rows_of(rows), self.width)
+        return gathered(self.kind, self.rows_of(rows), self.width)
 
     def _require_plain(self, options: EncodeOptions) -> None:
         if not options.get("normalize", True):

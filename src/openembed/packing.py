@@ -41,6 +41,16 @@ class TokenRows:
         queries, unattended = (None if x is None else x[chosen] for x in (self.queries, self.unattended))
         return TokenRows([self.ids[i] for i in chosen], self.pool_starts[chosen], queries, unattended)
 
+    @staticmethod
+    def concat(parts: Sequence[TokenRows]) -> TokenRows:
+        """Returns the rows of all parts, which are of one encoder, one part after the other."""
+        queries = None if parts[0].queries is None else np.concatenate([part.queries for part in parts])
+        unattended = None
+        if any(part.unattended is not None for part in parts):
+            unattended = np.concatenate([np.zeros(len(p), np.int64) if p.unattended is None else p.unattended for p in parts])
+        starts = np.concatenate([part.pool_starts for part in parts])
+        return TokenRows([row for part in parts for row in part.ids], starts, queries, unattended)
+
     def micro_batches(self, token_budget: int) -> list[np.ndarray]:
         """Returns :func:`micro_batches` of these rows; none holds queries and documents at once."""
         if self.queries is None:

@@ -333,8 +333,9 @@ class TextTokenizer:
     ) -> TokenRows:
         """Returns rows of texts given as token ids, under one literal instruction, as the texts themselves would give them.
 
-        Ids with or without what the model puts before and after make the same row. An instruction's tokens are those it has
-        alone. Raises ``ValueError`` when the instruction leaves no room for its text.
+        ``query``: as which side's, where sides differ. Ids with or without what the model puts before and after make the same
+        row. An instruction's tokens are those it has alone. Raises ``ValueError`` when the instruction leaves no room for its
+        text.
         """
         max_length = self.config.limit(max_length, query=query)
         before = self.prefix_ids(self._clean(instruction)) if instruction else []
@@ -350,7 +351,8 @@ class TextTokenizer:
             if start:
                 self._require_room(start, len(row) - self._kept(body, row), max_length)
             rows.append(row)
-        return TokenRows(rows, np.full(len(rows), start, dtype=np.int32))
+        side = np.full(len(rows), query) if self.config.sided else None
+        return self._expanded(TokenRows(rows, np.full(len(rows), start, dtype=np.int32), side), max_length)
 
     def _echoed_ids(self, before: list[int], bodies: Sequence[Sequence[int]], max_length: int | None) -> TokenRows:
         """Rows of repeated texts given as token ids; what is between has the tokens it has alone."""

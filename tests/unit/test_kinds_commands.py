@@ -1,7 +1,6 @@
 """Every command with real models of the other kinds: it does the right thing, or refuses with one line."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -17,10 +16,6 @@ from openembed.integrations.export import export
 from openembed.recipe.config import parse_recipe
 from openembed.recipe.files import RecipeFile
 from openembed.records import Document
-from openembed.server.catalog import open_catalog
-from openembed.server.engine import Engine
-from openembed.server.metrics import Metrics
-from openembed.server.settings import Limits
 from openembed.vector_files import open_encoded
 from openembed.verify import verify
 from tests.evaluation_fakes import write_rows
@@ -125,20 +120,9 @@ def test_index_and_search_with_a_sparse_model(models, data, tmp_path):
     assert found["hits"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_serving_is_refused_before_anything_starts(kind, models):
-    with pytest.raises(ValueError, match=r"^the server takes dense vectors, this model gives .*; encode with it by"):
-        Engine(openembed.load(models[kind]), "m", Limits(), Metrics())
-
-
-def test_an_index_of_sparse_vectors_is_served_by_its_words(models, data, tmp_path, caplog):
+def test_sparse_vectors_are_not_exported_to_postgresql(models, tmp_path):
     encoder = openembed.load(models["sparse"])
-    documents = [Document("a", sentence(1, 2)), Document("b", sentence(3))]
-    Store.create(tmp_path / "store", model=describe_model(models["sparse"], encoder)).add(documents, encoder)
-    with caplog.at_level(logging.WARNING):
-        catalog = open_catalog([str(tmp_path / "store")], lambda _name: encoder, lambda *_: None)
-    assert [index.modes for index in catalog.indexes.values()] == [["bm25"]]
-    assert "its sparse vectors are not served" in caplog.text
+    Store.create(tmp_path / "store", model=describe_model(models["sparse"], encoder)).add([Document("a", "b")], encoder)
     with pytest.raises(ValueError, match="sparse vectors go to Qdrant"):
         export(Store(tmp_path / "store"), "postgresql://nobody@nowhere/db#t")
 

@@ -26,7 +26,7 @@ def test_names_are_folders_made_unique_or_given(encoder, tmp_path):
     with served([*targets, "org/Some-Model", "x/y/model"], encoder) as (_app, _gate, catalog):
         assert list(catalog.indexes) == ["news", "news-2", "out", "mine"]
         assert list(catalog.engines) == ["tiny", "Some-Model", "y"]
-        assert {index.engine for index in catalog.indexes.values()} == {catalog.engines["tiny"]}
+        assert [index.engines for index in catalog.indexes.values()] == [{"dense": catalog.engines["tiny"]}] * 4
 
 
 def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):

@@ -63,6 +63,27 @@ def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tm
         cli("search", index, "x", "--mode", "colours")
 
 
+def test_explain_shows_the_terms_of_each_score(cli, corpus, tmp_path):
+    index = tmp_path / "index"
+    cli("index", corpus, "-o", index, "--model", "words")
+    for mode in ("sparse", "bm25"):
+        assert "terms" not in best(cli, index, mode)[0]
+        hits = json.loads(cli("search", index, "barn of hay", "--mode", mode, "--explain", "--json"))["hits"]
+        assert [hit["id"] for hit in hits] == [hit["id"] for hit in best(cli, index, mode)]
+        for hit in hits:
+            assert sum(term["score"] for term in hit["terms"]) == pytest.approx(hit["score"], rel=1e-5)
+            assert sum(term["share"] for term in hit["terms"]) == pytest.approx(1)
+    assert {term["term"] for term in hits[0]["terms"]} == {"barn", "hay"}, "the words of the last mode"
+    shown = cli("search", index, "barn of hay", "--mode", "bm25", "--explain", "-k", 1)
+    shares = {term["term"]: f"{term['share']:.0%}" for term in hits[0]["terms"]}
+    assert all(f"{term} {share}" in shown for term, share in shares.items())
+    assert "%" not in cli("search", index, "barn of hay", "--mode", "bm25", "-k", 1)
+    assert cli("search", index, "zebra", "--mode", "bm25", "--explain") == "nothing found\n"
+    for mode in ("hybrid", "tokens"):
+        with pytest.raises(ValueError, match="allowed with explain: sparse, bm25"):
+            cli("search", index, "x", "--mode", mode, "--explain")
+
+
 def test_two_models_and_words_are_fused(cli, corpus, tmp_path):
     index = tmp_path / "index"
     report = json.loads(cli("index", corpus, "-o", index, "--model", "bag", "--model", "words", "--json"))

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +10,8 @@ from openembed.index.store import Store, describe_model
 from openembed.records import Document, Query
 from openembed.steps import Search, StepConfig
 from openembed.steps.fuse import reciprocal_rank
+from openembed.steps.modes import explained, kinds_of, modes_of, ranked
+from openembed.steps.retrieve import encoded_queries
 
 DOCUMENTS = [Document(f"d{n}", text) for n, text in enumerate(["red cats", "blue cats", "red dogs", "green birds"])]
 
@@ -72,16 +73,49 @@ def test_a_snippet_is_a_part_of_the_text_with_a_match_when_one_fits(text, query,
         assert any(start <= low and high <= end for low, high, _ in spans)
 
 
-def test_command_and_server_fuse_to_one_depth(store, monkeypatch):
-    from openembed.cli.search import _step_config
-    from openembed.server.searching import search
-
+def test_a_hybrid_search_is_the_fusion_of_deep_rankings(store, monkeypatch):
+    query, encoder = "red cats", BagOfWords()
+    parts = ({"kind": "dense", "k": 100}, {"kind": "bm25", "k": 100})
+    expected = run({"kind": "fuse", "k": 3, "parts": parts}, store, encoder)["q1"]
+    vectors = {"dense": encoded_queries(store, encoder, [query])}
+    assert ranked(store, "hybrid", query, vectors, 3) == expected
     monkeypatch.setattr("openembed.steps.fuse.DEPTH", 7)
-    assert {part.k for part in _step_config("hybrid", 3, None, None).parts} == {7}
-    assert {part.k for part in _step_config("hybrid", 9, None, None).parts} == {9}
     asked = []
     for name in ("dense", "bm25"):
         real = getattr(store, name)
-        monkeypatch.setattr(store, name, lambda queries, k, real=real: (asked.append(k), real(queries, k))[1])
-    search(store, "cats", np.ones(store.model.width, dtype=np.float32), "hybrid", 3)
-    assert asked == [7, 7]
+        monkeypatch.setattr(store, name, lambda queries, k, real=real, **_o: (asked.append(k), real(queries, k))[1])
+    for k in (3, 9):
+        ranked(store, "hybrid", query, vectors, k)
+    assert asked == [7, 7, 9, 9]
+
+
+def test_modes_are_those_of_the_vectors_held():
+    assert modes_of([]) == ["bm25"]
+    assert modes_of(["tokens", "dense"]) == ["dense", "tokens", "bm25", "hybrid"]
+    assert (kinds_of("hybrid", ["tokens", "dense"]), kinds_of("bm25", ["dense"])) == (["dense", "tokens"], [])
+    assert kinds_of("sparse", ["dense"]) == ["sparse"]  # whoever searches says that there are none
+    with pytest.raises(ValueError, match="allowed: dense, sparse, tokens, bm25, hybrid"):
+        kinds_of("psychic", ["dense"])
+
+
+def test_explaining_a_mode_that_is_no_sum_over_terms_is_refused(store):
+    with pytest.raises(ValueError, match="mode 'dense' is no sum over terms; allowed with explain: sparse, bm25"):
+        explained(store, "dense", "red", {}, ["d0"])
+
+
+def test_words_explain_their_scores(store):
+    store.add([Document("long", "cats cats red " + "filler " * 9)], BagOfWords())
+    for query in ("red cats", "cats red cats unknown", "zebra"):
+        hits = store.bm25([query], 9)[0]
+        found = store.explain(query, list(hits))
+        for identifier, score in hits.items():
+            assert sum(part.score for part in found[identifier]) == pytest.approx(score, rel=1e-6)
+            assert all(part.score == part.query * part.document > 0 for part in found[identifier])
+            assert [part.score for part in found[identifier]] == sorted((p.score for p in found[identifier]), reverse=True)
+    assert [part.token for part in store.explain("red cats", ["d2"])["d2"]] == ["red"]
+    assert store.explain("red cats", ["d3"]) == {"d3": []}
+    shares = explained(store, "bm25", "red cats", {}, ["long"])["long"]
+    assert {row["term"] for row in shares} == {"red", "cat"}
+    assert sum(row["share"] for row in shares) == pytest.approx(1)
+    with pytest.raises(ValueError, match="no document with id 'no'"):
+        store.explain("red", ["no"])

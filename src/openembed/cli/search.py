@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BM25 = "bm25"
+TERMS = 12
+"""Terms of a score that the table shows."""
 SCORES = {
     "dense": "dot product of the vectors",
     "sparse": "sum of query weight times document weight over the terms",
@@ -94,12 +96,15 @@ def search(
     mode: Annotated[
         str | None, typer.Option(help="dense, sparse, tokens, bm25 or hybrid (default: hybrid if there is a model).")
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many documents.")] = 10,
     where: Annotated[
         list[str] | None, typer.Option(help="Only documents with: field=value, field=a|b, field!=v, field>=2000; repeatable.")
     ] = None,
     filter: Annotated[str | None, typer.Option(help='Only documents with, as JSON: {"year": {"gte": 2000}}.')] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Look at every document of a large index too.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the terms that make each score, with their shares (sparse, bm25).")
+    ] = False,
     model: OtherModel = None,
     task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
     instruction: Instruction = None,
@@ -113,22 +118,28 @@ def search(
     tokens, MaxSim; bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank) over the rankings (0.0328 at most where there are
     two), which says nothing of how alike query and document are.
     """
+    from openembed.index.encoding import kind_of, term_names
     from openembed.index.store import Store
-    from openembed.records import Query
-    from openembed.steps import Search
+    from openembed.steps.modes import check_explained, explained, kinds_of, modes_of, ranked
+    from openembed.steps.retrieve import encoded_queries
 
     store = Store(directory)
-    mode = mode or ("hybrid" if store.models else "bm25")
-    kinds = [] if mode == "bm25" else list(store.models) if mode == "hybrid" else [mode]
-    config = _step_config(mode, k, task, instruction, _condition(where, filter), exact or None, kinds)
-    encoders = load_for(store, kinds, model, device, dtype) if mode != "bm25" else []
-    hits = config.build(store, encoders)(Search((Query("query", query),))).run["query"]
+    mode = mode or modes_of(store.models)[-1]
+    if explain:
+        check_explained(mode)
+    condition, kinds = _condition(where, filter), kinds_of(mode, store.models)
+    encoders = load_for(store, kinds, model, device, dtype) if mode != BM25 else []
+    vectors = {kind_of(encoder): encoded_queries(store, encoder, [query], task, instruction) for encoder in encoders}
+    hits = ranked(store, mode, query, vectors, k, filter=condition, exact=exact or None)
     rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
+    names = term_names(next(iter(encoders), None))
+    terms = explained(store, mode, query, vectors, list(hits), names) if explain else {}
     if not as_json:
-        console().print(_table(rows, query, store) if rows else "nothing found")
+        console().print(_table(rows, query, store, terms) if rows else "nothing found")
         return
     found = [
         {"rank": rank, "id": i, "score": score, "title": d.title, "text": d.text, "metadata": d.metadata}
+        | ({"terms": terms[i]} if explain else {})
         for rank, (i, score, d) in enumerate(rows, 1)
     ]
     print_json({"query": query, "mode": mode, "score": SCORES[mode], "hits": found})
@@ -256,33 +267,6 @@ def _condition(where: list[str] | None, given: str | None) -> dict[str, Any] | N
     return condition
 
 
-def _step_config(
-    mode: str,
-    k: int,
-    task: str | None,
-    instruction: str | None,
-    condition: dict[str, Any] | None = None,
-    exact: bool | None = None,
-    kinds: Sequence[str] = ("dense",),
-) -> Any:
-    """Returns the step of a mode; ``kinds``: the vectors that hybrid search asks, beside the words."""
-    from openembed.config import parse
-    from openembed.steps import Bm25Config, DenseConfig, FuseConfig, SparseConfig, TokensConfig
-    from openembed.steps.fuse import fused_depth
-
-    found = {"filter": condition}
-    prompts = {"task": task, "instruction": instruction}
-    options = {"dense": found | prompts | {"exact": exact}, "sparse": found | prompts}
-    options |= {"tokens": found | prompts, "bm25": found}
-    configs = {"dense": DenseConfig, "sparse": SparseConfig, "tokens": TokensConfig, "bm25": Bm25Config}
-    if mode in configs:
-        return parse(configs[mode], {"k": k, **options[mode]}, "options")
-    if mode == "hybrid":
-        parts = [{"kind": kind, "k": fused_depth(k), **options[kind]} for kind in (*kinds, "bm25")]
-        return parse(FuseConfig, {"k": k, "parts": parts}, "options")
-    raise ValueError(f"--mode {mode!r} is not known; allowed: dense, sparse, tokens, bm25, hybrid")
-
-
 def load_for(store: Store, kinds: list[str], model: str | None, device: str | None, dtype: str | None) -> list[Encoder]:
     """Returns the encoders of a store's vectors of these kinds: ``model`` in the place of the one of its kind, where given."""
     from openembed.index.encoding import kind_of
@@ -308,8 +292,9 @@ def _say(as_json: bool, report: dict[str, Any], line: str) -> None:
         sys.stdout.write(line + "\n")
 
 
-def _table(rows: list[tuple[str, float, Any]], query: str, store: Store) -> Any:
-    """Returns a table of rank, score, id, title, the best part of the text with the query's words highlighted, metadata."""
+def _table(rows: list[tuple[str, float, Any]], query: str, store: Store, terms: Mapping[str, Any]) -> Any:
+    """Returns a table of rank, score, id, title, the best part of the text with the query's words highlighted, metadata, and
+    the terms that made the score, where a hit has ``terms``."""
     import json
 
     from rich.table import Table
@@ -322,9 +307,17 @@ def _table(rows: list[tuple[str, float, Any]], query: str, store: Store) -> Any:
         body = _highlighted(document.text, query, store, width=200, style="")
         if document.metadata:
             body.append("\n" + _printable(json.dumps(document.metadata, ensure_ascii=False))[:200], style="dim")
+        if identifier in terms:
+            body.append("\n" + _shares(terms[identifier]), style="cyan")
         both = title.append("\n").append_text(body) if document.title else body
         table.add_row(str(rank), f"{score:.4f}", _printable(identifier), both)
     return table
+
+
+def _shares(terms: list[dict[str, Any]]) -> str:
+    """Returns the terms that add most to a score, each with its part of it, and how many more there are."""
+    shown = [f"{_printable(term['term'])} {term['share']:.0%}" for term in terms[:TERMS]]
+    return "  ".join([*shown, *([f"+ {len(terms) - TERMS} more"] if len(terms) > TERMS else [])])
 
 
 def _highlighted(text: str, query: str, store: Store, *, width: int | None, style: str) -> Any:

@@ -133,8 +133,9 @@ def _described(engine: Engine) -> str:
     used = torch.cuda.max_memory_allocated(encoder.device) if on_gpu else resident_bytes()
     threads = "" if on_gpu else f" ({torch.get_num_threads()} threads)"
     precision = encoder.computed_in
+    gives = {"dense": "{} dimensions", "sparse": "weights of {} terms", "tokens": "{} dimensions a token"}[engine.kind]
     return (
-        f"model {engine.name}: {encoder.width} dimensions, at most {encoder.max_length} tokens, {encoder.device}{threads}, "
+        f"model {engine.name}: {gives.format(encoder.width)}, at most {encoder.max_length} tokens, {encoder.device}{threads}, "
         f"{precision}; weights {_mb(weights)}, {_mb(used)} {'on the GPU' if on_gpu else 'resident'} after a full micro-batch; "
         f"{engine.batcher.rate:,.0f} tokens/s"
     )

@@ -286,6 +286,25 @@ class Bm25:
                 part[documents_P] += values_P
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
+    def explain(self, terms: Sequence[str], places: Sequence[tuple[int, int]]) -> list[list[tuple[str, float, float]]]:
+        """Returns (term, its weight in the query, in the document) of what each document has of the terms.
+
+        ``places``: each document's segment and its place there. The query's weight is the term's idf, as often as the query has
+        the term; the document's is tf / (penalty + tf). The products sum to the score, up to rounding.
+        """
+        found: list[list[tuple[str, float, float]]] = [[] for _ in places]
+        lengths = [self._segments[number].lengths_N[position] for number, position in places]
+        penalties = self._penalties(np.array(lengths, dtype=np.int32)).tolist()
+        for term in dict.fromkeys(terms):
+            lists = [segment.find(term) for segment in self._segments]
+            weight = float(self._idf(lists)) * terms.count(term)
+            for parts, (number, position), penalty in zip(found, places, penalties, strict=True):
+                documents_P, counts_P = lists[number]
+                place = int(np.searchsorted(documents_P, position))
+                if place < len(documents_P) and documents_P[place] == position:
+                    parts.append((term, weight, int(counts_P[place]) / (penalty + int(counts_P[place]))))
+        return found
+
     def _contributions(self, term: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns for each segment (documents, idf · tf / (penalty + tf)) of the live documents with ``term``."""
         lists = [segment.find(term) for segment in self._segments]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,9 +33,10 @@ EXACT_FROM = 16
 
 
 class TermScore(NamedTuple):
-    """What one term adds to a document's score: ``query`` times ``document`` weight."""
+    """What one term adds to a document's score: ``query`` times ``document`` weight. ``term``: its number in the model's
+    vocabulary; None for a word of BM25."""
 
-    term: int
+    term: int | None
     token: str
     query: float
     document: float
@@ -101,27 +102,35 @@ class Searches:
         return [self._named(ranking) for ranking in search(queries, self._id_at)]
 
     def explain(
-        self, query_1V: csr_matrix, identifiers: Sequence[str], token: Callable[[int], str] = str
+        self, query: csr_matrix | str, identifiers: Sequence[str], token: Callable[[int], str] = str
     ) -> dict[str, list[TermScore]]:
-        """Returns for each document the terms that make its sparse score, those that add most first.
+        """Returns for each document the terms that make its score, those that add most first.
 
-        ``token`` names a term, as the model's tokenizer does. The parts sum to the score of ``sparse``, up to rounding.
-        Raises ``ValueError`` for an id that is not there, and what ``sparse`` raises.
+        A text explains the score of ``bm25``, a sparse vector (1, V) that of ``sparse``; the parts sum to it, up to rounding.
+        ``token`` names a term of the vocabulary, as the model's tokenizer does. Raises ``ValueError`` for an id that is not
+        there, and what ``sparse`` raises.
         """
         refuse_string(identifiers, "identifiers")
+        places = [self._place(identifier) for identifier in identifiers]
+        found = self._shared_words(query, places) if isinstance(query, str) else self._shared_terms(query, places, token)
+        parts = [sorted(shared, key=lambda part: -part.score) for shared in found]
+        return dict(zip(identifiers, parts, strict=True))
+
+    def _shared_terms(
+        self, query_1V: csr_matrix, places: Sequence[tuple[int, int]], token: Callable[[int], str]
+    ) -> Iterator[list[TermScore]]:
         query = sparse.checked(query_1V, self._model_of("sparse").width, lambda row: f"query {row}")
         if query.shape[0] != 1:
             raise ValueError(f"got {query.shape[0]} query vectors; explain takes one")
-        asked, explained = dict(zip(query.indices.tolist(), query.data.tolist(), strict=True)), {}
-        for identifier in identifiers:
-            place = self._find(identifier)
-            if place is None:
-                raise ValueError(f"{self.directory}: no document with id {identifier!r}")
-            row = self._segments[place[0]].fields["sparse"].rows(np.array([place[1]]))
+        asked = dict(zip(query.indices.tolist(), query.data.tolist(), strict=True))
+        for number, position in places:
+            row = self._segments[number].fields["sparse"].rows(np.array([position]))
             shared = [(t, asked[t], w) for t, w in zip(row.indices.tolist(), row.data.tolist(), strict=True) if t in asked]
-            parts = [TermScore(term, token(term), ours, theirs, ours * theirs) for term, ours, theirs in shared]
-            explained[identifier] = sorted(parts, key=lambda part: -part.score)
-        return explained
+            yield [TermScore(term, token(term), ours, theirs, ours * theirs) for term, ours, theirs in shared]
+
+    def _shared_words(self, query: str, places: Sequence[tuple[int, int]]) -> Iterator[list[TermScore]]:
+        for shared in self._words().explain(self._analyzer.terms(query), places):
+            yield [TermScore(None, term, ours, theirs, ours * theirs) for term, ours, theirs in shared]
 
     def tokens(
         self,
@@ -159,11 +168,15 @@ class Searches:
         fields: list[TokenField] = [segment.fields["tokens"] for segment in self._segments]
         return [token_search.Tokens(f.segment, mask) for f, mask in zip(fields, self._eligible(condition), strict=True)]
 
-    def _position(self, identifier: str) -> int:
+    def _place(self, identifier: str) -> tuple[int, int]:
         place = self._find(identifier)
         if place is None:
             raise ValueError(f"{self.directory}: no document with id {identifier!r}")
-        return self._starts[place[0]] + place[1]
+        return place
+
+    def _position(self, identifier: str) -> int:
+        number, position = self._place(identifier)
+        return self._starts[number] + position
 
     def bm25(self, texts: Sequence[str], k: int = 10, *, filter: Condition = None) -> list[Hits]:
         """Returns for each query text the k documents of greatest BM25 score, best first; no term in common, no hit.
@@ -172,11 +185,14 @@ class Searches:
         """
         check_k(k)
         refuse_string(texts, "texts")
+        masks, words = self._eligible(filter), self._words()
+        found = [words.search(self._analyzer.terms(text), k, masks) for text in texts]
+        return [self._named(best_first(positions, scores, k, self._id_at)) for positions, scores in found]
+
+    def _words(self) -> Bm25:
         if self._bm25 is None:
             self._bm25 = Bm25([s.postings for s in self._segments], [s.live_N for s in self._segments])
-        masks = self._eligible(filter)
-        found = [self._bm25.search(self._analyzer.terms(text), k, masks) for text in texts]
-        return [self._named(best_first(positions, scores, k, self._id_at)) for positions, scores in found]
+        return self._bm25
 
     def _eligible(self, condition: Condition) -> list[np.ndarray]:
         """Returns for each segment which documents may be found."""

@@ -16,15 +16,18 @@ from openembed.server.catalog import Catalog
 from openembed.server.errors import ApiError, internal, of_status, refused
 from openembed.server.gate import Gate
 from openembed.server.metrics import Metrics
-from openembed.server.routes import documents, embeddings, rerank, search, status
+from openembed.server.routes import documents, embeddings, rerank, search, sparse, status, tokens
 from openembed.server.schemas import (
     AddRequest,
     ContributionsRequest,
     DeleteRequest,
     EmbeddingsRequest,
     EmbedRequest,
+    MultiVectorRequest,
+    PoolingRequest,
     RerankRequest,
     SearchRequest,
+    SparseRequest,
     TeiRerankRequest,
 )
 from openembed.server.settings import Settings
@@ -32,6 +35,9 @@ from openembed.server.settings import Settings
 BODIES = (
     EmbeddingsRequest,
     EmbedRequest,
+    SparseRequest,
+    MultiVectorRequest,
+    PoolingRequest,
     RerankRequest,
     TeiRerankRequest,
     SearchRequest,
@@ -60,7 +66,7 @@ def create_app(catalog: Catalog, settings: Settings | None = None, metrics: Metr
     )
     app.router.redirect_slashes = False
     app.state.catalog, app.state.settings, app.state.metrics = catalog, settings, metrics
-    for module in (embeddings, rerank, search, documents, status, pages):
+    for module in (embeddings, sparse, tokens, rerank, search, documents, status, pages):
         app.include_router(module.router)
     _describe(app)
     gate = Gate(app, settings, metrics)

@@ -1,7 +1,10 @@
-"""The threads that run the model: rows in, vectors out, one micro-batch after another.
+"""The threads that run the model: rows in, representations out, one micro-batch after another.
 
 There is no window in which requests are collected: a free thread takes what is there. Everything that arrives while a
-micro-batch runs is in the next one.
+micro-batch runs is in the next one. Where the model encodes queries and documents differently, a micro-batch that holds both is
+two forward passes.
+
+Shapes: ``B`` texts of a micro-batch, ``R`` rows of their representations (one a text, or one a token vector), ``D`` width.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from openembed.encoded import Gathered, gathered
 from openembed.encoder import Encoder
 from openembed.packing import TokenRows, pack
 from openembed.server.metrics import Metrics
@@ -35,18 +39,28 @@ FAILURES_BEFORE_UNHEALTHY = 3
 
 
 class Work:
-    """The rows of one request and the vectors made so far. ``done`` is called once, in a model thread."""
+    """The rows of one request and what was made of them so far. ``done`` is called once, in a model thread."""
 
-    __slots__ = ("done", "left", "normalize", "number", "rows", "values_ND")
+    __slots__ = ("done", "left", "made", "normalize", "number", "rows")
 
-    def __init__(self, rows: TokenRows, width: int, normalize: bool, done: Callable[[Any], None]) -> None:
-        self.rows, self.normalize, self.done = rows, normalize, done
+    def __init__(self, rows: TokenRows, made: Gathered, normalize: bool, done: Callable[[Any], None]) -> None:
+        self.rows, self.made, self.normalize, self.done = rows, made, normalize, done
         self.left = len(rows)
-        self.values_ND = np.empty((len(rows), width), dtype=np.float32)
         self.number = 0
 
 
 Handed = list[tuple[Work, list[int]]]
+
+
+class Made(NamedTuple):
+    """What a micro-batch gave, in the order in which its texts were handed out: rows of the model, as they are and of length 1
+    (``unit``: dense vectors alone), whether each is finite, where each text's rows end, and the number of tokens."""
+
+    raw_RD: np.ndarray
+    unit_RD: np.ndarray | None
+    finite_R: np.ndarray
+    ends_B: list[int]
+    tokens: int
 
 
 class Batcher:
@@ -94,8 +108,12 @@ class Batcher:
         return self._failed < FAILURES_BEFORE_UNHEALTHY and all(thread.is_alive() for thread in self._threads)
 
     def submit(self, rows: TokenRows, *, normalize: bool, done: Callable[[Any], None]) -> Work:
-        """Queues rows; ``done`` gets the vectors (N, width), or the exception that kept them from being made."""
-        work = Work(rows, self.encoder.width, normalize, done)
+        """Queues rows; ``done`` gets the representations, or the exception that kept them from being made.
+
+        ``normalize``: dense vectors are given length 1.
+        """
+        encoder = self.encoder
+        work = Work(rows, gathered(encoder.kind, encoder.rows_of(rows), encoder.width), normalize, done)
         lengths = rows.lengths.tolist()
         with self._changed:
             work.number = self._scheduler.add(lengths, work)
@@ -132,7 +150,7 @@ class Batcher:
 
     def _run(self, handed: Handed) -> None:
         start = time.perf_counter()
-        outcome = _outcome(lambda: self._vectors(handed))
+        outcome = _outcome(lambda: self._made(handed))
         seconds = time.perf_counter() - start
         if isinstance(outcome, Exception):
             logger.error("%s: a micro-batch failed", self.name, exc_info=outcome)
@@ -141,40 +159,44 @@ class Batcher:
             self._fail([work for work, _ in handed], outcome)
             return
         self._failed = 0
-        raw_BD, unit_BD, finite_B, tokens = outcome
-        self._count(tokens, len(finite_B), seconds)
-        place = 0
+        self._count(outcome.tokens, len(outcome.ends_B), seconds)
+        last, first = 0, 0
         for work, rows in handed:
-            part = slice(place, place + len(rows))
-            place = part.stop
-            if not finite_B[part].all():
+            last += len(rows)
+            part = slice(first, outcome.ends_B[last - 1])
+            first = part.stop
+            if not outcome.finite_R[part].all():
                 self._fail([work], ValueError("a vector is not finite"))
                 continue
-            work.values_ND[rows] = (unit_BD if work.normalize else raw_BD)[part]
+            unit = work.normalize and outcome.unit_RD is not None
+            work.made.put(np.array(rows), (outcome.unit_RD if unit else outcome.raw_RD)[part])
             with self._changed:
                 work.left -= len(rows)
                 done = work.left == 0
             if done:
-                work.done(work.values_ND)
+                work.done(_outcome(work.made.result))
 
-    def _vectors(self, handed: Handed) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Vectors in the order of ``handed``: as they are, of length 1, whether finite; and the number of tokens."""
+    def _made(self, handed: Handed) -> Made:
         ids = [work.rows.ids[row] for work, rows in handed for row in rows]
         starts = np.concatenate([work.rows.pool_starts[rows] for work, rows in handed])
-        together = TokenRows(ids, starts)
-        lengths = together.lengths
+        together = TokenRows(ids, starts, *(_sides(handed) if self.encoder.sided else ()))
+        lengths, counts = together.lengths, self.encoder.rows_of(together)
         order = np.argsort(-lengths, kind="stable")  # equal lengths side by side: attention computes them in one call
-        raw_BD = self._forward(together, order)
-        unit_BD = F.normalize(raw_BD, dim=-1)
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        raw, unit = raw_BD.cpu().numpy()[back], unit_BD.cpu().numpy()[back]
-        return raw, unit, np.isfinite(raw).all(axis=1), int(lengths.sum())
+        if together.queries is not None:
+            order = order[np.argsort(together.queries[order], kind="stable")]
+        raw_RD = self._forward(together, order)
+        unit_RD = F.normalize(raw_RD, dim=-1) if self.encoder.kind == "dense" else None
+        back_R = np.argsort(np.repeat(order, counts[order]), kind="stable")
+        raw, unit = (None if rows is None else rows.cpu().numpy()[back_R] for rows in (raw_RD, unit_RD))
+        return Made(raw, unit, np.isfinite(raw).all(axis=1), np.cumsum(counts).tolist(), int(lengths.sum()))
 
     def _forward(self, rows: TokenRows, order: np.ndarray) -> torch.Tensor:
-        """One forward pass; where the GPU has no room for it, two of half the texts."""
+        """One forward pass for each side; where the GPU has no room for it, two of half the texts."""
+        if rows.queries is not None and rows.queries[order[0]] != rows.queries[order[-1]]:
+            split = int(np.count_nonzero(~rows.queries[order]))
+            return torch.cat([self._forward(rows, order[:split]), self._forward(rows, order[split:])])
         try:
-            return self._aligned(rows.select(order))[: len(order)]
+            return self._aligned(rows.select(order))
         except torch.OutOfMemoryError:
             if len(order) == 1:
                 raise
@@ -184,13 +206,17 @@ class Batcher:
         return torch.cat([self._forward(rows, order[:half]), self._forward(rows, order[half:])])
 
     def _aligned(self, rows: TokenRows) -> torch.Tensor:
-        """The vectors of ``rows``, and perhaps of one more text that fills the micro-batch up (no text sees another)."""
+        """What the model makes of ``rows``, run perhaps with one more text that fills the micro-batch up (no text sees
+        another)."""
         tokens, device = int(rows.lengths.sum()), self.encoder.device
         missing = -tokens % (ALIGNED if tokens > 4 * ALIGNED else 8)
-        if device.type == "cpu" and missing:
-            filler = np.full(missing, rows.ids[0][0], dtype=np.int32)
-            rows = TokenRows([*rows.ids, filler], np.append(rows.pool_starts, 0))
-        return self.encoder(pack(rows, device=device))
+        if device.type != "cpu" or not missing:
+            return self.encoder(pack(rows, device=device))
+        filler = np.full(missing, rows.ids[0][0], dtype=np.int32)
+        queries = None if rows.queries is None else np.append(rows.queries, rows.queries[0])
+        unattended = None if rows.unattended is None else np.append(rows.unattended, 0)
+        filled = TokenRows([*rows.ids, filler], np.append(rows.pool_starts, 0), queries, unattended)
+        return self.encoder(pack(filled, device=device))[: int(self.encoder.rows_of(rows).sum())]
 
     def _fail(self, works: Sequence[Work], error: Exception) -> None:
         for work in works:
@@ -207,6 +233,16 @@ class Batcher:
         self._metrics.texts.labels(self.name).inc(texts)
         self._metrics.batches.labels(self.name).observe(seconds)
         self._metrics.fill.labels(self.name).observe(tokens / self.budget)
+
+
+def _sides(handed: Handed) -> tuple[np.ndarray, np.ndarray]:
+    """Which texts of a micro-batch are queries, and how many tokens at the end of each none attends to."""
+    queries = [work.rows.queries[rows] for work, rows in handed]
+    unattended = [
+        np.zeros(len(rows), dtype=np.int64) if work.rows.unattended is None else work.rows.unattended[rows]
+        for work, rows in handed
+    ]
+    return np.concatenate(queries), np.concatenate(unattended)
 
 
 def _outcome(function: Callable[[], Any]) -> Any:

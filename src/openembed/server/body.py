@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 from fastapi import Request
 from pydantic import ValidationError
+from scipy.sparse import csr_matrix
 from starlette.responses import Response
 
 from openembed.config import Config
 from openembed.server.errors import ApiError, refused
+from openembed.token_vectors import TokenVectors
 from openembed.vectors import VectorFormat
 
 C = TypeVar("C", bound=Config)
@@ -23,6 +26,9 @@ MOST_KEYS = 64
 
 VALUES_AT_ONCE = 1 << 17
 """Numbers written to JSON between two looks at other requests (some 5 ms)."""
+
+TERMS_AT_ONCE = 1 << 14
+"""Terms of sparse vectors written to JSON between two looks at other requests."""
 
 
 async def read(request: Request, kind: type[C]) -> C:
@@ -74,9 +80,9 @@ def answer(value: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
 
 
-def encoded_base64(values_ND: np.ndarray) -> list[str]:
-    """Returns each vector as base64 of its little-endian float32 bytes."""
-    rows = np.ascontiguousarray(values_ND, dtype="<f4")
+def encoded_base64(values: np.ndarray | TokenVectors) -> list[str]:
+    """Returns each text's vector, or its vectors one after the other, as base64 of little-endian float32 bytes."""
+    rows = np.ascontiguousarray(values, dtype="<f4") if isinstance(values, np.ndarray) else values
     return [base64.b64encode(row.data).decode("ascii") for row in rows]
 
 
@@ -92,6 +98,37 @@ async def encoded_rows(values_ND: np.ndarray) -> list[orjson.Fragment]:
             orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)) for row in rows[start : start + at_once]
         ]
     return found
+
+
+async def encoded_matrices(matrices: TokenVectors) -> list[orjson.Fragment]:
+    """Returns each text's vectors as a JSON list of lists; other requests have their turn in between."""
+    found, values = [], 0
+    for matrix in matrices:
+        if values > VALUES_AT_ONCE:
+            await asyncio.sleep(0)
+            values = 0
+        values += matrix.size
+        found.append(orjson.Fragment(orjson.dumps(matrix, option=orjson.OPT_SERIALIZE_NUMPY)))
+    return found
+
+
+async def encoded_terms(values_NV: csr_matrix) -> list[orjson.Fragment]:
+    """Returns the terms of each text as a JSON list of ``{"index", "value"}``; other requests have their turn in between."""
+    found, at_once = [], max(1, len(values_NV.indptr) * TERMS_AT_ONCE // max(1, values_NV.nnz))
+    for start in range(0, values_NV.shape[0], at_once):
+        if start:
+            await asyncio.sleep(0)
+        ends = values_NV.indptr[start : start + at_once + 1]
+        part = slice(ends[0], ends[-1])
+        numbers = zip(_items(values_NV.indices[part]), _items(values_NV.data[part]), strict=True)
+        pairs = [b'{"index":%b,"value":%b}' % pair for pair in numbers]
+        found += [orjson.Fragment(b"[%b]" % b",".join(pairs[low:high])) for low, high in pairwise((ends - ends[0]).tolist())]
+    return found
+
+
+def _items(array: np.ndarray) -> list[bytes]:
+    """Each number as JSON."""
+    return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
 
 
 def shortened(values_ND: np.ndarray, dimensions: int | None, *, normalize: bool) -> np.ndarray:

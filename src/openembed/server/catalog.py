@@ -1,4 +1,4 @@
-"""What is served, under names: models with their queues, indexes with their models, and a reranker.
+"""What is served, under names: models of every kind with their queues, indexes with their models, and a reranker.
 
 Requests choose among these names and nothing else; no path ever comes from a request.
 """
@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from openembed.encoded import CALLED
 from openembed.encoder import Encoder
 from openembed.index.store import Store
+from openembed.representations import Kind
 from openembed.rerankers import Reranker
 from openembed.server.engine import Engine
-from openembed.server.errors import ApiError
+from openembed.server.errors import ApiError, refused
+from openembed.steps.modes import modes_of
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -34,11 +37,15 @@ RERANK_SLICE = 32
 """Documents scored in one go; between two slices of a request other requests have their turn."""
 
 
-class ServedIndex:
-    """An index and the model of its vectors. Searching and writing each have one thread."""
+ROUTES = {"dense": "/v1/embeddings", "sparse": "/embed_sparse", "tokens": "/v1/multi-vector"}
+"""Where texts go to a model of each kind."""
 
-    def __init__(self, name: str, directory: Path, engine: Engine | None) -> None:
-        self.name, self.engine = name, engine
+
+class ServedIndex:
+    """An index and the models of its vectors, by kind. Searching and writing each have one thread."""
+
+    def __init__(self, name: str, directory: Path, engines: Mapping[Kind, Engine]) -> None:
+        self.name, self.engines = name, dict(engines)
         self._directory = directory
         self._store = Store(directory)
         self._manifest = directory / "manifest.json"
@@ -61,8 +68,13 @@ class ServedIndex:
 
     @property
     def modes(self) -> list[str]:
-        """How it can be searched."""
-        return ["dense", "bm25", "hybrid"] if self.engine else ["bm25"]
+        """How it can be searched, the best way last."""
+        return modes_of(self.engines)
+
+    @property
+    def model(self) -> str | None:
+        """The name of its first model; None where it has words alone."""
+        return next((engine.name for engine in self.engines.values()), None)
 
     async def search(self, function: Callable[[Store], R]) -> R:
         """Returns ``function`` of the index, run in the thread that searches."""
@@ -132,9 +144,16 @@ class Catalog:
     aliases: dict[str, str] = field(default_factory=dict)
     made: int = field(default_factory=lambda: int(time.time()))
 
-    def engine(self, name: str | None) -> Engine:
-        """Returns a model; ``ApiError`` 404 for a name that is not served."""
-        return _named(self.engines, self.aliases.get(name, name) if name else None, "model")
+    def engine(self, name: str | None, kind: Kind | None = None) -> Engine:
+        """Returns a model, without a name the first one of that kind (None: any).
+
+        ``ApiError`` 404 for a name that is not served, 400 for a model of another kind.
+        """
+        alike = {own: engine for own, engine in self.engines.items() if kind in (None, engine.kind)}
+        found = _named(self.engines if name or not alike else alike, self.aliases.get(name, name) if name else None, "model")
+        if kind not in (None, found.kind):
+            raise _other_kind(found, kind)
+        return found
 
     def index(self, name: str | None) -> ServedIndex:
         """Returns an index; ``ApiError`` 404 for a name that is not served."""
@@ -149,6 +168,11 @@ class Catalog:
         """Ends all threads when what they do is done."""
         for part in (*self.indexes.values(), *self.engines.values(), *([self.reranker] if self.reranker else [])):
             part.close()
+
+
+def _other_kind(engine: Engine, wanted: Kind) -> ApiError:
+    message = f"model {engine.name!r} gives {CALLED[engine.kind]}, and this asks for {CALLED[wanted]}; its own path is "
+    return refused(message + ROUTES[engine.kind], "model", "other_kind")
 
 
 def _named(served: dict[str, Any], name: str | None, what: str) -> Any:
@@ -191,14 +215,12 @@ def open_catalog(
         if not (directory / "manifest.json").is_file():
             engine_of(reference, name)
             continue
-        model, others = Store(directory).model, [kind for kind in Store(directory).models if kind != "dense"]
-        if others:
-            logger.warning("%s: its %s vectors are not served", target, " and ".join(others))
-        engine = engine_of(model.name, _name_of(model.name)[0]) if model else None
-        if engine is not None:
-            Store(directory).check_encoder(engine.encoder)
+        store = Store(directory)
+        engines = {kind: engine_of(model.name, _name_of(model.name)[0]) for kind, model in store.models.items()}
+        for engine in engines.values():
+            store.check_encoder(engine.encoder)
         unique = _unique(name, catalog.indexes)
-        catalog.indexes[unique] = ServedIndex(unique, directory, engine)
+        catalog.indexes[unique] = ServedIndex(unique, directory, engines)
     if reranker is not None:
         catalog.reranker = ServedReranker(_name_of(str(reranker.name))[0], reranker)
     if aliases:

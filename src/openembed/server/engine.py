@@ -1,4 +1,4 @@
-"""One served model: texts or token ids in, vectors out, awaited. Admission, tokenizing and cancelling happen here."""
+"""One served model: texts or token ids in, representations out, awaited. Admission, tokenizing and cancelling happen here."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
-from openembed.encoded import require_kind
+from openembed.encoded import Encoded
 from openembed.encoder import Encoder
 from openembed.packing import TokenRows
+from openembed.representations import Kind
 from openembed.server.batcher import Batcher
 from openembed.server.errors import ApiError, internal, refused
 from openembed.server.metrics import Metrics
 from openembed.server.settings import Limits
+from openembed.tokenization import TextTokenizer
 
 R = TypeVar("R")
 
@@ -29,24 +33,26 @@ SLICE = 65_536
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Vectors (N, width) and the tokens they were made of."""
+class Answer:
+    """Representations of N texts, of the model's kind, and the tokens they were made of."""
 
-    values_ND: np.ndarray
+    values: Encoded
     tokens: int
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a request's texts are read: the literal prefix, the most tokens a text may have, and whether more are cut."""
+    """How a request's texts are read: the literal prefix, the most tokens a text may have, whether more are cut, and whether
+    they are queries, where the model encodes these differently."""
 
     prefix: str = ""
     max_length: int | None = None
     truncate: bool = True
+    query: bool = False
 
 
 class Engine:
-    """A dense model with its queue; raises ``ValueError`` for one of another kind."""
+    """A model with its queue. Queries that need no model (``query_head``) are looked up and never queue."""
 
     def __init__(
         self,
@@ -58,8 +64,7 @@ class Engine:
         token_budget: int | None = None,
         workers: int = 1,
     ) -> None:
-        require_kind(encoder, ["dense"], "the server", "encode with it by `openembed encode`, index it by `openembed index`")
-        self.encoder, self.name, self.limits = encoder, name, limits
+        self.encoder, self.name, self.limits = encoder.eval(), name, limits
         self.batcher = Batcher(encoder, name, token_budget or encoder.token_budget, metrics, workers)
         self._tokenizing = ThreadPoolExecutor(2, thread_name_prefix=f"tokenize {name}")
         metrics.watch("queue_tokens", "Tokens that wait to be encoded.", lambda: self.batcher.tokens, {"model": name})
@@ -79,7 +84,8 @@ class Engine:
         length = self.encoder.row_limit()
         row = self.encoder.tokenize(["warm " * length]).ids[0][: self.batcher.budget]
         count = max(1, self.batcher.budget // len(row))
-        rows = TokenRows([row] * count, np.zeros(count, dtype=np.int32))
+        documents = np.zeros(count, dtype=bool) if self.encoder.sided else None
+        rows = TokenRows([row] * count, np.zeros(count, dtype=np.int32), documents)
         for work in (self.encoder.tokenize(["warm"]), rows, rows):
             self.batcher.rate = 0.0  # that of the last one alone is kept
             outcome = _blocking(lambda done, work=work: self.batcher.submit(work, normalize=True, done=done))
@@ -87,25 +93,37 @@ class Engine:
                 raise outcome
         return len(row) * count
 
-    async def encode(self, texts: Sequence[str], prompt: Prompt, *, normalize: bool = True) -> Encoded:
-        """Returns the vectors of ``texts``. Raises ``ApiError``: too long, too many tokens (413), queue full (429)."""
+    @property
+    def kind(self) -> Kind:
+        """What its answers are."""
+        return self.encoder.kind
+
+    async def encode(self, texts: Sequence[str], prompt: Prompt, *, normalize: bool = True) -> Answer:
+        """Returns the representations of ``texts``; ``normalize``: dense vectors have length 1.
+
+        Raises ``ApiError``: too long, too many tokens (413), queue full (429).
+        """
         rows = await self._tokenized(texts, prompt)
+        if self._looks_up(prompt):
+            cut, limit = [self.cut(text) for text in texts], self._row_limit(prompt)
+            encode = partial(self.encoder.encode, instruction=prompt.prefix, as_queries=True, max_length=limit)
+            return await self._looked_up(rows, lambda: encode(cut))
         return await self._run(rows, normalize)
 
-    async def encode_ids(self, bodies: Sequence[Sequence[int]], prompt: Prompt, *, normalize: bool = True) -> Encoded:
-        """Returns the vectors of texts given as token ids; as :meth:`encode`."""
+    async def encode_ids(self, bodies: Sequence[Sequence[int]], prompt: Prompt, *, normalize: bool = True) -> Answer:
+        """Returns the representations of texts given as token ids; as :meth:`encode`."""
         vocabulary = min(self.encoder.tokenizer.vocabulary, self.encoder.backbone.vocabulary)
         self._check_total(sum(map(len, bodies)))
         for number, body in enumerate(bodies):
             if body and not (min(body) >= 0 and max(body) < vocabulary):
                 raise refused(f"text {number} holds a token id outside 0..{vocabulary - 1}", "input", "unknown_token")
-        limit = self._row_limit(prompt.max_length)
+        limit = self._row_limit(prompt)
         if not prompt.truncate:
-            framed = await self._in_pool(lambda: self.encoder.tokenizer.frame(bodies, prompt.prefix, limit + 1))
-            _refuse_longer(framed, limit)
-        return await self._run(
-            await self._in_pool(lambda: self.encoder.tokenizer.frame(bodies, prompt.prefix, limit)), normalize
-        )
+            _refuse_longer(await self._in_pool(lambda: self._uncut.frame(bodies, prompt.prefix, limit + 1)), limit)
+        rows = await self._in_pool(lambda: self._framed(bodies, prompt, limit))
+        if self._looks_up(prompt):
+            return await self._looked_up(rows, lambda: self.encoder.query_head.look_up(*_pooled(rows)))
+        return await self._run(rows, normalize)
 
     def cut(self, text: str) -> str:
         """Returns as much of a text as is tokenized at most."""
@@ -119,7 +137,7 @@ class Engine:
         return await future
 
     async def _tokenized(self, texts: Sequence[str], prompt: Prompt) -> TokenRows:
-        limit = self._row_limit(prompt.max_length)
+        limit = self._row_limit(prompt)
         longest = limit * CHARACTERS_A_TOKEN
         if not prompt.truncate:
             for number, text in enumerate(texts):
@@ -133,21 +151,35 @@ class Engine:
             total += int(part.lengths.sum())
             self._check_total(total)
             parts.append(part)
-        if len(parts) == 1:
-            return parts[0]
-        return TokenRows([row for part in parts for row in part.ids], np.concatenate([part.pool_starts for part in parts]))
+        return parts[0] if len(parts) == 1 else TokenRows.concat(parts)
 
     def _rows(self, texts: Sequence[str], prompt: Prompt, limit: int, first: int) -> TokenRows:
         """The rows of some texts, the first of which is text ``first`` of the request."""
         if not prompt.truncate:
-            _refuse_longer(self.encoder.tokenizer(texts, prompt.prefix, limit + 1), limit, first)
-        return self.encoder.tokenize(texts, prompt.prefix, limit)
+            _refuse_longer(self._uncut(texts, prompt.prefix, limit + 1), limit, first)
+        queries = np.full(len(texts), prompt.query) if self.encoder.sided else None
+        return self.encoder.tokenize(texts, prompt.prefix, limit, queries=queries)
 
-    def _row_limit(self, max_length: int | None) -> int:
+    def _framed(self, bodies: Sequence[Sequence[int]], prompt: Prompt, limit: int) -> TokenRows:
+        rows = self.encoder.tokenizer.frame(bodies, prompt.prefix, limit, query=prompt.query)
+        return replace(rows, queries=np.full(len(rows), prompt.query)) if self.encoder.sided else rows
+
+    @cached_property
+    def _uncut(self) -> TextTokenizer:
+        """The tokenizer without limits of its own, to see whether a text is too long."""
+        tokenizer = self.encoder.tokenizer
+        if not (tokenizer.config.sided or tokenizer.config.document_length):
+            return tokenizer
+        none = {"query_length": None, "document_length": None, "expansion": None}
+        return TextTokenizer(tokenizer.backend, tokenizer.config.model_copy(update=none))
+
+    def _row_limit(self, prompt: Prompt) -> int:
+        """The tokens a text may have."""
         try:
-            return self.encoder.row_limit(max_length)
+            limit = self.encoder.row_limit(prompt.max_length)
         except ValueError as error:
             raise refused(str(error), "max_length") from None
+        return self.encoder.tokenizer.config.limit(limit, query=prompt.query) or limit
 
     async def _in_pool(self, function: Callable[[], R]) -> R:
         try:
@@ -161,7 +193,7 @@ class Engine:
                 413, f"this request has more than {self.limits.request_tokens} tokens; send it in parts", code="too_many_tokens"
             )
 
-    async def _run(self, rows: TokenRows, normalize: bool) -> Encoded:
+    async def _run(self, rows: TokenRows, normalize: bool) -> Answer:
         tokens = int(rows.lengths.sum())
         self._check_total(tokens)
         waiting = self.batcher.tokens
@@ -174,12 +206,26 @@ class Engine:
         future: asyncio.Future[Any] = loop.create_future()
         work = self.batcher.submit(rows, normalize=normalize, done=lambda outcome: _hand_over(loop, future, outcome))
         try:
-            return Encoded(await future, tokens)
+            return Answer(await future, tokens)
         except asyncio.CancelledError:
             self.batcher.cancel(work)
             raise
         except (ValueError, RuntimeError):
             raise internal() from None  # the batcher has logged it
+
+    def _looks_up(self, prompt: Prompt) -> bool:
+        return prompt.query and self.encoder.query_head is not None
+
+    async def _looked_up(self, rows: TokenRows, look_up: Callable[[], csr_matrix]) -> Answer:
+        tokens = int(rows.lengths.sum())
+        self._check_total(tokens)
+        return Answer(await self._in_pool(look_up), tokens)
+
+
+def _pooled(rows: TokenRows) -> tuple[list[int], list[int]]:
+    """The pooled token ids of all texts end to end, and where each text's end."""
+    ids = [row[start:] for row, start in zip(rows.ids, rows.pool_starts, strict=True)]
+    return np.concatenate(ids).tolist(), np.cumsum([len(row) for row in ids]).tolist()
 
 
 def _refuse_longer(rows: TokenRows, limit: int, first: int = 0) -> None:

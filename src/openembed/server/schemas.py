@@ -98,14 +98,39 @@ class EmbeddingsRequest(Prompted):
     user: str | None = None
 
 
-class EmbedRequest(Prompted):
-    """``POST /embed``: the keys of text-embeddings-inference and ours."""
+class SparseRequest(Prompted):
+    """``POST /embed_sparse``: the keys of text-embeddings-inference and ours."""
 
     inputs: Input
-    normalize: bool = True
-    dimensions: Count | None = None
+    model: str | None = None
     prompt_name: str | None = None
     truncation_direction: Literal["Right", "right"] = "Right"
+
+
+class EmbedRequest(SparseRequest):
+    """``POST /embed``: the keys of text-embeddings-inference and ours."""
+
+    normalize: bool = True
+    dimensions: Count | None = None
+
+
+class MultiVectorRequest(Prompted):
+    """``POST /v1/multi-vector``: Jina's keys and ours. ``dimensions``: those of the model, if given."""
+
+    input: Input
+    model: str | None = None
+    embedding_type: Literal["float"] = "float"
+    dimensions: Count | None = None
+
+
+class PoolingRequest(Prompted):
+    """``POST /pooling``: vLLM's keys and ours; ``task`` is vLLM's word for what is asked, so ours are instructions here."""
+
+    input: Input
+    model: str | None = None
+    task: Literal["token_embed"] | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
 
 
 class DocumentText(Request):
@@ -159,12 +184,14 @@ class TeiRerankRequest(Request):
 
 
 class SearchRequest(Request):
-    """``POST /v1/search``. ``index`` and ``mode`` of None: the first index, and the best it can."""
+    """``POST /v1/search``. ``index`` and ``mode`` of None: the first index, and the best it can. ``explain``: with the terms
+    that make each score (modes ``sparse`` and ``bm25``)."""
 
     query: Text
     index: str | None = None
-    mode: Literal["dense", "bm25", "hybrid"] | None = None
+    mode: Literal["dense", "sparse", "tokens", "bm25", "hybrid"] | None = None
     k: Count = 10
+    explain: bool = False
     filter: Free | None = None
     task: str | None = None
     instruction: str | None = None
@@ -247,6 +274,49 @@ class EmbeddingsAnswer(BaseModel):
     usage: Usage
 
 
+class TermWeight(BaseModel):
+    """A term of the model's vocabulary, by its number, and its weight."""
+
+    index: int
+    value: float
+
+
+class MultiVector(BaseModel):
+    """A vector for each token kept of a text."""
+
+    object: Literal["embeddings"]
+    index: int
+    embeddings: list[list[float]]
+
+
+class MultiVectorAnswer(BaseModel):
+    """Jina's answer."""
+
+    object: Literal["list"]
+    data: list[MultiVector]
+    model: str
+    usage: Usage
+
+
+class Pooled(BaseModel):
+    """The vectors of a text: numbers, or base64 of little-endian float32, one vector after the other."""
+
+    object: Literal["pooling"]
+    index: int
+    data: list[list[float]] | str
+
+
+class PoolingAnswer(BaseModel):
+    """vLLM's answer."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Pooled]
+    usage: Usage
+
+
 class RerankResult(BaseModel):
     """One document: its place in the request and its score."""
 
@@ -288,8 +358,21 @@ class Highlights(BaseModel):
     text: list[tuple[int, int]]
 
 
+class TermShare(BaseModel):
+    """A term of a score: what it adds (its weights in query and document multiplied), and which share of the score that is."""
+
+    term: str
+    score: float
+    share: float
+    query: float
+    document: float
+
+
 class Hit(BaseModel):
-    """A document found. ``snippet``: (start, end) of the part of its text that shows most of the query, in code points."""
+    """A document found. ``snippet``: (start, end) of the part of its text that shows most of the query, in code points.
+
+    ``terms``: with ``explain``, those that made the score, greatest first.
+    """
 
     rank: int
     id: str
@@ -299,6 +382,7 @@ class Hit(BaseModel):
     metadata: dict[str, Any]
     highlights: Highlights
     snippet: tuple[int, int]
+    terms: list[TermShare] | None = None
 
 
 class SearchAnswer(BaseModel):
@@ -313,11 +397,12 @@ class SearchAnswer(BaseModel):
 
 
 class Index(BaseModel):
-    """An index and what can be asked of it."""
+    """An index and what can be asked of it. ``model``: the first of its ``models``, which are by kind of vectors."""
 
     name: str
     count: int
     model: str | None
+    models: dict[str, str]
     modes: list[str]
     language: str
     contributions: bool
@@ -330,12 +415,18 @@ class IndexesAnswer(BaseModel):
 
 
 class Model(BaseModel):
-    """A model, with what clients may want to know of it."""
+    """A model, with what clients may want to know of it.
+
+    ``kind``: what it gives, ``dense``, ``sparse``, ``tokens`` or, a reranker, ``reranker``; ``path``: where texts go to it.
+    ``dimensions``: of a vector, or terms of the vocabulary.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    kind: Literal["dense", "sparse", "tokens", "reranker"]
+    path: str
     dimensions: int | None = None
     max_length: int | None = None
     tasks: list[str] | None = None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from openembed.encoded import Encoded
 from openembed.index.highlight import matches, snippet
 from openembed.index.store import Store
 from openembed.records import Document
-from openembed.steps.fuse import fused_depth, reciprocal_rank
-
-QUERY = "query"
+from openembed.representations import Kind
+from openembed.steps.modes import explained, ranked
 
 
 @dataclass(frozen=True)
@@ -25,23 +24,26 @@ class Found:
 
 
 def search(
-    store: Store, query: str, vector_D: np.ndarray | None, mode: str, k: int, wanted: dict[str, Any] | None = None
+    store: Store,
+    query: str,
+    vectors: Mapping[Kind, Encoded],
+    mode: str,
+    k: int,
+    wanted: dict[str, Any] | None = None,
+    token: Callable[[int], str] | None = None,
 ) -> Found:
-    """Returns the k best documents, with highlights; ``vector_D`` is the query's, where the mode needs one.
+    """Returns the k best documents, with highlights; ``vectors`` are the query's, of each kind that the mode asks.
 
-    ``wanted``: a filter on metadata. Raises ``ValueError`` for one that cannot be understood.
+    ``wanted``: a filter on metadata. ``token`` names a term of the sparse model; with it hits say which terms made their
+    scores. Raises ``ValueError`` for a filter that cannot be understood.
     """
     start = time.perf_counter()
-    options: dict[str, Any] = {} if wanted is None else {"filter": wanted}
-    runs = []
-    depth = fused_depth(k) if mode == "hybrid" else k
-    if mode in ("dense", "hybrid"):
-        runs.append({QUERY: store.dense(np.asarray(vector_D)[None], depth, **options)[0]})
-    if mode in ("bm25", "hybrid"):
-        runs.append({QUERY: store.bm25([query], depth, **options)[0]})
-    ranking = runs[0][QUERY] if len(runs) == 1 else reciprocal_rank(runs).get(QUERY, {})
-    best = list(ranking.items())[:k]
-    hits = [_hit(store, query, rank, score, store.document(identifier)) for rank, (identifier, score) in enumerate(best, 1)]
+    best = ranked(store, mode, query, vectors, k, filter=wanted)
+    terms = {} if token is None else explained(store, mode, query, vectors, list(best), token)
+    hits = [
+        _hit(store, query, rank, score, store.document(identifier)) | ({"terms": terms[identifier]} if terms else {})
+        for rank, (identifier, score) in enumerate(best.items(), 1)
+    ]
     return Found(hits, time.perf_counter() - start)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from openembed.config import Config
-from openembed.index.encoding import Encoders, encoders_by_kind
+from openembed.encoded import Encoded
+from openembed.index.encoding import Encoders, encoders_by_kind, kind_of
 from openembed.index.manifest import Kind
 from openembed.steps.search import Search, Step
 
@@ -35,13 +37,7 @@ class DenseConfig(Config):
         dense = _encoder_of("dense", store, encoder)
 
         def step(search: Search) -> Search:
-            queries_QD = dense.encode_queries(
-                [query.text for query in search.queries],
-                task=self.task,
-                instruction=self.instruction,
-                normalize=store.model.normalize,
-                max_length=store.model.max_length,
-            )
+            queries_QD = _encoded(dense, self, store, search)
             return _with_hits(search, store.dense(queries_QD, self.k, filter=self.filter, exact=self.exact))
 
         return step
@@ -137,14 +133,17 @@ def _encoder_of(kind: Kind, store: Store, given: Encoders) -> Any:
     return encoder
 
 
-def _encoded(encoder: Any, config: SparseConfig | TokensConfig, store: Store, search: Search) -> Any:
-    """Returns the queries as the store's model of the step's kind has them."""
-    return encoder.encode_queries(
-        [query.text for query in search.queries],
-        task=config.task,
-        instruction=config.instruction,
-        max_length=store.models[config.kind].max_length,
-    )
+def encoded_queries(
+    store: Store, encoder: Any, texts: Sequence[str], task: str | None = None, instruction: str | None = None
+) -> Encoded:
+    """Returns queries as the store's model of the encoder's kind has them."""
+    model = store.models[kind_of(encoder)]
+    options: dict[str, Any] = {"normalize": model.normalize} if model.kind == "dense" else {}
+    return encoder.encode_queries(texts, task=task, instruction=instruction, max_length=model.max_length, **options)
+
+
+def _encoded(encoder: Any, config: DenseConfig | SparseConfig | TokensConfig, store: Store, search: Search) -> Encoded:
+    return encoded_queries(store, encoder, [query.text for query in search.queries], config.task, config.instruction)
 
 
 def _with_hits(search: Search, hits: list[dict[str, float]]) -> Search:

@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from openembed.encoded import Encoded
 from openembed.index.store import Store
 from openembed.records import Document
+from openembed.representations import Kind
 from openembed.server.body import answer, read
 from openembed.server.catalog import ServedIndex
 from openembed.server.engine import Prompt
@@ -86,14 +87,14 @@ def _document(store: Store, identifier: str) -> Document | None:
     return store.document(identifier) if identifier in store else None
 
 
-async def _vectors(index: ServedIndex, documents: list[Document]) -> np.ndarray | None:
-    """The documents' vectors, made as those in the index were; None for an index without a model."""
-    model = index.store.model
-    if index.engine is None or model is None:
-        return None
-    prompt = Prompt(model.document_prompt, model.max_length)
-    texts = [document.full_text for document in documents]
-    return (await index.engine.encode(texts, prompt, normalize=model.normalize)).values_ND
+async def _vectors(index: ServedIndex, documents: list[Document]) -> dict[Kind, Encoded]:
+    """The documents' vectors of each kind that the index has, made as those in it were."""
+    texts, models = [document.full_text for document in documents], index.store.models
+    found = {}
+    for kind, engine in index.engines.items():
+        prompt = Prompt(models[kind].document_prompt, models[kind].max_length)
+        found[kind] = (await engine.encode(texts, prompt, normalize=models[kind].normalize)).values
+    return found
 
 
 async def _changed(index: ServedIndex, write: Callable[[Store], R]) -> R:

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from openembed.server.body import answer, encoded_base64, encoded_rows, read, shortened
-from openembed.server.engine import Encoded, Engine, Prompt
+from openembed.server.engine import Answer, Engine, Prompt
 from openembed.server.errors import CONFLICT, ApiError, refused
 from openembed.server.routes import REFUSALS, catalog, described, settings
-from openembed.server.schemas import EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest, Prompted
+from openembed.server.schemas import EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest, Prompted, SparseRequest
 
 router = APIRouter(tags=["embeddings"])
 
@@ -22,34 +22,33 @@ router = APIRouter(tags=["embeddings"])
 async def embeddings(request: Request) -> Response:
     """Vectors of texts, in OpenAI's shape."""
     body = await read(request, EmbeddingsRequest)
-    engine = catalog(request).engine(body.model)
+    engine = catalog(request).engine(body.model, "dense")
     made = await encode(request, engine, body.input, prompt_of(engine, body), normalize=body.normalize)
-    values_ND = shortened(made.values_ND, body.dimensions, normalize=body.normalize)
+    values_ND = shortened(made.values, body.dimensions, normalize=body.normalize)
     base64 = body.encoding_format == "base64"
     vectors = encoded_base64(values_ND) if base64 else await encoded_rows(values_ND)
     data = [{"object": "embedding", "index": number, "embedding": vector} for number, vector in enumerate(vectors)]
-    usage = {"prompt_tokens": made.tokens, "total_tokens": made.tokens}
-    return answer({"object": "list", "data": data, "model": engine.name, "usage": usage})
+    return answer({"object": "list", "data": data, "model": engine.name, "usage": usage(made)})
 
 
 @router.post("/embed", responses={200: {"model": list[list[float]]}, **REFUSALS}, openapi_extra=described(EmbedRequest))
 async def embed(request: Request) -> Response:
     """Vectors of texts as a list of lists, in the shape of text-embeddings-inference."""
     body = await read(request, EmbedRequest)
-    engine = catalog(request).engine(None)
-    if body.prompt_name is not None and body.task is not None:
-        raise refused("give prompt_name or task, not both", "prompt_name", CONFLICT)
-    asked = body.model_copy(update={"task": body.prompt_name or body.task})
-    if body.prompt_name is not None and body.input_type is None:
-        asked = asked.model_copy(update={"input_type": "query"})  # a named prompt is put before whatever is sent
-    made = await encode(request, engine, body.inputs, prompt_of(engine, asked), normalize=body.normalize)
-    return answer(await encoded_rows(shortened(made.values_ND, body.dimensions, normalize=body.normalize)))
+    engine = catalog(request).engine(body.model, "dense")
+    made = await encode(request, engine, body.inputs, named_prompt(engine, body), normalize=body.normalize)
+    return answer(await encoded_rows(shortened(made.values, body.dimensions, normalize=body.normalize)))
 
 
 async def encode(
-    request: Request, engine: Engine, given: str | list[str] | list[int] | list[list[int]], prompt: Prompt, *, normalize: bool
-) -> Encoded:
-    """Returns the vectors of whatever clients may send as input."""
+    request: Request,
+    engine: Engine,
+    given: str | list[str] | list[int] | list[list[int]],
+    prompt: Prompt,
+    *,
+    normalize: bool = True,
+) -> Answer:
+    """Returns the representations of whatever clients may send as input."""
     texts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     most = settings(request).limits.texts
     if len(texts) > most:
@@ -61,7 +60,23 @@ async def encode(
 
 def prompt_of(engine: Engine, body: Prompted) -> Prompt:
     """Returns how the texts of a request are read; raises ``ApiError`` 400 for an unknown task."""
-    return Prompt(prefix(engine, body.task, body.instruction, is_query=body.is_query), truncate=body.truncate)
+    literal = prefix(engine, body.task, body.instruction, is_query=body.is_query)
+    return Prompt(literal, truncate=body.truncate, query=body.is_query)
+
+
+def named_prompt(engine: Engine, body: SparseRequest) -> Prompt:
+    """Returns :func:`prompt_of` a request that may name the prompt as text-embeddings-inference does."""
+    if body.prompt_name is not None and body.task is not None:
+        raise refused("give prompt_name or task, not both", "prompt_name", CONFLICT)
+    asked = body.model_copy(update={"task": body.prompt_name or body.task})
+    if body.prompt_name is not None and body.input_type is None:
+        asked = asked.model_copy(update={"input_type": "query"})  # a named prompt is put before whatever is sent
+    return prompt_of(engine, asked)
+
+
+def usage(made: Answer) -> dict[str, int]:
+    """Returns the tokens encoded, as OpenAI counts them."""
+    return {"prompt_tokens": made.tokens, "total_tokens": made.tokens}
 
 
 def prefix(engine: Engine, task: str | None, instruction: str | None, *, is_query: bool) -> str:

@@ -1,20 +1,25 @@
-"""``/v1/rerank`` and ``/rerank``: documents ordered for a query, by the reranker or by the embedding model's cosine."""
+"""``/v1/rerank`` and ``/rerank``: documents ordered for a query, by the reranker or as the embedding model compares them."""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
+from scipy.sparse import issparse
 from starlette.responses import Response
 
+from openembed.encoded import Encoded
+from openembed.index.exact import prepared
 from openembed.server.body import answer, checked, read, values
 from openembed.server.engine import Prompt
 from openembed.server.errors import ApiError
 from openembed.server.routes import REFUSALS, catalog, described, settings
 from openembed.server.routes.embeddings import prefix
 from openembed.server.schemas import RerankAnswer, RerankRequest, TeiRank, TeiRerankRequest
+from openembed.token_vectors import TokenVectors
 
 router = APIRouter(tags=["rerank"])
 
@@ -69,11 +74,19 @@ async def _scores(request: Request, body: RerankRequest) -> tuple[str, np.ndarra
     if reranker is not None and body.model in (None, reranker.name):
         return reranker.name, await reranker.score(body.query, body.documents, limits.rerank_waiting), None
     engine = served.engine(body.model)
-    as_query = Prompt(prefix(engine, body.task, body.instruction, is_query=True))
+    as_query = Prompt(prefix(engine, body.task, body.instruction, is_query=True), query=True)
     as_document = Prompt(prefix(engine, None, None, is_query=False))
     query = await engine.encode([body.query], as_query)
     documents = await engine.encode(body.documents, as_document)
-    return engine.name, documents.values_ND @ query.values_ND[0], query.tokens + documents.tokens
+    return engine.name, await _similarities(query.values, documents.values), query.tokens + documents.tokens
+
+
+async def _similarities(query: Encoded, documents: Encoded) -> np.ndarray:
+    """A score a document, (N,): the product of the vectors; where there is one a token, MaxSim."""
+    if isinstance(documents, TokenVectors):
+        every = np.arange(len(documents))
+        return await asyncio.to_thread(lambda: prepared(documents).scores(query, every))
+    return (documents @ query.T).toarray()[:, 0] if issparse(documents) else documents @ query[0]
 
 
 def _best(scores_N: np.ndarray) -> list[tuple[int, float]]:

@@ -10,8 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from openembed.contributions import contributions
+from openembed.encoded import Encoded
+from openembed.index.encoding import term_names
 from openembed.index.filters import parse_filter
+from openembed.representations import Kind
 from openembed.server.body import answer, read
+from openembed.server.catalog import ServedIndex
 from openembed.server.engine import Prompt
 from openembed.server.errors import CONFLICT, ApiError, refused
 from openembed.server.routes import REFUSALS, catalog, described, settings
@@ -24,6 +28,7 @@ from openembed.server.schemas import (
     SearchRequest,
 )
 from openembed.server.searching import search as search_store
+from openembed.steps.modes import check_explained, kinds_of
 
 router = APIRouter(tags=["search"])
 
@@ -49,10 +54,11 @@ async def indexes(request: Request) -> Response:
                 {
                     "name": index.name,
                     "count": len(index.store),
-                    "model": index.engine.name if index.engine else None,
+                    "model": index.model,
+                    "models": {kind: engine.name for kind, engine in index.engines.items()},
                     "modes": index.modes,
                     "language": index.store.analyzer.language,
-                    "contributions": index.engine is not None,
+                    "contributions": "dense" in index.engines,
                 }
                 for index in catalog(request).indexes.values()
             ]
@@ -70,22 +76,19 @@ async def search(request: Request) -> Response:
     most = settings(request).limits.hits
     if body.k > most:
         raise ApiError(413, f"k: {body.k} is more than the {most} hits one search may have", param="k")
-    vector_D = None
-    encoding = time.perf_counter()
-    if mode != "bm25":
-        model = index.store.model
-        as_query = Prompt(prefix(index.engine, body.task, body.instruction, is_query=True), model.max_length)
-        vector_D = (await index.engine.encode([body.query], as_query, normalize=model.normalize)).values_ND[0]
-    encoded = time.perf_counter() - encoding
     _check_filter(body.filter)
-    found = await index.search(lambda store: search_store(store, body.query, vector_D, mode, body.k, body.filter))
+    encoding = time.perf_counter()
+    vectors = await _vectors(index, mode, body)
+    encoded = time.perf_counter() - encoding
+    token = term_names(index.engines["sparse"].encoder if mode == "sparse" else None) if body.explain else None
+    found = await index.search(lambda store: search_store(store, body.query, vectors, mode, body.k, body.filter, token))
     took = {"encode": encoded, "search": found.seconds, "total": time.perf_counter() - start}
     return answer(
         {
             "query": body.query,
             "index": index.name,
             "mode": mode,
-            "model": index.engine.name if index.engine else None,
+            "model": index.engines[mode].name if mode in index.engines else index.model,
             "took_ms": {part: round(seconds * 1000, 3) for part, seconds in took.items()},
             "hits": found.hits,
         }
@@ -104,9 +107,9 @@ async def token_contributions(request: Request) -> Response:
     if body.index is not None and body.model is not None:
         raise refused("give index or model, not both", "index", CONFLICT)
     by_index = body.index is not None or (body.model is None and not served.engines)
-    engine = served.index(body.index).engine if by_index else served.engine(body.model)
+    engine = served.index(body.index).engines.get("dense") if by_index else served.engine(body.model, "dense")
     if engine is None:
-        raise ApiError(404, "this index has no model, so there are no vectors to explain", param="index")
+        raise ApiError(404, "this index has no dense model, so there are no vectors to explain", param="index")
     is_query = body.input_type in ("query", "search_query")
     literal = prefix(engine, body.task, body.instruction, is_query=is_query)
     text = engine.cut(body.text)
@@ -118,8 +121,25 @@ async def token_contributions(request: Request) -> Response:
 def _mode(body: SearchRequest, modes: list[str]) -> str:
     mode = body.mode or modes[-1]
     if mode not in modes:
-        raise refused(f"mode: this index has no vectors; allowed: {', '.join(modes)}", "mode", "mode_not_available")
+        message = f"mode: this index has no vectors for {mode!r}; allowed: {', '.join(modes)}"
+        raise refused(message, "mode", "mode_not_available")
+    if body.explain:
+        try:
+            check_explained(mode)
+        except ValueError as error:
+            raise refused(f"explain: {error}", "explain", "not_explained") from None
     return mode
+
+
+async def _vectors(index: ServedIndex, mode: str, body: SearchRequest) -> dict[Kind, Encoded]:
+    """The query's vectors of each kind that the mode asks, made as those of the index were."""
+    found = {}
+    for kind in kinds_of(mode, index.engines):
+        engine, model = index.engines[kind], index.store.models[kind]
+        literal = prefix(engine, body.task, body.instruction, is_query=True)
+        as_query = Prompt(literal, model.max_length, query=True)
+        found[kind] = (await engine.encode([body.query], as_query, normalize=model.normalize)).values
+    return found
 
 
 def _check_filter(given: dict[str, Any] | None) -> None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from openembed.server.body import answer
+from openembed.server.catalog import ROUTES
 from openembed.server.engine import Engine
 from openembed.server.errors import ApiError
 from openembed.server.routes import REFUSALS, catalog
@@ -18,12 +19,12 @@ router = APIRouter(tags=["status"])
 
 @router.get("/v1/models", responses={200: {"model": ModelsAnswer}, 401: REFUSALS[401]})
 async def models(request: Request) -> Response:
-    """The models served, in OpenAI's shape; embedding models say their width, longest text and tasks."""
+    """The models served, in OpenAI's shape; they say what they give, and where, their width, longest text and tasks."""
     served = catalog(request)
     rows = [_row(name, engine, served.made) for name, engine in served.engines.items()]
     rows += [_row(name, served.engines[of], served.made) for name, of in served.aliases.items()]
     if served.reranker is not None:
-        rows.append(_plain(served.reranker.name, served.made))
+        rows.append(_reranker(served.reranker.name, served.made))
     return answer({"object": "list", "data": rows})
 
 
@@ -32,7 +33,7 @@ async def model(request: Request, name: str) -> Response:
     """One model."""
     served = catalog(request)
     if served.reranker is not None and name == served.reranker.name:
-        return answer(_plain(name, served.made))
+        return answer(_reranker(name, served.made))
     if not name:
         raise ApiError(404, "name a model", code="model_not_found")
     return answer(_row(name, served.engine(name), served.made))
@@ -61,8 +62,13 @@ def _row(name: str, engine: Engine, made: int) -> dict[str, Any]:
     encoder = engine.encoder
     prompts = encoder.config.prompts
     tasks = sorted({*prompts.tasks, *prompts.named})
-    return {**_plain(name, made), "dimensions": encoder.width, "max_length": encoder.max_length, "tasks": tasks}
+    about = {"dimensions": encoder.width, "max_length": encoder.max_length, "tasks": tasks}
+    return {**_plain(name, made, engine.kind, ROUTES[engine.kind]), **about}
 
 
-def _plain(name: str, made: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": made, "owned_by": "openembed"}
+def _reranker(name: str, made: int) -> dict[str, Any]:
+    return _plain(name, made, "reranker", "/v1/rerank")
+
+
+def _plain(name: str, made: int, kind: str, path: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": made, "owned_by": "openembed", "kind": kind, "path": path}

@@ -1,0 +1,96 @@
+"""The ways a store is searched that have a name: by the vectors of a kind, by words, or by all it has, fused by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from openembed.encoded import Encoded
+from openembed.index.manifest import Kind
+from openembed.index.searching import Condition, Hits
+from openembed.steps.fuse import fused_depth, reciprocal_rank
+
+if TYPE_CHECKING:
+    from openembed.index.store import Store
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MODES = (*KINDS, "bm25", "hybrid")
+EXPLAINED = ("sparse", "bm25")
+"""Modes whose scores are sums over terms."""
+
+
+def modes_of(kinds: Iterable[str]) -> list[str]:
+    """Returns the modes of a store that has vectors of these kinds, the best of them last."""
+    held = [kind for kind in KINDS if kind in set(kinds)]
+    return [*held, "bm25", "hybrid"] if held else ["bm25"]
+
+
+def kinds_of(mode: str, kinds: Iterable[str]) -> list[Kind]:
+    """Returns the kinds of vectors that a mode asks of a store that has these; ``ValueError`` for an unknown mode."""
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is not known; allowed: {', '.join(MODES)}")
+    held = set(kinds)
+    return [kind for kind in KINDS if kind in (held if mode == "hybrid" else {mode})]
+
+
+def ranked(
+    store: Store,
+    mode: str,
+    query: str,
+    vectors: Mapping[Kind, Encoded],
+    k: int,
+    *,
+    filter: Condition = None,
+    exact: bool | None = None,
+) -> Hits:
+    """Returns the k best documents, best first. ``vectors``: the query's, of each kind that the mode asks.
+
+    ``hybrid`` fuses the rankings of all ``vectors`` and of the words by reciprocal rank. Raises what the store's searches do.
+    """
+    depth = fused_depth(k) if mode == "hybrid" else k
+    runs: list[Hits] = []
+    if "dense" in vectors:
+        options = {} if exact is None else {"exact": exact}
+        runs += store.dense(vectors["dense"], depth, filter=filter, **options)
+    if "sparse" in vectors:
+        runs += store.sparse(vectors["sparse"], depth, filter=filter)
+    if "tokens" in vectors:
+        runs += store.tokens(vectors["tokens"], depth, filter=filter)
+    if mode in ("bm25", "hybrid"):
+        runs += store.bm25([query], depth, filter=filter)
+    if mode != "hybrid":
+        return runs[0]
+    fused = reciprocal_rank([{query: hits} for hits in runs])[query]
+    return dict(list(fused.items())[:k])
+
+
+def check_explained(mode: str) -> None:
+    """Raises ``ValueError`` for a mode whose scores are no sums over terms."""
+    if mode not in EXPLAINED:
+        raise ValueError(f"a score of mode {mode!r} is no sum over terms; allowed with explain: {', '.join(EXPLAINED)}")
+
+
+def explained(
+    store: Store,
+    mode: str,
+    query: str,
+    vectors: Mapping[Kind, Encoded],
+    identifiers: Sequence[str],
+    token: Callable[[int], str] = str,
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns for each document the terms that make its score, as reports give them, those that add most first.
+
+    Each has ``term``, ``score``, its ``share`` of the document's score, and the weights in ``query`` and ``document`` whose
+    product the score is. ``token`` names a term of the sparse model. Raises what ``check_explained`` and ``Store.explain`` do.
+    """
+    check_explained(mode)
+    found = store.explain(vectors["sparse"] if mode == "sparse" else query, identifiers, token)
+    rows = {}
+    for identifier, parts in found.items():
+        whole = sum(part.score for part in parts)
+        rows[identifier] = [
+            {"term": p.token, "score": p.score, "share": p.score / whole, "query": p.query, "document": p.document}
+            for p in parts
+            if p.score > 0
+        ]
+    return rows
