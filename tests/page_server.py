@@ -99,6 +99,7 @@ TWO = [
         "name": "papers-nano",
         "count": 5183,
         "model": "openembed-nano",
+        "models": {"dense": "openembed-nano"},
         "modes": ["dense", "bm25", "hybrid"],
         "language": "en",
         "contributions": True,
@@ -107,12 +108,23 @@ TWO = [
         "name": "papers-minilm",
         "count": 5183,
         "model": "all-MiniLM-L6-v2",
+        "models": {"dense": "all-MiniLM-L6-v2"},
         "modes": ["dense", "bm25", "hybrid"],
         "language": "en",
         "contributions": False,
     },
 ]
-WORDS_ONLY = [{"name": "words", "count": 1, "model": None, "modes": ["bm25"], "language": "en", "contributions": False}]
+WORDS_ONLY = [
+    {"name": "words", "count": 1, "model": None, "models": {}, "modes": ["bm25"], "language": "en", "contributions": False}
+]
+ALL = [
+    {
+        **TWO[0],
+        "name": "papers-all",
+        "models": {"dense": "openembed-nano", "sparse": "splade", "tokens": "colbert"},
+        "modes": ["dense", "sparse", "tokens", "bm25", "hybrid"],
+    }
+]
 
 
 class PageServer:
@@ -154,6 +166,8 @@ class PageServer:
         took = {"encode": 0.0 if mode == "bm25" else 8.13, "search": 3.2, "total": 3.4 if mode == "bm25" else 11.6}
         model = next(entry["model"] for entry in self.indexes if entry["name"] == index)
         found = [_hit(rank, *hit, body["query"], mode) for rank, hit in enumerate(hits[: body["k"]], 1)]
+        if body.get("explain"):
+            found = [hit | {"terms": _terms(body["query"], hit["score"])} for hit in found]
         return {"query": body["query"], "index": index, "mode": mode, "model": model, "took_ms": took, "hits": found}
 
     def contributions(self, body):
@@ -176,13 +190,24 @@ def _score(document, query, index, mode):
     text = f"{document['title']} {document['text']}".lower()
     words = re.findall(r"\w+", query.lower())
     share = sum(word in text for word in words) / max(1, len(words))
-    if mode == "bm25":
+    if mode in ("bm25", "sparse"):
         return share * (4 + 9 * _noise(document["id"], "bm25"))
     if not share and not any(word in "ice water cold" for word in words):
         return 0
     shy = document["id"].startswith(("long", "bad", "nolong"))  # the difficult ones come last
     cosine = 0.35 + 0.25 * share + 0.3 * _noise(document["id"], index) - 0.3 * shy
-    return cosine if mode == "dense" else cosine / 30
+    return {"dense": cosine, "tokens": 8 * cosine}.get(mode, cosine / 30)
+
+
+def _terms(query, score):
+    """Terms of a score, as many as the query has words and a rest of small ones."""
+    names = [*re.findall(r"\w+", query.lower()), "##s", *(f"related{n}" for n in range(30))]
+    weights = [1 / (place + 1) for place in range(len(names))]
+    shares = [weight / sum(weights) for weight in weights]
+    return [
+        {"term": name, "score": score * share, "share": share, "query": 1.0, "document": score * share}
+        for name, share in zip(names, shares, strict=True)
+    ]
 
 
 def _passes(document, wanted):

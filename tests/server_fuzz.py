@@ -6,6 +6,9 @@ import random
 PATHS = [
     ("POST", "/v1/embeddings"),
     ("POST", "/embed"),
+    ("POST", "/embed_sparse"),
+    ("POST", "/v1/multi-vector"),
+    ("POST", "/pooling"),
     ("POST", "/v1/rerank"),
     ("POST", "/rerank"),
     ("POST", "/v1/search"),
@@ -16,9 +19,12 @@ PATHS = [
 GOOD = {
     "/v1/embeddings": {"input": ["a cat", "b"], "model": None, "encoding_format": "float", "dimensions": 8, "truncate": True},
     "/embed": {"inputs": "a cat", "normalize": True},
+    "/embed_sparse": {"inputs": ["a cat"], "input_type": "query"},
+    "/v1/multi-vector": {"input": ["a cat"], "embedding_type": "float", "dimensions": 16},
+    "/pooling": {"input": ["a cat"], "task": "token_embed", "encoding_format": "base64"},
     "/v1/rerank": {"query": "cat", "documents": ["a", {"text": "b"}], "top_n": 1},
     "/rerank": {"query": "cat", "texts": ["a", "b"], "return_text": True},
-    "/v1/search": {"query": "cat", "k": 3, "mode": "hybrid", "index": None},
+    "/v1/search": {"query": "cat", "k": 3, "mode": "hybrid", "index": None, "explain": False},
     "/v1/contributions": {"text": "a cat", "index": None},
     "/v1/documents": {"documents": [{"id": "x", "text": "a", "metadata": {"a": 1}}], "ids": ["x"]},
 }

@@ -68,7 +68,8 @@ def test_modes_k_and_index_are_asked_for_and_labelled(page, server):
     for mode, label in (("dense", "cosine"), ("bm25", "BM25 score"), ("hybrid", "rank fusion score")):
         page.click(f".modes input[value={mode}] + span")
         page.wait(f"document.querySelector('.measure').textContent === '{label}'")
-        assert server.searches()[-1] == {"query": QUERY, "index": "papers-nano", "mode": mode, "k": 10}
+        explain = {"explain": True} if mode == "bm25" else {}
+        assert server.searches()[-1] == {"query": QUERY, "index": "papers-nano", "mode": mode, "k": 10, **explain}
     choose(page, "#k", 0)
     page.wait("document.querySelectorAll('.hit').length === 5")
     choose(page, ".index", 1)
@@ -80,7 +81,8 @@ def test_modes_k_and_index_are_asked_for_and_labelled(page, server):
 
 def test_the_url_is_the_state_and_back_goes_back(page, server):
     opened(page, server, ASKED + '&mode=bm25&k=5&filter={"lang":"en"}', RESULTS)
-    assert server.searches() == [{"query": QUERY, "index": "papers-nano", "mode": "bm25", "k": 5, "filter": {"lang": "en"}}]
+    asked = {"query": QUERY, "index": "papers-nano", "mode": "bm25", "k": 5, "explain": True, "filter": {"lang": "en"}}
+    assert server.searches() == [asked]
     page.click(".modes input[value=dense] + span")
     page.wait("location.search.includes('mode=dense')")
     page.click("#compare")
@@ -95,10 +97,10 @@ def test_the_url_is_the_state_and_back_goes_back(page, server):
 def test_a_words_only_index_offers_words_only(page, server):
     server.reset(WORDS_ONLY)
     opened(page, server, "?q=glacier&mode=dense", RESULTS)
-    disabled = "[...document.querySelectorAll('.modes input')].slice(0, 3).map(radio => radio.disabled)"
-    assert page.value(disabled) == [True, False, True]
+    shown = "[...document.querySelectorAll('.modes label')].filter(node => node.checkVisibility()).map(node => node.innerText)"
+    assert page.value(shown) == ["BM25"]
     assert server.searches()[-1]["mode"] == "bm25"
-    assert not visible(page, ".index, #compare, .why")
+    assert not visible(page, ".index, #compare")
 
 
 def test_nothing_found_offers_a_way_on(page, server):
@@ -446,7 +448,7 @@ def test_markup_from_documents_stays_text(page, server):
 
 def test_markup_from_errors_urls_and_index_names_stays_text(page, server):
     page.expected = ("status of 400",)
-    server.indexes = [{**TWO[0], "name": ATTACK, "model": ATTACK}, TWO[1]]
+    server.indexes = [{**TWO[0], "name": ATTACK, "models": {"dense": ATTACK}}, TWO[1]]
     server.errors = {ATTACK: (400, {"message": ATTACK}, {})}
     given = urlencode({"q": ATTACK, "filter": json.dumps({ATTACK: ATTACK})})
     opened(page, server, f"?{given}", "document.querySelector('.notice h3')")

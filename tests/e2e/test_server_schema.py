@@ -7,7 +7,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from server_setup import make_index, served
+from server_setup import make_kinds, served
+from tiny_training import tiny_sparse_encoder
+from token_models import token_encoder
 
 from openembed.server.settings import Limits, Settings
 
@@ -15,6 +17,9 @@ EXAMPLES = 300 if os.environ.get("OPENEMBED_SLOW") == "1" else 25
 OPERATIONS = [
     "POST /v1/embeddings",
     "POST /embed",
+    "POST /embed_sparse",
+    "POST /v1/multi-vector",
+    "POST /pooling",
     "POST /v1/rerank",
     "POST /v2/rerank",
     "POST /rerank",
@@ -33,11 +38,12 @@ OPERATIONS = [
 
 @pytest.fixture(scope="module")
 def operations(make_encoder, tmp_path_factory):
-    encoder = make_encoder()
-    folder = tmp_path_factory.mktemp("schema") / "animals"
-    make_index(folder, encoder)
+    folder = tmp_path_factory.mktemp("schema")
+    sparse = tiny_sparse_encoder(folder / "words", query_head={"kind": "idf_lookup"})
+    encoders = {"dense": make_encoder(), "sparse": sparse, "tokens": token_encoder(folder / "pieces")}
+    make_kinds(folder / "animals", encoders)
     settings_ = Settings(limits=Limits(body_bytes=262_144), writable=True)
-    with served([str(folder)], encoder, settings_, token_budget=1024) as (app, _gate, catalog):
+    with served([str(folder / "animals")], encoders, settings_, token_budget=1024) as (app, _gate, catalog):
         found = [result.ok() for result in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
         yield {operation.label: operation for operation in found}
         assert catalog.healthy
@@ -52,6 +58,7 @@ SEMANTIC = {
     "duplicate_id",
     "invalid_filter",
     "instruction_too_long",
+    "not_explained",
     "context_length_exceeded",
     "too_many_dimensions",
     "unknown_task",

@@ -4,6 +4,8 @@ const CHIPS = 8;
 
 const MEASURES = {
   dense: { name: "cosine", digits: 3, share: (score) => score },
+  sparse: { name: "sum of term scores", digits: 2, share: (score, best) => score / best },
+  tokens: { name: "MaxSim", digits: 2, share: (score, best) => score / best },
   bm25: { name: "BM25 score", digits: 2, share: (score, best) => score / best },
   hybrid: { name: "rank fusion score", digits: 4, share: (score, best) => score / best },
 };
@@ -84,6 +86,7 @@ async function toggleWhy(node, pane, hit) {
   button.setAttribute("aria-expanded", String(!panel.hidden));
   if (panel.hidden || panel.dataset.asked) return;
   panel.dataset.asked = "yes";
+  if (hit.terms) return panel.replaceChildren(...termNodes(hit.terms));
   const { index, query } = pane.answer;
   const asked = { index, query, instruction: state.instruction, hit, cache: pane.explained, signal: pane.request.signal };
   if (!(await explain(panel, asked))) delete panel.dataset.asked; // opened again, it is asked again

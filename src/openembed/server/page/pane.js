@@ -2,9 +2,13 @@
 
 const MEANINGS = {
   dense: ["Dense", "finds by meaning: the query’s vector is compared with every document’s."],
+  sparse: ["Sparse", "finds by terms: the query’s words and related ones, each with a learned weight."],
+  tokens: ["Tokens", "finds by meaning, token by token: each token of the query counts its nearest in the document."],
   bm25: ["BM25", "finds by words: rare words that stand in both count most."],
-  hybrid: ["Hybrid", "does both and fuses the two rankings by rank."],
+  hybrid: ["Hybrid", "does all of it and fuses the rankings by rank."],
 };
+const BY_TERMS = ["sparse", "bm25"]; // a score is a sum over terms, which each hit brings with it
+const BY_TOKENS = ["dense", "hybrid"]; // which tokens made the dense vectors is asked for
 const SKELETON_AFTER = 150;
 
 const panes = [];
@@ -43,13 +47,15 @@ function drawControls(pane) {
   select.parentElement.hidden = indexes.length < 2;
   for (const radio of radios(pane)) {
     radio.disabled = !known?.modes.includes(radio.value);
+    radio.parentElement.hidden = !offered(radio.value);
     radio.checked = radio.value === mode;
   }
   pane.head.querySelector(".about").textContent = known ? aboutIndex(known, indexes.length < 2) : "";
 }
 
-function aboutIndex({ name, count: documents, model }, named) {
-  return [named ? name : "", count(documents, "document"), model ?? "no model: words only"].filter(Boolean).join(" · ");
+function aboutIndex({ name, count: documents, models }, named) {
+  const made = Object.values(models).join(" + ") || "no model: words only";
+  return [named ? name : "", count(documents, "document"), made].filter(Boolean).join(" · ");
 }
 
 /** Searches in the column and shows what comes; an answer that is no longer wanted changes nothing. */
@@ -71,6 +77,7 @@ async function searchPane(pane) {
 
 function searchBody(pane) {
   const body = { query: state.query, ...state.panes[pane.number], k: state.k };
+  if (BY_TERMS.includes(body.mode)) body.explain = true;
   if (state.conditions.length) body.filter = filterOf(state.conditions);
   if (state.instruction) body.instruction = state.instruction;
   return body;
@@ -100,7 +107,8 @@ function drawAnswer(pane, answer) {
   clearPane(pane);
   pane.answer = answer;
   pane.outcome = `${count(answer.hits.length, "result")} in ${duration(answer.took_ms.total)}, ${MEANINGS[answer.mode][0]}`;
-  pane.explains = answer.mode !== "bm25" && Boolean(indexNamed(answer.index)?.contributions);
+  pane.explains = BY_TERMS.includes(answer.mode)
+    || (BY_TOKENS.includes(answer.mode) && Boolean(indexNamed(answer.index)?.contributions));
   part(pane, "line").hidden = false;
   part(pane, "summary").replaceChildren(...summary(answer));
   part(pane, "measure").textContent = answer.hits.length ? MEASURES[answer.mode].name : "";
@@ -126,6 +134,7 @@ function drawNothing(pane, answer) {
 
 function reasonForNothing(mode) {
   if (state.conditions.length) return "No document that passes the filter matches this query.";
+  if (mode === "sparse") return "No document shares a term with this query.";
   if (mode === "bm25") return "No document holds a word of this query. BM25 finds words, not meanings.";
   return "The index has no document for this query.";
 }

@@ -1,10 +1,12 @@
 // What the page shows, and the same as a URL, so that a search can be shared and the back button works.
 
-const MODES = ["dense", "bm25", "hybrid"];
 const K_DEFAULT = 10;
 
 const state = { query: "", k: K_DEFAULT, conditions: [], filterProblem: "", instruction: "", compare: false, panes: [{}, {}] };
 let indexes = [];
+
+/** True for a mode that some index has; until the indexes are known, for the most common ones. */
+const offered = (mode) => (indexes.length ? indexes : [{ modes: ["dense", "bm25", "hybrid"] }]).some(({ modes }) => modes.includes(mode));
 
 const indexNamed = (name) => indexes.find((index) => index.name === name);
 

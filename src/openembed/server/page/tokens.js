@@ -1,6 +1,8 @@
-// The contribution view: how much each token adds to a text's vector, as heat over the text and as a list.
+// Why a document was found: how much each token adds to a text's vector, as heat over the text and as a list, or each term to
+// the score.
 
 const TOP = 8;
+const TERMS = 24;
 
 /** Fills a panel with the tokens of query and document and returns true, or shows the error; `cache` keeps the answers. */
 async function explain(panel, { index, query, instruction, hit, cache, signal }) {
@@ -26,6 +28,15 @@ async function explain(panel, { index, query, instruction, hit, cache, signal })
     if (error.status === 401) askForKey(error);
     return false;
   }
+}
+
+/** Returns the terms that make a score, those that add most first, with their shares of it. */
+function termNodes(terms) {
+  const items = terms.slice(0, TERMS).map(({ term, share }) => topItem(plainTerm(term), share, terms[0].share));
+  const rest = terms.length > TERMS ? `; ${count(terms.length - TERMS, "smaller one")} not shown` : "";
+  const about = `A term adds its weight in the query times its weight in the document${rest}. All shares sum to 100 %.`;
+  return [element("h4", {}, "Terms of the score"), element("ol", { class: "top", "aria-label": "Terms of the score" }, ...items),
+    element("p", { class: "soft" }, about)];
 }
 
 /** Returns the weight shown at full heat: the largest, but at least twice the average, so that an even text looks even. */
@@ -82,8 +93,11 @@ function placed({ start, end }, cursor, length) {
 /** Returns a token's characters; its name without the tokenizer's marks where it has none (special tokens). */
 function wording(token, points) {
   const own = token.end > token.start ? points.slice(token.start, token.end).trim() : "";
-  return own || token.text.replace(/^(##|[▁Ġ])(?=.)/u, "");
+  return own || plainTerm(token.text);
 }
+
+/** Returns a vocabulary's entry without its tokenizer's marks. */
+const plainTerm = (name) => name.replace(/^(##|[▁Ġ])(?=.)/u, "");
 
 function tokenNode(token, words, scale, pooled) {
   const kind = !token.pooled ? "apart" : token.weight < 0 ? "less" : "more";
