@@ -105,9 +105,9 @@ class Engine:
         """
         rows = await self._tokenized(texts, prompt)
         if self._looks_up(prompt):
-            cut, limit = [self.cut(text) for text in texts], self._row_limit(prompt)
+            limit = self._row_limit(prompt)
             encode = partial(self.encoder.encode, instruction=prompt.prefix, as_queries=True, max_length=limit)
-            return await self._looked_up(rows, lambda: encode(cut))
+            return await self._looked_up(rows, lambda: encode([text[: limit * CHARACTERS_A_TOKEN] for text in texts]))
         return await self._run(rows, normalize)
 
     async def encode_ids(self, bodies: Sequence[Sequence[int]], prompt: Prompt, *, normalize: bool = True) -> Answer:
