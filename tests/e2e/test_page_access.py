@@ -65,7 +65,7 @@ SMALL_PRINT = """[...document.querySelectorAll("input, select, textarea")]
 def open_everything(page):
     """Opens the filter, every full text and every explanation."""
     page.value("document.querySelectorAll('#options-open, .more:not([hidden]), .why:not([hidden])').forEach(n => n.click())")
-    page.wait("[...document.querySelectorAll('.panel:not([hidden])')].every(panel => panel.querySelector('.tokens'))")
+    page.wait("[...document.querySelectorAll('.panel:not([hidden])')].every(panel => panel.querySelector('.top'))")
 
 
 @pytest.fixture

@@ -87,6 +87,8 @@ def test_a_hybrid_search_is_the_fusion_of_deep_rankings(store, monkeypatch):
     for k in (3, 9):
         ranked(store, "hybrid", query, vectors, k)
     assert asked == [7, 7, 9, 9]
+    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+        ranked(store, "hybrid", query, vectors, 0)
 
 
 def test_modes_are_those_of_the_vectors_held():

@@ -96,7 +96,7 @@ def search(
     mode: Annotated[
         str | None, typer.Option(help="dense, sparse, tokens, bm25 or hybrid (default: hybrid if there is a model).")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many documents.")] = 10,
+    k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
     where: Annotated[
         list[str] | None, typer.Option(help="Only documents with: field=value, field=a|b, field!=v, field>=2000; repeatable.")
     ] = None,
@@ -119,10 +119,12 @@ def search(
     two), which says nothing of how alike query and document are.
     """
     from openembed.index.encoding import kind_of, term_names
+    from openembed.index.searching import check_k
     from openembed.index.store import Store
     from openembed.steps.modes import check_explained, explained, kinds_of, modes_of, ranked
     from openembed.steps.retrieve import encoded_queries
 
+    check_k(k)
     store = Store(directory)
     mode = mode or modes_of(store.models)[-1]
     if explain:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from openembed.encoded import Encoded
 from openembed.index.manifest import Kind
-from openembed.index.searching import Condition, Hits
+from openembed.index.searching import Condition, Hits, check_k
 from openembed.steps.fuse import fused_depth, reciprocal_rank
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def ranked(
 
     ``hybrid`` fuses the rankings of all ``vectors`` and of the words by reciprocal rank. Raises what the store's searches do.
     """
+    check_k(k)
     depth = fused_depth(k) if mode == "hybrid" else k
     runs: list[Hits] = []
     if "dense" in vectors:
