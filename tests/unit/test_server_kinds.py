@@ -140,10 +140,15 @@ def test_token_ids_of_queries_are_expanded_as_their_texts_are(client, encoders):
         assert close(np.array(found["embeddings"]), wanted)
 
 
-def test_queries_without_a_model_never_wait_for_one(setup, monkeypatch):
+def test_queries_without_a_model_never_wait_for_one(setup, encoders, monkeypatch):
     client, catalog = setup
     monkeypatch.setattr(catalog.engines["free"].batcher, "submit", None)
     assert post(client, "/embed_sparse", inputs=TEXTS, model="free", input_type="query")[0]
+    asked = {"model": "free", "input_type": "query", "truncate": False}
+    prompted = matrix(post(client, "/embed_sparse", inputs=TEXTS[:2], instruction="w7 w8", **asked), encoders["free"].width)
+    assert close(prompted, encoders["free"].encode_queries(TEXTS[:2], instruction="w7 w8").toarray())
+    long = client.post("/embed_sparse", json={"inputs": TEXTS, **asked}).json()["error"]
+    assert (long["code"], long["message"][:35]) == ("context_length_exceeded", "text 3 has more than 32 tokens and ")
     texts = [sentence(*range(50))] * 63
     many = client.post("/embed_sparse", json={"inputs": texts, "model": "free", "input_type": "query"})
     assert (many.status_code, many.json()["error"]["code"]) == (413, "too_many_tokens")
