@@ -79,8 +79,7 @@ class MineStage(PolicyConfig):
         return MineConfig(**own, seed=seed)
 
 
-Dtype = Literal["float32", "bfloat16", "float16", "int8"]
-"""What a model that is used computes in; ``int8`` on CPUs alone."""
+Dtype = Literal["float32", "bfloat16", "float16", "int8"]  # int8: on CPUs alone
 
 
 class _ReadsTexts(Config):
@@ -190,10 +189,7 @@ class TrainStage(TrainConfig):
 
 
 class EvaluateStage(Config):
-    """Scores ``models`` on ``tasks``. A model is ``untrained``, ``bm25``, a train stage, a folder or a hub id.
-
-    ``dtype``: what models run in (default: what is best for the device).
-    """
+    """Scores ``models`` on ``tasks``, run in ``dtype``. A model is ``untrained``, ``bm25``, a train stage, a folder or a hub id."""
 
     do: Literal["evaluate"]
     models: tuple[str, ...] = Field(min_length=1)
