@@ -189,7 +189,7 @@ class TrainStage(TrainConfig):
 
 
 class EvaluateStage(Config):
-    """Scores ``models`` on ``tasks``, run in ``dtype``. A model is ``untrained``, ``bm25``, a train stage, a folder or a hub id."""
+    """Scores ``models``, run in ``dtype``, on ``tasks``: ``untrained``, ``bm25``, a train stage, a folder or a hub id."""
 
     do: Literal["evaluate"]
     models: tuple[str, ...] = Field(min_length=1)
