@@ -32,7 +32,7 @@ class SparseWords:
                 values[row, self.term(word)] += (1 + place % 3) / 8
         return sparse.csr_matrix(values)
 
-    def encode_documents(self, texts, *, instruction=None, max_length=None):
+    def encode_documents(self, texts, *, task=None, instruction=None, max_length=None, normalize=True):
         return self.encode(texts)
 
     def encode_queries(self, texts, *, task=None, instruction=None, max_length=None):

@@ -3,14 +3,13 @@
 import json
 
 import pytest
+from kind_fakes import WordTokens, WordWeights
 from sparse_fakes import SparseWords
 from store_fakes import BagOfWords
 from typer.testing import CliRunner
 
 import openembed
 from openembed.cli import app
-from openembed.index import parts
-from openembed.index.parts import encode_parts
 from openembed.index.store import Store, describe_model
 from openembed.records import Document, Query
 from openembed.steps import DenseConfig, FuseConfig, Search, SparseConfig
@@ -93,33 +92,41 @@ def test_two_models_and_words_are_fused(cli, corpus, tmp_path):
     assert best(cli, index, "dense")[0]["id"] == best(cli, index, "sparse", model="words")[0]["id"] == "4"
 
 
-def test_encoding_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "PART", 2)
-    source, encoder = tmp_path / "c.txt", SparseWords()
-    source.write_text("".join(text + "\n" for text in [*TEXTS, "last"]))
-    info = describe_model("words", encoder)
+@pytest.mark.parametrize("kind", [WordWeights, WordTokens])
+def test_encoding_goes_on_where_it_was_and_ends_with_the_same_files(cli, tmp_path, monkeypatch, kind):
+    source = tmp_path / "c.txt"
+    source.write_text("".join(f"{TEXTS[n % 4]} {n}\n" for n in range(1030)))
 
-    class Killed(SparseWords):
+    class Killed(kind):
         def encode_documents(self, texts, **options):
-            if self.encoded >= 4:
-                raise KeyboardInterrupt
+            if self.encoded:
+                raise RuntimeError("killed")
             return super().encode_documents(texts, **options)
 
-    with pytest.raises(KeyboardInterrupt):
-        encode_parts(Killed(), info, source, tmp_path / "parts")
-    vectors, report = encode_parts(encoder, info, source, tmp_path / "parts")
-    assert (report["resumed"], encoder.encoded, len(vectors)) == (4, 1, 5)
-    whole = encoder.encode([*TEXTS, "last"])
-    for low, high in ((0, 5), (1, 4), (2, 4), (4, 5), (5, 5)):
-        assert (vectors[low:high].toarray() == whole[low:high].toarray()).all()
-    source.write_text("other\n")
-    with pytest.raises(ValueError, match="begun with other documents or another model; pass --restart"):
-        encode_parts(encoder, info, source, tmp_path / "parts")
-    vectors, report = encode_parts(encoder, info, source, tmp_path / "parts", restart=True)
-    assert (report["resumed"], len(vectors)) == (0, 1)
-    (tmp_path / "parts" / "000000.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"000000\.npz: cannot be read"):
-        vectors[0:1]
+    def made(encoder, out="index", *options):
+        monkeypatch.setattr(openembed, "load", lambda *_a, **_k: encoder)
+        given = "index", source, "-o", tmp_path / out, "--model", "m", "--precision", "float16", "--json", *options
+        return json.loads(cli(*given)), encoder.encoded
+
+    def segment(out):
+        return {path.name: path.read_bytes() for path in (tmp_path / out / "segments").rglob("*") if path.is_file()}
+
+    with pytest.raises(RuntimeError):
+        made(Killed())
+    with pytest.raises(ValueError, match=r"model_fingerprint is 'another', was 'words'.*; pass --restart"):
+        made(kind(fingerprint="another"))
+    with pytest.raises(ValueError, match="max_length is 2, was None"):
+        made(kind(), "index", "--max-length", 2)
+    report, encoded = made(kind())
+    assert (report["resumed"], report["count"], report["width"], len(encoded)) == (1024, 1030, kind.width, 6)
+    report, encoded = made(kind(), "whole")
+    assert (report["resumed"], len(encoded)) == (0, 1030)
+    assert segment("index") == segment("whole")
+    with pytest.raises(RuntimeError):
+        made(Killed(), "again")
+    report, encoded = made(kind(), "again", "--restart")
+    assert (report["resumed"], len(encoded)) == (0, 1030)
+    assert not (tmp_path / "again" / "encoding").exists()
 
 
 def test_steps_take_the_encoder_of_their_kind(tmp_path):

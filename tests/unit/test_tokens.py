@@ -504,8 +504,7 @@ def test_a_segment_of_a_store_writes_gives_back_and_takes_apart(documents, tmp_p
     field = TokenField(tmp_path, SimpleNamespace(count=COUNT), model)
     parts = [field.rows(np.array(rows)) for rows in ([3, 1], [], [399])]
     joined = TokenField.join(parts)
-    again = TokenField.of_arrays(TokenField.to_arrays(joined))
-    for found, number in zip(TokenField.each(again), (3, 1, 399), strict=True):
+    for found, number in zip(TokenField.each(joined), (3, 1, 399), strict=True):
         np.testing.assert_array_equal(found, documents[number])
     other = tmp_path / "other"
     other.mkdir()

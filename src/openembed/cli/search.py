@@ -233,19 +233,14 @@ def _check_file(path: Path) -> None:
 
 
 def encode_for(info: ModelInfo, encoder: Any, corpus: Path, folder: Path, restart: bool) -> tuple[Any, dict[str, Any]]:
-    """Encodes a file as a store's model has it, under ``folder``; returns vectors, and counts and seconds for a report."""
-    import time
-
+    """Encodes a file as a store's model has it, under ``folder``; returns the memory-mapped vectors, unrounded (the store rounds
+    what its ``precision`` says), and counts and seconds for a report.
+    """
     from openembed.bulk import BulkConfig
-    from openembed.index.parts import encode_parts
 
-    if info.kind == "dense":
-        config = BulkConfig(instruction=info.document_instruction, normalize=info.normalize, max_length=info.max_length)
-        encoded, report = encode_to(encoder, str(corpus), folder, config, restart)
-        return encoded.vectors(), report
-    start = time.perf_counter()
-    vectors, report = encode_parts(encoder, info, corpus, folder / info.kind, restart=restart)
-    return vectors, report | {"seconds": round(time.perf_counter() - start, 3)}
+    config = BulkConfig(instruction=info.document_instruction, normalize=info.normalize, max_length=info.max_length)
+    encoded, report = encode_to(encoder, str(corpus), folder / info.kind, config, restart)
+    return encoded.vectors() if info.kind == "dense" else encoded.representations(), report
 
 
 def _condition(where: list[str] | None, given: str | None) -> dict[str, Any] | None:

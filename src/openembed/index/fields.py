@@ -28,7 +28,7 @@ SKETCHED = 200_000
 
 Vectors = Any
 """Of N documents: ``np.ndarray`` (N, D) of dense ones, ``csr_matrix`` (N, V) of sparse ones, ``TokenVectors`` of a vector a
-token, or what gives such parts."""
+token."""
 
 
 class FieldWriter(Protocol):
@@ -68,16 +68,6 @@ class Field(Protocol):
     @staticmethod
     def each(vectors: Vectors) -> Iterator[Any]:
         """Yields the vector of each document."""
-        ...
-
-    @staticmethod
-    def to_arrays(vectors: Vectors) -> dict[str, np.ndarray]:
-        """Returns vectors as plain arrays, for a file."""
-        ...
-
-    @staticmethod
-    def of_arrays(arrays: Mapping[str, np.ndarray]) -> Vectors:
-        """Returns the vectors that ``to_arrays`` took apart."""
         ...
 
 
@@ -150,16 +140,6 @@ class DenseField:
     def each(vectors: np.ndarray) -> Iterator[np.ndarray]:
         """Yields float32 (D,)."""
         return iter(np.array(vectors))
-
-    @staticmethod
-    def to_arrays(vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the matrix."""
-        return {"values": vectors}
-
-    @staticmethod
-    def of_arrays(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the matrix."""
-        return arrays["values"]
 
 
 FIELDS: Mapping[Kind, type[Field]] = {"dense": DenseField, "sparse": SparseField, "tokens": TokenField}

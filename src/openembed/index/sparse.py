@@ -18,7 +18,7 @@ N documents, V terms, P postings, Q queries.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -231,20 +231,6 @@ class SparseField:
         """Yields the terms and weights of each document."""
         for low, high in pairwise(vectors.indptr.tolist()):
             yield SparseRow(vectors.indices[low:high], vectors.data[low:high])
-
-    @staticmethod
-    def to_arrays(vectors: csr_matrix) -> dict[str, np.ndarray]:
-        """Returns the matrix in three arrays, and its shape."""
-        shape = np.array(vectors.shape)
-        return {"weights": vectors.data, "terms": vectors.indices, "rows": vectors.indptr, "shape": shape}
-
-    @staticmethod
-    def of_arrays(arrays: Mapping[str, np.ndarray]) -> csr_matrix:
-        """Returns the matrix again."""
-        from scipy import sparse
-
-        parts = arrays["weights"], arrays["terms"], arrays["rows"]
-        return sparse.csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
 
     def postings(self, term: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (documents, weights) of a term."""

@@ -5,7 +5,7 @@ This is what a store asks of a kind of vectors, and no more; how they are search
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,13 +76,3 @@ class TokenField:
     def each(vectors: TokenVectors) -> Iterator[np.ndarray]:
         """Yields float32 (tokens, D) of each text."""
         return iter(vectors)
-
-    @staticmethod
-    def to_arrays(vectors: TokenVectors) -> dict[str, np.ndarray]:
-        """Returns values and offsets."""
-        return {"values": vectors.values_TD, "offsets": vectors.offsets_N1}
-
-    @staticmethod
-    def of_arrays(arrays: Mapping[str, np.ndarray]) -> TokenVectors:
-        """Returns what ``to_arrays`` took apart."""
-        return TokenVectors(arrays["values"], arrays["offsets"])
