@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+from scipy.sparse import csr_matrix
 from store_fakes import BagOfWords
+
+from openembed.token_vectors import TokenVectors
 
 
 class Prompts(SimpleNamespace):
@@ -41,6 +45,29 @@ class Watched(BagOfWords):
         return self.config.prompts.render(instruction)
 
 
+class WatchedTerms(Watched):
+    """Sparse."""
+
+    kind = "sparse"
+
+    def encode(self, texts, **options):
+        return csr_matrix(np.maximum(super().encode(texts, **options), 0))
+
+
+class WatchedTokens(Watched):
+    """Token vectors, as many as a text's length says; of some texts none."""
+
+    kind = "tokens"
+
+    def encode(self, texts, **options):
+        values = super().encode(texts, **options)
+        parts = [
+            value * np.arange(1, 1 + len(text) % 6, dtype=np.float32)[:, None]
+            for text, value in zip(texts, values, strict=True)
+        ]
+        return TokenVectors.from_list(parts)
+
+
 class Refusing(Watched):
     """Refuses a text."""
 
@@ -64,6 +91,10 @@ class Dying(Watched):
                 file.write("x")
             os._exit(1)
         return super().encode(texts, **options)
+
+
+class DyingTokens(WatchedTokens, Dying):
+    """Dies so, with token vectors."""
 
 
 def absent():

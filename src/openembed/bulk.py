@@ -24,12 +24,12 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from openembed.bulk_output import JOURNAL, Done, begin_anew, check_same, finish, opened, resume
+from openembed.bulk_output import JOURNAL, Done, begin_anew, check_same, finish, resume, writing
 from openembed.config import Config, chosen, parse
 from openembed.documents import corpus_file, read_documents
 from openembed.encoded import CALLED, count_of, kind_of, width_of
 from openembed.encoded import Encoded as Representations
-from openembed.files import append_synced, read_json, remove_temporary
+from openembed.files import read_json, remove_temporary
 from openembed.locks import exclusive
 from openembed.progress import progress
 from openembed.records import Document
@@ -186,18 +186,12 @@ def encode_file(
         resumed = done.count
         with (
             _seekable(path, out, isinstance(encoder, EncodesChunks)) as readable,
-            opened(arrays, out) as files,
-            (out / JOURNAL).open("ab", buffering=0) as journal,
+            writing(out, arrays, done) as writer,
             progress("encode", len(ids), "texts", show=show_progress) as advance,
         ):
             advance(resumed)
             for number, values in _encoded(encoder, config, readable, done, len(ids)):
-                for array, file, part in zip(arrays, files, values, strict=True):
-                    file.seek(array.offset(done.entries if array.rows == "entries" else number * config.chunk))
-                    whole = part + done.entries if array.rows == "ends" else part
-                    append_synced(file, whole.tobytes(), array.partial(out))
-                entries = len(values[-1]) if arrays[-1].rows == "entries" else 0
-                append_synced(journal, json.dumps(done.add(number, len(values[0]), entries)).encode() + b"\n", out / JOURNAL)
+                writer.add(number, values)
                 advance(len(values[0]))
         if done.count != len(ids):
             raise ValueError(f"{path}: changed while it was being encoded ({len(ids)} texts before, {done.count} now); restart")
@@ -266,8 +260,6 @@ def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str
     """Returns everything the bytes of the output depend on."""
     kind = getattr(encoder, "kind", "dense")
     config.check_kind(kind)
-    if kind != "dense" and isinstance(encoder, EncodesChunks):
-        raise ValueError(f"a Ray cluster encodes dense vectors, this model gives {CALLED[kind]}; encode it here, without --ray")
     other = {} if kind == "dense" else {"representation": kind}
     return other | {
         "input_sha256": digest,

@@ -1,7 +1,8 @@
 """The output folder of bulk encoding while it is written: which rows are safely on disk, and how it becomes whole.
 
 Beside the files of :mod:`openembed.vector_files`, whose names end in ``.partial`` until the end, lies ``journal.jsonl``. Its
-first line says what is being encoded, the others which rows are safely on disk.
+first line says what is being encoded, the others which rows are safely on disk. Where texts have different numbers of entries,
+a chunk that comes before its turn has no place yet: it waits in ``chunk-NUMBER.npz``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from openembed.files import append_synced, atomic_write, fsync_directory, whole_lines, write_json
 from openembed.vector_files import ARRAYS, IDS, META, PARTIAL, StoredArray, stored_arrays
@@ -25,7 +29,7 @@ JOURNAL = "journal.jsonl"
 class Done:
     """The rows on disk: the first ``rows``, and beyond them the ``later`` chunks (number → rows), which came out of turn.
 
-    ``entries``: terms or token vectors of those rows, where texts have different numbers of them; they come in turn.
+    ``entries``: terms or token vectors of the first ``rows``, where texts have different numbers of them.
     """
 
     chunk: int
@@ -48,12 +52,13 @@ class Done:
 
     def end_of(self, array: StoredArray) -> int:
         """Returns where in the file of ``array`` ends what is on disk."""
-        return array.offset(self.entries if array.rows == "entries" else self.end)
+        return array.offset({"entries": self.entries, "ends": self.rows, "texts": self.end}[array.rows])
 
-    def add(self, number: int, count: int, entries: int = 0) -> dict[str, int]:
-        """Takes in a chunk; returns its line of the journal."""
-        if entries:
+    def add(self, number: int, count: int, entries: int | None = None) -> dict[str, int]:
+        """Takes in a chunk, the next in turn where it has ``entries``; returns its line of the journal."""
+        if entries is not None:
             self.rows, self.entries = self.rows + count, self.entries + entries
+            self.later.pop(number, None)
             return {"rows": self.rows, "entries": self.entries}
         if number * self.chunk != self.rows:
             self.later[number] = count
@@ -103,11 +108,59 @@ def resume(out: Path, plan: dict[str, Any], arrays: list[StoredArray]) -> Done:
     return done
 
 
+class ChunkWriter:
+    """Puts chunks on the disk, in any order and each once: the arrays first, then the journal's line that they are there."""
+
+    def __init__(self, out: Path, arrays: list[StoredArray], done: Done, stack: ExitStack) -> None:
+        self._out, self._arrays, self._done = out, arrays, done
+        self._in_turn = arrays[-1].rows == "entries"
+        self._files = [stack.enter_context(array.partial(out).open("r+b", buffering=0)) for array in arrays]
+        self._journal = stack.enter_context((out / JOURNAL).open("ab", buffering=0))
+        self._put_waiting()
+
+    def add(self, number: int, values: list[np.ndarray]) -> None:
+        """Writes what is stored of a chunk, an array each."""
+        if self._in_turn and number * self._done.chunk != self._done.rows:
+            with atomic_write(_waiting(self._out, number), "wb") as file:
+                np.savez(file, *values)
+            self._note(self._done.add(number, len(values[0])))
+            return
+        self._put(number, values)
+        self._put_waiting()
+
+    def _put(self, number: int, values: list[np.ndarray]) -> None:
+        done = self._done
+        for array, file, part in zip(self._arrays, self._files, values, strict=True):
+            file.seek(array.offset(done.entries if array.rows == "entries" else number * done.chunk))
+            whole = part + done.entries if array.rows == "ends" else part
+            append_synced(file, whole.tobytes(), array.partial(self._out))
+        self._note(done.add(number, len(values[0]), len(values[-1]) if self._in_turn else None))
+
+    def _put_waiting(self) -> None:
+        """Puts the chunks in their place whose turn it is."""
+        while self._in_turn and (number := self._done.rows // self._done.chunk) in self._done.later:
+            path = _waiting(self._out, number)
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    values = list(stored.values())
+            except (OSError, ValueError, EOFError, BadZipFile) as error:
+                raise ValueError(f"{path}: cannot be read ({error}); pass --restart to encode anew") from None
+            self._put(number, values)
+            path.unlink()
+
+    def _note(self, line: dict[str, int]) -> None:
+        append_synced(self._journal, json.dumps(line).encode() + b"\n", self._out / JOURNAL)
+
+
 @contextmanager
-def opened(arrays: list[StoredArray], out: Path) -> Iterator[list[Any]]:
-    """Yields the partial files of the arrays, open for writing anywhere in them."""
+def writing(out: Path, arrays: list[StoredArray], done: Done) -> Iterator[ChunkWriter]:
+    """Yields the writer of an output of which ``done`` is on disk."""
     with ExitStack() as stack:
-        yield [stack.enter_context(array.partial(out).open("r+b", buffering=0)) for array in arrays]
+        yield ChunkWriter(out, arrays, done, stack)
+
+
+def _waiting(out: Path, number: int | str) -> Path:
+    return out / f"chunk-{number}.npz"
 
 
 def _read_journal(path: Path) -> tuple[dict[str, Any], Done, int]:
@@ -145,6 +198,7 @@ def finish(out: Path, plan: dict[str, Any], ids: list[str]) -> None:
     with atomic_write(out / IDS) as file:
         for identifier in ids:
             file.write(json.dumps(identifier) + "\n")
+    _remove_waiting(out)
     for array in stored_arrays(plan):
         if array.rows == "entries":
             with array.partial(out).open("r+b", buffering=0) as file:
@@ -160,3 +214,9 @@ def begin_anew(out: Path) -> None:
     arrays = [name + end for name in ARRAYS for end in ("", PARTIAL)]
     for name in (META, JOURNAL, IDS, *arrays):
         (out / name).unlink(missing_ok=True)
+    _remove_waiting(out)
+
+
+def _remove_waiting(out: Path) -> None:
+    for path in out.glob(_waiting(out, "*").name):
+        path.unlink()

@@ -1,9 +1,10 @@
 """Bulk encoding on a Ray cluster: the same files as on one machine, whatever workers are lost. Needs ``openembed[ray]``.
 
 The driver divides the input into the chunks that one machine would encode, Ray Data has its actors encode them in any order,
-and the driver alone writes each to its place in ``vectors.npy`` and then to the journal. A chunk that was encoded twice,
-because a worker died before its result arrived, has the same bytes and is written once. A killed driver resumes from its
-journal, with or without Ray. Nodes see the input file, and the model, at the same paths; the output is the driver's alone.
+and the driver alone writes each to its place in the arrays and then to the journal. Where texts have different numbers of
+entries (sparse weights, token vectors), a chunk that comes before its turn waits on the driver's disk. A chunk that was encoded
+twice, because a worker died before its result arrived, has the same bytes and is written once. A killed driver resumes from
+its journal, with or without Ray. Nodes see the input file, and the model, at the same paths; the output is the driver's alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Times that Ray may fail one after the other without a single chunk encoded in between."""
+
+ROW_BYTES = 2**31 - 1
+"""The most that Ray Data (pyarrow) carries in one value."""
 
 BLOCKS = 10_000
 """Ray Data keeps track of at most so many blocks; beyond, a block has several chunks."""
@@ -150,13 +154,16 @@ class _Worker:
         (text,) = batch["shard"]
         shard = Shard.model_validate_json(text)
         arrays = encoded_chunk(self._encoder, self._config, shard.read(self._path))
-        data = [array.tobytes() for array in arrays]
+        size = sum(array.nbytes for array in arrays)
+        if size > ROW_BYTES:
+            raise ValueError(f"{shard.count} texts give {size / 1e9:.1f} GB, Ray carries 2.1 at once; use a smaller --chunk")
+        data = b"".join(array.tobytes() for array in arrays)
         return {
             "number": [shard.number],
-            "data": [b"".join(data)],
+            "data": [data],
             "dtypes": [[array.dtype.str for array in arrays]],
             "shapes": [[list(array.shape) for array in arrays]],
-            "sha256": [hashlib.sha256(b"".join(data)).hexdigest()],
+            "sha256": [hashlib.sha256(data).hexdigest()],
         }
 
 

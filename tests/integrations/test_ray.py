@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray_programs import Dying, Refusing, Watched, absent
+from ray_programs import Dying, DyingTokens, Refusing, Watched, WatchedTerms, WatchedTokens, absent
+from token_models import token_encoder
 from typer.testing import CliRunner
 
 import openembed
-from openembed import bulk
+from openembed import bulk, bulk_output
 from openembed.bulk import BulkConfig, encode_file
 from openembed.cli import app
 
@@ -64,10 +65,18 @@ def contents(out):
 
 
 @pytest.fixture(scope="module")
-def whole(corpus, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "out"
-    encode_file(Watched(), corpus, out, CONFIG)
-    return contents(out)
+def wholes(corpus, tmp_path_factory):
+    """What one machine writes, for each kind of vectors."""
+    folder, found = tmp_path_factory.mktemp("whole"), {}
+    for model in (Watched, WatchedTerms, WatchedTokens):
+        encode_file(model(), corpus, folder / model.__name__, CONFIG)
+        found[model] = contents(folder / model.__name__)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(wholes):
+    return wholes[Watched]
 
 
 def calls(log):
@@ -77,22 +86,28 @@ def calls(log):
 @pytest.fixture
 def journalled(monkeypatch):
     """The lines that are written to the journal."""
-    lines, real = [], bulk.append_synced
+    lines, real = [], bulk_output.append_synced
 
     def watched(file, data, path):
         real(file, data, path)
         if path.name == "journal.jsonl":
             lines.append(json.loads(data))
 
-    monkeypatch.setattr(bulk, "append_synced", watched)
+    monkeypatch.setattr(bulk_output, "append_synced", watched)
     return lines
 
 
-def test_the_files_are_those_of_one_machine(cluster, corpus, whole, tmp_path):
+def written(journalled, model):
+    """How many chunks were put in their place: vectors one a line, others where a line says how many rows there are."""
+    return len(journalled) if model is Watched else sum("rows" in line for line in journalled)
+
+
+@pytest.mark.parametrize("model", [Watched, WatchedTerms, WatchedTokens])
+def test_the_files_are_those_of_one_machine(cluster, corpus, wholes, tmp_path, model):
     log = tmp_path / "log"
-    encoder = RayEncoder(partial(Watched, log, 0.1))
+    encoder = RayEncoder(partial(model, log, 0.1))
     encoded = encode_file(encoder, corpus, tmp_path / "out", CONFIG)
-    assert contents(tmp_path / "out") == whole
+    assert contents(tmp_path / "out") == wholes[model]
     assert (encoded.count, encoded.resumed) == (237, 0)
     assert len({first for _, first in calls(log)}) == CHUNKS
     assert len({process for process, _ in calls(log)}) == 2, "both nodes worked"
@@ -165,15 +180,17 @@ def test_begun_without_the_cluster_and_finished_on_it(cluster, corpus, whole, tm
     assert len({first for _, first in calls(log)}) == CHUNKS - 7
 
 
-def test_workers_that_die_are_replaced(cluster, corpus, whole, tmp_path, journalled):
-    encoder = RayEncoder(partial(Dying, tmp_path / "log", 3))
+@pytest.mark.parametrize(("dying", "model"), [(Dying, Watched), (DyingTokens, WatchedTokens)])
+def test_workers_that_die_are_replaced(cluster, corpus, wholes, tmp_path, journalled, dying, model):
+    encoder = RayEncoder(partial(dying, tmp_path / "log", 3))
     encode_file(encoder, corpus, tmp_path / "out", CONFIG)
     assert (tmp_path / "log.deaths").read_text() == "xxx"
-    assert contents(tmp_path / "out") == whole
-    assert len(journalled) == CHUNKS
+    assert contents(tmp_path / "out") == wholes[model]
+    assert written(journalled, model) == CHUNKS
 
 
-def test_mining_on_the_cluster_is_mining_on_one_machine(cluster, tmp_path):
+@pytest.mark.parametrize("model", [Watched, WatchedTerms])
+def test_mining_on_the_cluster_is_mining_on_one_machine(cluster, tmp_path, model):
     from openembed.data.mine import MineConfig, mine_folder
     from openembed.records import Document, Example, Query
 
@@ -181,9 +198,9 @@ def test_mining_on_the_cluster_is_mining_on_one_machine(cluster, tmp_path):
     documents = [Document(f"d{n}", f"a {words[n % 20]} text {n}") for n in range(60)]
     examples = [Example(Query(f"q{n}", f"which {words[n]}"), (documents[n],)) for n in range(12)]
     config = MineConfig(instruction="Find", filter={"kind": "none", "value": 0.0}, keep=3, pool=10, near=1.0)
-    here = mine_folder(examples, documents, tmp_path / "here", config, Watched())
+    here = mine_folder(examples, documents, tmp_path / "here", config, model())
     log = tmp_path / "log"
-    there = mine_folder(examples, documents, tmp_path / "there", config, RayEncoder(partial(Watched, log)))
+    there = mine_folder(examples, documents, tmp_path / "there", config, RayEncoder(partial(model, log)))
     assert (there.folder / "mined.jsonl").read_bytes() == (here.folder / "mined.jsonl").read_bytes()
     assert (there.folder / "meta.json").read_bytes() == (here.folder / "meta.json").read_bytes()
     assert calls(log), "documents were encoded by workers"
@@ -201,6 +218,10 @@ def test_the_commands_with_a_real_model(cluster, corpus, tmp_path):
     report = run("encode", "openembed-nano", corpus, "-o", tmp_path / "out", "--chunk", 32, "--ray", cluster.address, "--json")
     assert (report["count"], report["resumed"]) == (237, 0)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    token_encoder(tmp_path / "pieces").save(tmp_path / "tokens")
+    for out, there in (("here", ()), ("there", ("--ray", cluster.address))):
+        run("encode", tmp_path / "tokens", corpus, "-o", tmp_path / out, "--chunk", 32, "--json", *there)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
     (tmp_path / "train.jsonl").write_text(
         "".join(json.dumps({"query": f"q {n}", "positive": f"p {n}"}) + "\n" for n in range(9))
     )
@@ -211,17 +232,21 @@ def test_the_commands_with_a_real_model(cluster, corpus, tmp_path):
         run("mine", tmp_path / "train.jsonl", "-o", tmp_path / "other", "--ray", cluster.address, "--json")
 
 
-def test_a_node_killed_midway_changes_no_byte(cluster, corpus, whole, tmp_path, journalled):
+@pytest.mark.parametrize("model", [WatchedTokens, Watched])
+def test_a_node_killed_midway_changes_no_byte(cluster, corpus, wholes, tmp_path, journalled, model):
     """Last: it takes a node away. Its raylet gets SIGKILL while both nodes are at work; the other one does the rest."""
-    log, killed = tmp_path / "log", []
-    encoder = RayEncoder(partial(Watched, log, 0.3))
+    log, killed, dead = tmp_path / "log", [], []
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, **STORE)
+    encoder = RayEncoder(partial(model, log, 0.3))
 
     def kill():
         while len(journalled) < 6 or len({process for process, _ in calls(log)}) < 2:
             time.sleep(0.05)
-        node = cluster.list_all_nodes()[-1]
+        node = next(iter(cluster.worker_nodes))
         killed.append(len(journalled))
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        dead.append(node)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -229,11 +254,12 @@ def test_a_node_killed_midway_changes_no_byte(cluster, corpus, whole, tmp_path, 
     thread.join(5)
     assert killed, "the node was killed"
     assert killed[0] < CHUNKS - 4, "while chunks were to go"
-    assert contents(tmp_path / "out") == whole
+    assert contents(tmp_path / "out") == wholes[model]
     assert encoded.ids() == [f"d{n}" for n in range(237)]
-    assert len(journalled) == CHUNKS, "every chunk was written once"
+    assert written(journalled, model) == CHUNKS, "every chunk was written once"
     assert len({first for _, first in calls(log)}) == CHUNKS
     assert sum(node["Alive"] for node in ray.nodes()) == 2
+    cluster.remove_node(*dead, allow_graceful=False)
 
 
 def test_no_cluster_and_no_ray_are_said(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from crash import dies_at
 from store_fakes import BagOfWords
 
-from openembed import bulk
+from openembed import bulk_output
 from openembed.bulk import BulkConfig, encode_file, open_vectors
 from openembed.vectors import VectorFormat
 
@@ -104,7 +104,7 @@ def test_rows_after_the_last_saved_chunk_and_a_torn_journal_line_are_done_again(
 
 
 def test_no_space_midway_leaves_a_state_to_resume_from(corpus, tmp_path, whole, monkeypatch):
-    out, real = tmp_path / "out", bulk.append_synced
+    out, real = tmp_path / "out", bulk_output.append_synced
     calls = []
 
     def full(file, data, path):
@@ -115,7 +115,7 @@ def test_no_space_midway_leaves_a_state_to_resume_from(corpus, tmp_path, whole, 
         real(file, data, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bulk, "append_synced", full)
+        patch.setattr(bulk_output, "append_synced", full)
         with pytest.raises(OSError, match=r"No space left on device: .*vectors\.npy\.partial"):
             encode_file(BagOfWords(), corpus, out, CONFIG)
     assert encode_file(BagOfWords(), corpus, out, CONFIG).resumed == 8

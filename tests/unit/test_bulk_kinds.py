@@ -11,10 +11,11 @@ from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
 import openembed
-from openembed.bulk import BulkConfig, encode_file, open_vectors
+from openembed.bulk import BulkConfig, encode_file, encoded_chunk, open_vectors
 from openembed.cli import app
 from openembed.data.mine import MineConfig, mine
 from openembed.data.teachers import EncoderTeacher, Prompted
+from openembed.documents import read_documents
 from openembed.records import Document, Example, Query
 from openembed.token_vectors import TokenVectors
 from openembed.vector_files import StoredArray, open_encoded
@@ -153,16 +154,51 @@ def test_what_is_not_finite_is_named(corpus, tmp_path, model):
         encode_file(Broken(), corpus, tmp_path / "out", BulkConfig(chunk=100))
 
 
-def test_a_cluster_is_refused(corpus, tmp_path, model):
+def elsewhere(model, order):
+    """A model that gives its chunks in another order, as a cluster does."""
+
     class Elsewhere(model):
         def encode_chunks(self, path, numbers, config):
-            raise AssertionError
+            chunks = [list(read_documents(path))[3 * number : 3 * number + 3] for number in range(-(-len(TEXTS) // 3))]
+            for number in order:
+                if number in numbers:
+                    yield number, encoded_chunk(self, config, chunks[number])
 
         def wrap(self, wrapper):
             raise AssertionError
 
-    with pytest.raises(ValueError, match="a Ray cluster encodes dense vectors"):
-        encode_file(Elsewhere(), corpus, tmp_path / "out")
+    return Elsewhere()
+
+
+@pytest.mark.parametrize("order", [(4, 3, 2, 1, 0), (1, 0, 3, 4, 2), (0, 2, 1, 4, 3)])
+def test_chunks_out_of_turn_give_the_same_files(corpus, tmp_path, model, order):
+    encode_file(model(), corpus, tmp_path / "whole", CONFIG)
+    encode_file(elsewhere(model, order), corpus, tmp_path / "out", CONFIG)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_chunks_out_of_turn_survive_being_killed_at_every_step(corpus, tmp_path, model):
+    encode_file(model(), corpus, tmp_path / "whole", CONFIG)
+    whole, steps, out, most = contents(tmp_path / "whole"), 0, tmp_path / "0", 0
+    while dies_at(steps, partial(encode_file, elsewhere(model, (2, 1, 4, 0, 3)), corpus, out, CONFIG)):
+        encoder = elsewhere(model, (4, 3, 2, 1, 0)) if steps % 2 else model()
+        encoded = encode_file(encoder, corpus, out, CONFIG)
+        assert contents(out) == whole, f"killed at step {steps}"
+        assert len(encoder.encoded) == len(TEXTS) - encoded.resumed
+        most, steps, out = max(most, encoded.resumed), steps + 1, tmp_path / f"{steps + 1}"
+    assert steps > 30
+    assert most == len(TEXTS)
+
+
+def test_a_waiting_chunk_that_is_damaged_is_named_and_a_new_beginning_removes_it(corpus, tmp_path, model):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=f"{len(TEXTS)} texts before, 5 now"):
+        encode_file(elsewhere(model, (2, 4)), corpus, out, CONFIG)  # the last chunk has two texts
+    (out / "chunk-2.npz").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"chunk-2\.npz: cannot be read .* pass --restart"):
+        encode_file(model(), corpus, out, CONFIG)
+    encode_file(model(), corpus, out, CONFIG, restart=True)
+    assert set(contents(out)) == FILES[model.kind]
 
 
 def test_headers_are_of_one_length():

@@ -233,8 +233,9 @@ def _check_file(path: Path) -> None:
 
 
 def encode_for(info: ModelInfo, encoder: Any, corpus: Path, folder: Path, restart: bool) -> tuple[Any, dict[str, Any]]:
-    """Encodes a file as a store's model has it, under ``folder``; returns the memory-mapped vectors, unrounded (the store rounds
-    what its ``precision`` says), and counts and seconds for a report.
+    """Encodes a file as a store's model has it, under ``folder``; returns vectors, and counts and seconds for a report.
+
+    They are memory-mapped and unrounded: the store rounds to its ``precision``.
     """
     from openembed.bulk import BulkConfig
 
