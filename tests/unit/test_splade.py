@@ -143,6 +143,38 @@ def test_memory_is_a_tenth_of_the_naive_form():
     assert ours <= naively / 10
 
 
+WORKING = """
+import re, torch
+from openembed.heads import vocabulary_pooling as vp
+from openembed.kernels import vocabulary as kernels
+kernels.library = lambda: None
+vp.LOGITS_HELD["cpu"] = 2**24
+def peak(): return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+states, weight = torch.randn(4 * 128, 32, requires_grad=True), torch.randn(40000, 32, requires_grad=True)
+bias = torch.zeros(40000, requires_grad=True)
+def run(pooling, half, tokens):
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        value = getattr(vp, pooling + "_pooled")(states[: 4 * tokens], weight, bias, [tokens] * 4, "log1p_relu")
+    value.sum().backward()
+    states.grad = weight.grad = bias.grad = None
+ascending = [("max", False), ("max", True), ("sum", False), ("sum", True)]
+for pooling, half in ascending:
+    run(pooling, half, 1)
+start = peak()
+for pooling, half in ascending:
+    run(pooling, half, 128)
+    dtype = torch.bfloat16 if half else torch.float32
+    print(peak() - start, vp.working_bytes(pooling, 512, weight, dtype))
+"""
+
+
+def test_what_is_held_for_a_moment_is_counted():
+    done = subprocess.run([sys.executable, "-c", WORKING], capture_output=True, text=True, check=True)
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert [held for held, _ in found] == sorted(held for held, _ in found)
+    assert all(counted / 2 < held < 1.4 * counted for held, counted in found), found  # the allocator has its part in it
+
+
 def test_bfloat16_products_give_float32_weights():
     states, weight, bias = inputs(torch.float32, ties=False)
     exact = max_pooled(states, weight, bias, LENGTHS, "log1p_relu")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_training import tiny_encoder, train_config, two_sources
+from tiny_training import tiny_encoder, tiny_sparse_encoder, train_config, two_sources
 
 from openembed.backbones.adapters import LoraConfig, add_lora
 from openembed.packing import TokenRows, pack
@@ -60,6 +60,21 @@ def test_activations_are_counted_without_being_made(tmp_path, family, precision,
     assert counted == pytest.approx(really_saved(encoder, compute), rel=0.15)
     assert 0 < widest < counted
     assert all(p.device.type == "cpu" and p.isfinite().all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+@pytest.mark.parametrize("transform", ["none", "mlm"])
+def test_a_vocabulary_head_is_counted(tmp_path, caplog, precision, pooling, transform):
+    encoder = tiny_sparse_encoder(tmp_path, pooling=pooling, transform=transform).train()
+    compute = ComputeConfig(precision=precision, chunk_tokens=60)
+    assert activation_bytes(encoder, LENGTHS, compute)[0] == pytest.approx(really_saved(encoder, compute), rel=0.15)
+    estimate = try_estimate(encoder, compute, LENGTHS)
+    assert not caplog.records
+    assert estimate.vectors == 3 * 4 * len(LENGTHS) * encoder.width
+    working = encoder.head.working_bytes(60, torch.bfloat16 if precision == "bf16" else None)
+    assert estimate.workspace > working
+    assert working > 0 or (pooling, precision) == ("max", "fp32")
 
 
 def test_counting_sees_each_storage_once(tmp_path):

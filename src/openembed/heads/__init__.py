@@ -4,7 +4,8 @@ A head has ``width`` and ``forward(hidden_TD, packed)``, which gives float32 row
 have ``kind`` (``dense`` where it has none), ``sided`` (queries and documents differ: read ``packed.query``),
 ``attach(backbone, tokenizer)``, which is called once before weights are placed, and ``reads_states(packed)``: where that is
 False, ``forward`` takes None for the states. A ``sparse`` head has ``bag(rows, device)``, each text's own tokens or None; one
-of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text.
+of ``tokens`` has ``rows_of(rows)``, the number of vectors of each text. What autograd keeps of a head is counted by running it
+on shapes alone; ``working_bytes(tokens, autocast)`` may say what it holds for a moment beside that.
 """
 
 from __future__ import annotations

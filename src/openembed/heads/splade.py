@@ -15,6 +15,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from openembed.config import Config
 from openembed.heads.vocabulary import bags, excluded_tokens, own_tokens
-from openembed.heads.vocabulary_pooling import Activation, max_pooled, sum_pooled
+from openembed.heads.vocabulary_pooling import Activation, max_pooled, sum_pooled, working_bytes
 from openembed.packing import Packed, TokenRows
 
 if TYPE_CHECKING:
@@ -158,6 +159,11 @@ class Splade(nn.Module):
         """Returns each text's own tokens, bool ``(N, V)``, where ``bags`` asks for them."""
         return bags(rows, self.excluded_V.to(device)) if self.config.bags else None
 
+    def working_bytes(self, tokens: int, autocast: torch.dtype | None) -> int:
+        """Returns the most that training a micro-batch of so many tokens holds here for a moment, beside what it keeps."""
+        matrix_VD = self.output_VD
+        return working_bytes(self.config.pooling, tokens, matrix_VD, autocast or matrix_VD.dtype)
+
     @torch.no_grad()
     def calibrate(self, hidden_TD: Tensor, packed: Packed, share: float = 0.03) -> float:
         """Sets the offset so that ``share`` of these texts' weights over the vocabulary are above 0, and returns it."""
@@ -173,7 +179,7 @@ class Splade(nn.Module):
 
     def _pooled_states(self, hidden_TD: Tensor, packed: Packed) -> tuple[Tensor, list[int]]:
         """The pooled tokens' states, transformed, and how many each text has."""
-        lengths_B = (packed.lengths_B - packed.pool_starts_B).clamp_min(0).tolist()
+        lengths_B = np.maximum(packed.rows.lengths - packed.rows.pool_starts, 0).tolist()
         states_TD = hidden_TD if sum(lengths_B) == len(hidden_TD) else hidden_TD[packed.pool_mask_T]
         if self.dense is not None:
             states_TD = self.dense(states_TD.to(self.dense.weight.dtype))

@@ -76,6 +76,20 @@ def sum_pooled(
     return torch.cat(parts, dim=1)
 
 
+def working_bytes(pooling: str, tokens: int, weight_VD: Tensor, dtype: torch.dtype) -> int:
+    """Returns the most bytes that training holds for a moment: logits of all tokens and a stretch of the vocabulary, gradients.
+
+    ``dtype``: of the products. The kernels hold none.
+    """
+    if pooling == "max" and dtype == torch.float32 and kernels.serves(weight_VD, weight_VD, dtype):
+        return 0
+    logits = tokens * min(_step(tokens, weight_VD.device), len(weight_VD))
+    wide, narrow = _wide_dtype(dtype).itemsize, 0 if dtype == _wide_dtype(dtype) else dtype.itemsize
+    if pooling == "max":  # the gradient of logits, and the logits or that gradient in the precision of products
+        return logits * (wide + narrow)
+    return logits * (5 * wide + narrow)  # with bias, cut at 0, log: each kept; of the last two a gradient at a time
+
+
 class _MaxPooled(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -91,12 +105,7 @@ class _MaxPooled(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:3])
         states, weight = states_TD.detach(), weight_VD.detach()
         ctx.offsets_B1 = torch.tensor([0, *accumulate(lengths_B)])
-        enough = wanted or len(states) >= FEW_TOKENS
-        if enough and kernels.serves(states, weight, ctx.dtype):
-            half = ctx.dtype == torch.bfloat16
-            best_BV, winner_BV = kernels.largest_products(states, weight, ctx.offsets_B1, winners=wanted, half=half)
-        else:
-            best_BV, winner_BV = _largest(states, weight, lengths_B, ctx.dtype, wanted)
+        best_BV, winner_BV = _largest(states, weight, lengths_B, ctx.dtype, wanted)
         values_BV = activate(best_BV.add_(bias_V.detach()), activation)
         if wanted:
             ctx.save_for_backward(states_TD, weight_VD, bias_V, values_BV, winner_BV)
@@ -116,26 +125,48 @@ class _MaxPooled(torch.autograd.Function):
         return for_states, for_weight, for_bias, None, None, None
 
 
+@torch.library.custom_op("openembed::largest_logits", mutates_args=())
 def _largest(
     states_TD: Tensor, weight_VD: Tensor, lengths_B: Sequence[int], dtype: torch.dtype, wanted: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Each text's largest product with each row of the weight ``(B, V)``, and with ``wanted`` its token (int32)."""
-    shape = len(lengths_B), len(weight_VD)
-    best_BV = states_TD.new_full(shape, float("-inf"), dtype=_wide_dtype(dtype))
-    winner_BV = torch.zeros(shape, dtype=torch.int32, device=states_TD.device) if wanted else None
+) -> tuple[Tensor, Tensor]:
+    """Each text's largest product with each row of the weight ``(B, V)``, and its token (int32; empty if not ``wanted``).
+
+    One operation, so that its memory can be counted on shapes alone.
+    """
+    if (wanted or len(states_TD) >= FEW_TOKENS) and kernels.serves(states_TD, weight_VD, dtype):
+        offsets_B1, half = torch.tensor([0, *accumulate(lengths_B)]), dtype == torch.bfloat16
+        best_BV, winner_BV = kernels.largest_products(states_TD, weight_VD, offsets_B1, winners=wanted, half=half)
+        return best_BV, torch.empty(0, dtype=torch.int32) if winner_BV is None else winner_BV
+    best_BV, winner_BV = _results(states_TD, weight_VD, lengths_B, dtype, wanted)
+    best_BV.fill_(float("-inf"))
     states_TD = states_TD.to(dtype)
     for columns in _columns(len(states_TD), len(weight_VD), states_TD.device):
         logits_TC = states_TD @ weight_VD[columns].to(dtype).T
-        for text, start, count, length in _runs(lengths_B):
-            pieces = logits_TC[start : start + count * length].unflatten(0, (count, length))
-            if winner_BV is None:
-                best_BV[text : text + count, columns] = pieces.amax(1)
-                continue
-            best, place = pieces.max(1)
-            best_BV[text : text + count, columns] = best
-            starts = torch.arange(start, start + count * length, length, device=place.device)
-            winner_BV[text : text + count, columns] = (place + starts[:, None]).int()
+        _largest_of(logits_TC, lengths_B, best_BV[:, columns], winner_BV[:, columns] if wanted else None)
+        del logits_TC  # before the next ones are made
     return best_BV, winner_BV
+
+
+def _largest_of(logits_TC: Tensor, lengths_B: Sequence[int], best_BC: Tensor, winner_BC: Tensor | None) -> None:
+    """Writes each text's largest logits and their tokens."""
+    for text, start, count, length in _runs(lengths_B):
+        pieces, texts = logits_TC[start : start + count * length].unflatten(0, (count, length)), slice(text, text + count)
+        if winner_BC is None:
+            best_BC[texts] = pieces.amax(1)
+            continue
+        best_BC[texts], place = pieces.max(1)
+        starts = torch.arange(start, start + count * length, length, device=place.device)
+        winner_BC[texts] = (place + starts[:, None]).int()
+
+
+@_largest.register_fake
+def _results(
+    states_TD: Tensor, weight_VD: Tensor, lengths_B: Sequence[int], dtype: torch.dtype, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """Where the results go: of the right shapes, without values; winners are token 0."""
+    shape = len(lengths_B), len(weight_VD)
+    winner_BV = states_TD.new_zeros(shape if wanted else 0, dtype=torch.int32)
+    return states_TD.new_empty(shape, dtype=_wide_dtype(dtype)), winner_BV
 
 
 def _towards_winners(
@@ -155,6 +186,7 @@ def _towards_winners(
             for_states += grad_TC @ weight_VD[columns].to(ctx.dtype)
         if for_weight is not None:
             for_weight[columns] = (grad_TC.T @ given_TD).to(for_weight.dtype)
+        del grad_TC  # before the next one is made
     return None if for_states is None else for_states.to(states_TD.dtype), for_weight
 
 
@@ -169,9 +201,13 @@ def _slope(values: Tensor, activation: Activation) -> Tensor:
 
 def _columns(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
     """Stretches of the vocabulary whose logits may be held at once."""
-    step = max(256, LOGITS_HELD.get(device.type, LOGITS_HELD["cpu"]) // max(1, tokens))
+    step = _step(tokens, device)
     for first in range(0, vocabulary, step):
         yield slice(first, min(first + step, vocabulary))
+
+
+def _step(tokens: int, device: torch.device) -> int:
+    return max(256, LOGITS_HELD.get(device.type, LOGITS_HELD["cpu"]) // max(1, tokens))
 
 
 def _runs(lengths_B: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:

@@ -84,7 +84,7 @@ def estimate_memory(
         moments=2 * gradient // split,
         activations=live * saved,
         vectors=3 * 4 * rows * encoder.width + 4 * 4 * pairs,
-        workspace=max(2 * widest, update - live * saved),
+        workspace=max(2 * widest + _head_bytes(encoder, compute, int(lengths[largest].sum())), update - live * saved),
     )
 
 
@@ -252,6 +252,13 @@ def _measured(encoder: Encoder, compute: ComputeConfig, lengths: np.ndarray, tok
         torch.cuda.empty_cache()
     moments = 8 * sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     return before + live * (peak - before) + moments + 12 * len(lengths) * encoder.width
+
+
+def _head_bytes(encoder: Encoder, compute: ComputeConfig, tokens: int) -> int:
+    """What the head holds for a moment in a micro-batch, where it says so."""
+    if not hasattr(encoder.head, "working_bytes"):
+        return 0
+    return encoder.head.working_bytes(tokens, torch.bfloat16 if compute.precision == "bf16" else None)
 
 
 def _packed(lengths: np.ndarray, device: torch.device | str = "cpu") -> Any:
