@@ -8,17 +8,15 @@ comes first differs. The time of a question includes making its terms.
 """
 
 import argparse
-import json
 import os
-import resource
 import shutil
 import sys
-import time
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from sparse_data import clocked, finished
 
 from openembed.documents import read_documents
 from openembed.index import lexical
@@ -26,12 +24,6 @@ from openembed.index.lexical import K1, B
 from openembed.index.store import Store
 
 K = 10
-
-
-def clocked(action):
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = action()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def of_bm25s(texts, analyze, backend):
@@ -100,11 +92,7 @@ def main():
         equal = sum(a == b for a, b in zip(scores[name], scores["store"], strict=True))
         report[name] = {"median_ms": round(float(wall), 3), "median_cpu_ms": round(float(cpu), 3), "equal": equal}
     report |= {"questions": len(questions), "load_average": os.getloadavg()}
-    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    text = json.dumps(report, indent=2)
-    sys.stdout.write(text + "\n")
-    if options.out:
-        options.out.write_text(text + "\n")
+    finished(report, options.out)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ an engine that reads them all has to bring from memory.
 """
 
 import argparse
-import json
 import os
 import platform
-import resource
 import shutil
-import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse as sp
+from sparse_data import clocked, finished
 
 from openembed.index import sparse
 from openembed.index.manifest import ModelInfo
@@ -32,12 +29,6 @@ from openembed.records import Document
 
 K, ROUND = 10, 25
 SETTINGS = [(cut, factor) for cut in (5, 10, 20, 40) for factor in (1.0, 0.9, 0.8, 0.7)]
-
-
-def clocked(action):
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = action()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def machine():
@@ -277,11 +268,7 @@ def main():
             engines[f"seismic, cut {cut}, heap factor {factor}"] = of_seismic(index, cut, factor)
         report[name] = {"terms_a_query": round(queries.nnz / queries.shape[0], 1), **effort(store, queries)}
         report[name]["engines"] = measured(name, queries, engines, best)
-    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    text = json.dumps(report, indent=2)
-    sys.stdout.write(text + "\n")
-    if options.out:
-        options.out.write_text(text + "\n")
+    finished(report, options.out)
 
 
 if __name__ == "__main__":
