@@ -231,7 +231,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--engines", nargs="*", default=["half", "scipy", "numpy", "numba", "bm25s", "seismic"])
+    parser.add_argument("--engines", nargs="*", default=["float16", "uint8", "scipy", "numpy", "numba", "bm25s", "seismic"])
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -251,10 +251,9 @@ def main():
     columns = documents.tocsc()
     columns.indptr = columns.indptr.astype(np.int64)
     stores = {"openembed": store}
-    if "half" in options.engines:
-        stores["openembed, float16"], report["build"]["openembed, float16"] = our_store(
-            options.data / "half", documents, "float16"
-        )
+    for precision in [name for name in ("float16", "uint8") if name in options.engines]:
+        name = f"openembed, {precision}"
+        stores[name], report["build"][name] = our_store(options.data / precision, documents, precision)
     index = None
     if "seismic" in options.engines:
         index, report["build"]["seismic"] = seismic_index(documents)

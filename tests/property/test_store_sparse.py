@@ -71,11 +71,12 @@ def test_search_equals_a_product(tmp_path_factory, path, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     eligible_N = rng.random(vectors.shape[0]) < data.draw(st.sampled_from([0.0, 0.1, 0.6, 1.0]))
     names = [f"{n:02d}"[::-1] for n in range(max(1, vectors.shape[0]))]
+    precision = data.draw(st.sampled_from(["float32", "float16", "uint8"]))  # all of them hold eighths up to 30
     folder = tmp_path_factory.mktemp("fields")
     with forced(path):
         starts = np.cumsum([0, *(part.shape[0] for part in parts)])
         segments = [
-            SparseVectors(field_of(folder / str(number), part), eligible_N[low:high])
+            SparseVectors(field_of(folder / str(number), part, precision), eligible_N[low:high])
             for number, (part, (low, high)) in enumerate(zip(parts, pairwise(starts), strict=True))
         ]
         checked = sparse.checked(queries, width, str)
@@ -103,7 +104,7 @@ def skewed():
 
 
 @pytest.mark.skipif(postings_library() is None, reason="no compiler")
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "uint8"])
 @pytest.mark.parametrize("cuts", [(0, 60_000), (0, 21_000, 23_000, 60_000)], ids=["one segment", "three"])
 def test_large_segments_are_searched_as_by_numpy(tmp_path, skewed, precision, cuts):
     """Bit for bit, by bounds and by lists, under filters, for few and for many hits."""
@@ -134,6 +135,19 @@ def test_more_ties_than_there_is_room_for(tmp_path):
     field = field_of(tmp_path / "f", vectors)
     found = Search([SparseVectors(field, np.ones(count, dtype=bool))], 3)(vectors[:1], str)
     assert found == [[(9999, 1.0), (9998, 1.0), (9997, 1.0)]]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_least_and_the_greatest_weights_in_bytes(tmp_path, path):
+    values = np.array([[255 * 2.0**51, 1e-18], [1e-18, 3e-18], [1e-19, 0]], dtype=np.float32)
+    with forced(path):
+        field = field_of(tmp_path / "f", sp.csr_matrix(values), "uint8")
+        assert field.units_V.tolist() == [2.0**51, 2.0**-59]
+        queries = sparse.checked(sp.csr_matrix(np.array([[1e18, 0], [0, 1e-18], [1e-18, 1e18]], dtype=np.float32)), 2, str)
+        found = Search([SparseVectors(field, np.ones(3, dtype=bool))], 4)(queries, str)
+    assert found == by_product(queries, field.rows(np.arange(3)), np.ones(3, dtype=bool), 4, str)
+    with pytest.raises(ValueError, match="the most uint8 has; use float32"):
+        field_of(tmp_path / "g", sp.csr_matrix(np.array([[6e17]], dtype=np.float32)), "uint8")
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from crash import dies_at
+from kind_fakes import WordTokens
 from scipy import sparse as sp
 from sparse_fakes import SparseWords
 from store_fakes import BagOfWords
@@ -232,6 +233,64 @@ def test_half_precision_keeps_eleven_bits(tmp_path):
     with pytest.raises(ValueError, match="above 65504, the most float16 has"):
         store.add([Document(f"y{n}", "x") for n in range(50)], vectors=vectors)
     assert store.sparse(queries, 50) == (store.compact(), store.sparse(queries, 50))[1]
+
+
+def test_a_byte_a_weight_keeps_255_steps_of_each_term(tmp_path):
+    encoder, rng = SparseWords(), np.random.default_rng(5)
+    vectors = sp.random(60, encoder.width, 0.3, format="csr", dtype=np.float32, random_state=rng)
+    vectors.data *= (2.0 ** rng.integers(-6, 12, encoder.width))[vectors.indices]  # terms of very different weights
+    vectors.data[0] *= 1e-4
+    given = [Document(str(n), "x") for n in range(60)]
+    store, sizes = None, {}
+    for precision in ("float32", "float16", "uint8"):
+        model = describe_model("words", encoder, precision=precision)
+        store = Store.create(tmp_path / precision, given[:40], vectors[:40], model=model)
+        sizes[precision] = sum(path.stat().st_size for path in store.directory.rglob("sparse.*.bin"))
+    postings = vectors[:40].nnz
+    assert [sizes[precision] / postings for precision in ("float32", "float16", "uint8")] == [14, 10, 8]
+
+    def held():
+        rows = [(d.id, row) for d, row in store.rows("sparse")]
+        shape = 1, encoder.width
+        parts = [sp.csr_matrix((r.weights, r.terms, [0, len(r.terms)]), shape=shape) for _, r in rows]
+        return [identifier for identifier, _ in rows], sp.vstack(parts, format="csr")
+
+    def check():
+        ids, stored = held()
+        queries = sp.random(5, encoder.width, 0.2, format="csr", dtype=np.float32, random_state=rng)
+        scores_QN = (queries.astype(np.float64) @ stored.astype(np.float64).T).toarray().astype(np.float32)
+        for opened in (store, Store(store.directory)):
+            for hits, row in zip(opened.sparse(queries, 100), scores_QN, strict=True):
+                assert hits == {ids[n]: row[n] for n in np.flatnonzero(row)}
+        best = next(iter(store.sparse(queries[:1], 1)[0]))
+        parts = store.explain(queries[:1], [best])[best]
+        own = stored[ids.index(best)]
+        assert parts
+        assert all(part.document == own[0, part.term] for part in parts)
+        return ids, stored
+
+    largest_V = vectors.max(axis=0).toarray().ravel()
+    ids, stored = check()
+    assert stored.nnz == postings, "no weight becomes 0"
+    assert (abs(stored - vectors[:40]).toarray() <= largest_V / 127).all()
+    assert abs(stored - vectors[:40]).sum() < 0.004 * vectors[:40].sum()
+    store.add(given[40:], vectors={"sparse": vectors[40:]})
+    store.delete(["3", "50"])
+    ids, stored = check()
+    store.update([Document("4", "x", metadata={"n": 1})])
+    ids, again = check()
+    order = [ids.index(str(n)) for n in range(60) if n not in (3, 50)]
+    assert abs(again[order] - stored).nnz == 0
+    store.compact()
+    ids, merged = check()
+    assert (abs(merged[[ids.index(i) for i in sorted(ids, key=int)]] - again[order]).toarray() <= largest_V / 127).all()
+    store.delete([ids[0]])
+    store.compact()
+    assert abs(check()[1] - merged[1:]).nnz == 0, "what need not be rounded again is not"
+    with pytest.raises(ValueError, match="token vectors are kept in float32 or float16"):
+        describe_model("m", WordTokens(), precision="uint8")
+    with pytest.raises(ValueError, match=r"precision.*got 'int8'"):
+        describe_model("m", encoder, precision="int8")
 
 
 @pytest.mark.skipif(postings_library() is None, reason="no compiler")

@@ -50,7 +50,9 @@ def index(
             "(default: openembed-nano, for English)."
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of sparse weights and token vectors: float32 or float16.")] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="Of sparse weights (float32, float16, uint8) and token vectors (float32, float16).")
+    ] = "float32",
     language: Annotated[str, typer.Option(help="Stemmer and stop words: en, pl, de, ..., or none.")] = "en",
     instruction: Instruction = None,
     normalize: Normalize = True,

@@ -20,6 +20,10 @@ Kind = Literal["dense", "sparse", "tokens"]
 """What a model gives of a text: a vector, weights of a vocabulary's terms, or a vector a token."""
 
 
+StoredPrecision = Literal["float32", "float16", "uint8"]
+"""Of sparse weights and token vectors; ``uint8`` of sparse weights alone. Dense vectors are float32."""
+
+
 class EncodesDocuments(Protocol):
     """What the store needs of an encoder."""
 
@@ -38,18 +42,24 @@ class EncodesDocuments(Protocol):
 class ModelInfo(Config):
     """Which model made the vectors, and how; ``name`` is a path or hub id that ``openembed.load`` takes.
 
-    ``width``: dimensions, or terms of the vocabulary. ``precision``: how sparse weights are kept.
+    ``width``: dimensions, or terms of the vocabulary. ``precision``: how sparse weights and token vectors are kept.
     """
 
     name: str
     fingerprint: str
     width: int
     kind: Kind = "dense"
-    precision: Literal["float32", "float16"] = "float32"
+    precision: StoredPrecision = "float32"
     document_instruction: str | None = None
     document_prompt: str = ""
     normalize: bool = True
     max_length: int | None = None
+
+    @model_validator(mode="after")
+    def _precision_of_its_kind(self) -> ModelInfo:
+        if self.kind == "tokens" and self.precision == "uint8":
+            raise ValueError("precision uint8 is for sparse weights; token vectors are kept in float32 or float16")
+        return self
 
 
 class SegmentInfo(Config):
@@ -89,23 +99,24 @@ def describe_model(
     instruction: str | None = None,
     normalize: bool = True,
     max_length: int | None = None,
-    precision: Literal["float32", "float16"] = "float32",
+    precision: StoredPrecision = "float32",
 ) -> ModelInfo:
     """Returns what a new store records of the model that will make its vectors; an existing path is made absolute.
 
-    The model is of the ``encoder``'s kind. ``precision``: of sparse weights.
+    The model is of the ``encoder``'s kind. ``precision``: of sparse weights and token vectors.
     """
-    return ModelInfo(
-        name=str(Path(name).resolve()) if Path(name).exists() else name,
-        fingerprint=encoder.fingerprint,
-        width=encoder.width,
-        kind=getattr(encoder, "kind", "dense"),
-        precision=precision,
-        document_instruction=instruction,
-        document_prompt=encoder.document_prompt(instruction=instruction),
-        normalize=normalize,
-        max_length=max_length,
-    )
+    values = {
+        "name": str(Path(name).resolve()) if Path(name).exists() else name,
+        "fingerprint": encoder.fingerprint,
+        "width": encoder.width,
+        "kind": getattr(encoder, "kind", "dense"),
+        "precision": precision,
+        "document_instruction": instruction,
+        "document_prompt": encoder.document_prompt(instruction=instruction),
+        "normalize": normalize,
+        "max_length": max_length,
+    }
+    return parse(ModelInfo, values, "options")
 
 
 def check_absent(directory: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-POINTERS = "starts", "documents", "weights", "largest", "rows", "terms", "row_weights", "peak_rows", "peaks", "eligible"
+LISTS = "starts", "documents", "weights", "largest", "units"
+POINTERS = *LISTS, "rows", "terms", "row_weights", "peak_rows", "peaks", "eligible"
 
 
 class Postings(ctypes.Structure):
@@ -19,7 +20,7 @@ class Postings(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in POINTERS),
         ("count", ctypes.c_int64),
         ("first", ctypes.c_int64),
-        ("half", ctypes.c_int32),
+        ("bytes", ctypes.c_int32),
         ("narrow", ctypes.c_int32),
     ]
 

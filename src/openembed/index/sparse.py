@@ -7,10 +7,12 @@ of the terms and rounded to float32, so it depends on no block, segment or threa
     sparse.terms.bin  sparse.weights.bin   terms of each document, ascending (uint16, or int32 of large vocabularies); weights
     sparse.starts.npy                      where each term's postings begin
     sparse.documents.bin  sparse.impacts.bin   documents of each term, ascending (int32); the same weights
-    sparse.largest.npy                     the largest weight of each term
+    sparse.largest.npy                     the largest weight of each term, as stored
     sparse.peaks.rows.npy  sparse.peaks.u8     bounds of a term's weights in each GROUP documents, for frequent terms
 
-Weights are float32, or float16 where the model's ``precision`` says so; what float16 rounds to 0 is no posting.
+Weights are float32, or as the model's ``precision`` says float16 (what it rounds to 0 is no posting) or uint8: then a weight is
+1 to 255 times its term's unit (``sparse.units.npy``), the least power of two of which 255 reach the term's largest weight in
+the segment. A product with a power of two loses nothing: scores are of the stored weights, and as exact as of any.
 
 N documents, V terms, P postings, Q queries.
 """
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 LEAST, MOST = 1e-18, 1e18
 """Weights below count as 0, above are refused: so no product of two of them leaves float32."""
 NARROW = 1 << 16
-PRECISIONS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+PRECISIONS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "uint8": np.dtype("u1")}
+GREATEST = {"float32": MOST, "float16": 65504.0, "uint8": 255 * 2.0**51}
 DIRECT = 1_024
 """This few eligible documents are scored by their own rows."""
 GROUP, PEAKED = 8, 8
@@ -83,20 +86,25 @@ class SparseWriter:
         self._ends = [np.zeros(1, dtype=np.int64)]
         self._paths = directory / "sparse.terms.bin", directory / "sparse.weights.bin"
         self._terms, self._weights = (path.open("wb") for path in self._paths)
+        self._written = "float32" if model.precision == "uint8" else model.precision  # units are known at the end
+        self._largest_V = np.zeros(model.width, dtype=np.float32)
 
     def add(self, ids: Sequence[str], vectors: csr_matrix) -> None:
-        """Appends vectors (N, V); raises ``ValueError`` as ``checked`` does, and for weights that float16 cannot hold."""
+        """Appends vectors (N, V); raises ``ValueError`` as ``checked`` does, and for weights that the precision cannot hold."""
         rows = checked(vectors, self._width, lambda row: f"document {ids[row]!r}")
         if rows.shape[0] != len(ids):
             raise ValueError(f"got {rows.shape[0]} vectors for {len(ids)} documents; nothing was added")
-        if self._precision == "float16" and rows.data.max(initial=0) > np.finfo(np.float16).max:
-            raise ValueError("a weight is above 65504, the most float16 has; use float32; nothing was added")
-        rows.data = rows.data.astype(PRECISIONS[self._precision]).astype(np.float32)
+        if rows.data.max(initial=0) > GREATEST[self._precision]:
+            most = f"{GREATEST[self._precision]:g}".replace("e+", "e")
+            raise ValueError(f"a weight is above {most}, the most {self._precision} has; use float32; nothing was added")
+        rows.data = rows.data.astype(PRECISIONS[self._written]).astype(np.float32)
         rows.eliminate_zeros()
+        if self._precision == "uint8":
+            np.maximum.at(self._largest_V, rows.indices, rows.data)
         with named(self._paths[0]):
             self._terms.write(rows.indices.astype(_term_type(self._width)).tobytes())
         with named(self._paths[1]):
-            self._weights.write(rows.data.astype(PRECISIONS[self._precision]).tobytes())
+            self._weights.write(rows.data.astype(PRECISIONS[self._written]).tobytes())
         self._ends.append(self._ends[-1][-1] + rows.indptr[1:].astype(np.int64))
 
     def close(self) -> dict[str, object]:
@@ -107,9 +115,25 @@ class SparseWriter:
         rows = np.concatenate(self._ends)
         save_array(self._directory / "sparse.rows.npy", rows)
         terms = map_file(self._paths[0], _term_type(self._width), (int(rows[-1]),))
+        if self._precision == "uint8":
+            self._to_bytes(terms)
         weights = map_file(self._paths[1], PRECISIONS[self._precision], (int(rows[-1]),))
         _write_postings(self._directory, rows, terms, weights, self._width)
         return {}
+
+    def _to_bytes(self, terms: np.ndarray) -> None:
+        """Puts 1 to 255 times a unit in the place of the weights written."""
+        mantissas_V, exponents_V = np.frexp(np.maximum(self._largest_V / np.float32(255), np.float32(LEAST)))
+        units_V = np.ldexp(np.float32(1), exponents_V - (mantissas_V == 0.5))
+        save_array(self._directory / "sparse.units.npy", units_V)
+        path, given = self._paths[1], self._directory / "sparse.weights.f32"
+        path.rename(given)
+        weights = map_file(given, PRECISIONS["float32"], (len(terms),))
+        with named(path), path.open("wb") as file:
+            for start in range(0, len(terms), COUNTED):
+                part = slice(start, start + COUNTED)
+                file.write(np.maximum(np.rint(weights[part] / units_V[terms[part]]), 1).astype(np.uint8).tobytes())
+        given.unlink()
 
 
 def _write_postings(directory: Path, rows: np.ndarray, terms: np.ndarray, weights: np.ndarray, width: int) -> None:
@@ -138,8 +162,8 @@ def _inverted(rows: np.ndarray, terms: np.ndarray, weights: np.ndarray, starts: 
         order = np.argsort(terms, kind="stable")
         return np.repeat(np.arange(len(rows) - 1, dtype=np.int32), np.diff(rows))[order], weights[order]
     documents, impacts, ends = np.empty(len(terms), dtype=np.int32), np.empty_like(weights), starts[:-1].copy()
-    narrow, half = int(terms.dtype.itemsize == 2), int(weights.dtype.itemsize == 2)
-    given = rows.ctypes.data, len(rows) - 1, terms.ctypes.data, weights.ctypes.data, narrow, half
+    narrow, size = int(terms.dtype.itemsize == 2), weights.dtype.itemsize
+    given = rows.ctypes.data, len(rows) - 1, terms.ctypes.data, weights.ctypes.data, narrow, size
     library.openembed_postings_invert(*given, ends.ctypes.data, documents.ctypes.data, impacts.ctypes.data)
     return documents, impacts
 
@@ -189,8 +213,11 @@ class SparseField:
         self.rows_N1 = load_array(directory / "sparse.rows.npy")
         self.starts_V1 = load_array(directory / "sparse.starts.npy")
         self.largest_V = load_array(directory / "sparse.largest.npy")
+        scaled = model.precision == "uint8"
+        self.units_V = load_array(directory / "sparse.units.npy") if scaled else np.ones(width, dtype=np.float32)
         sizes = {"rows": (len(self.rows_N1), count + 1), "starts": (len(self.starts_V1), width + 1)}
-        for name, (found, needed) in (sizes | {"largest": (len(self.largest_V), width)}).items():
+        sizes |= {"largest": (len(self.largest_V), width), "units": (len(self.units_V), width)}
+        for name, (found, needed) in sizes.items():
             if found != needed:
                 raise ValueError(f"{directory / f'sparse.{name}.npy'}: damaged ({found} for {needed}); build the index anew")
         shape, values = (int(self.rows_N1[-1]),), PRECISIONS[model.precision]
@@ -211,7 +238,8 @@ class SparseField:
         sizes = self.rows_N1[positions_P + 1] - self.rows_N1[positions_P]
         ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         places = np.arange(ends[-1]) + np.repeat(self.rows_N1[positions_P] - ends[:-1], sizes)
-        parts = self.weights[places].astype(np.float32), self.terms[places].astype(np.int32), ends
+        terms = self.terms[places].astype(np.int32)
+        parts = self.weights[places].astype(np.float32) * self.units_V[terms], terms, ends
         return sparse.csr_matrix(parts, shape=(len(positions_P), self.width))
 
     @staticmethod
@@ -235,16 +263,17 @@ class SparseField:
     def postings(self, term: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (documents, weights) of a term."""
         part = slice(int(self.starts_V1[term]), int(self.starts_V1[term + 1]))
-        return self.documents[part], self.impacts[part]
+        return self.documents[part], self.impacts[part].astype(np.float32) * self.units_V[term]
 
     @cached_property
     def native(self) -> Postings:
         """The lists as the compiled search takes them, but for what is eligible."""
-        lists = self.starts_V1, self.documents, self.impacts, self.largest_V, self.rows_N1, self.terms, self.weights
-        half, narrow = int(self.weights.dtype.itemsize == 2), int(self.terms.dtype.itemsize == 2)
+        lists = self.starts_V1, self.documents, self.impacts, self.largest_V, self.units_V
+        rows = self.rows_N1, self.terms, self.weights
         peaks = self.peaks.ctypes.data if len(self.peaks) else None
-        pointers = [array.ctypes.data for array in (*lists, self.peak_rows_V)]
-        return Postings(*pointers, peaks, None, self.count, 0, half, narrow)
+        pointers = [array.ctypes.data for array in (*lists, *rows, self.peak_rows_V)]
+        size, narrow = self.weights.dtype.itemsize, int(self.terms.dtype.itemsize == 2)
+        return Postings(*pointers, peaks, None, self.count, 0, size, narrow)
 
 
 @dataclass(frozen=True)

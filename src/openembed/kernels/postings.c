@@ -28,8 +28,9 @@ typedef int32_t __attribute__((may_alias)) Bits; /* floats that are not negative
 typedef struct {
     const int64_t *starts;    /* where each term's postings begin; one more than terms */
     const int32_t *documents; /* of each posting, ascending within a term */
-    const void *weights;      /* float32, or the bits of float16 */
-    const float *largest;     /* weight of each term */
+    const void *weights;      /* float32, the bits of float16, or uint8 */
+    const float *largest;     /* weight of each term, as stored */
+    const float *units;       /* of each term: what its stored weights are times, a power of two */
     const int64_t *rows;      /* where each document's terms begin; one more than documents */
     const void *terms;        /* of each document, ascending: int32, or uint16 */
     const void *row_weights;  /* as ``weights`` */
@@ -37,13 +38,13 @@ typedef struct {
     const uint8_t *peaks;     /* (rows, groups): largest weight in each GROUP documents, in 1/255 of ``largest``, rounded up */
     const uint8_t *eligible;  /* of each document: 0 or 1 */
     int64_t count, first;     /* documents, and the number of the first one */
-    int32_t half, narrow;     /* weights are float16; terms are uint16 */
+    int32_t bytes, narrow;    /* of a weight: 4, 2 or 1; terms are uint16 */
 } Postings;
 
 typedef struct {
     const int32_t *terms; /* of the query, each once */
     const float *weights;
-    float *dense;         /* one for every term that documents may have; zeros */
+    float *dense;         /* one for every term that documents may have; zeros. In a segment: weights times its units */
     void *room;           /* openembed_postings_room bytes, on a boundary of 8 */
     int64_t count;
     int64_t k, capacity, filled;
@@ -183,16 +184,20 @@ ROW_SCORE(score_narrow, uint16_t, float, )
 ROW_SCORE(score_wide, int32_t, float, )
 ROW_SCORE(score_narrow_half, uint16_t, uint16_t, from_half)
 ROW_SCORE(score_wide_half, int32_t, uint16_t, from_half)
+ROW_SCORE(score_narrow_byte, uint16_t, uint8_t, (float))
+ROW_SCORE(score_wide_byte, int32_t, uint8_t, (float))
 
 typedef float (*RowScore)(const Postings *, const Query *, int64_t);
 
 static RowScore row_score(const Postings *postings) {
-    if (postings->half) return postings->narrow ? score_narrow_half : score_wide_half;
+    if (postings->bytes == 1) return postings->narrow ? score_narrow_byte : score_wide_byte;
+    if (postings->bytes == 2) return postings->narrow ? score_narrow_half : score_wide_half;
     return postings->narrow ? score_narrow : score_wide;
 }
 
 static RowScore rough_row_score(const Postings *postings) {
-    if (postings->half) return postings->narrow ? score_narrow_half_rough : score_wide_half_rough;
+    if (postings->bytes == 1) return postings->narrow ? score_narrow_byte_rough : score_wide_byte_rough;
+    if (postings->bytes == 2) return postings->narrow ? score_narrow_half_rough : score_wide_half_rough;
     return postings->narrow ? score_narrow_rough : score_wide_rough;
 }
 
@@ -216,7 +221,10 @@ static int64_t accumulate(const Postings *postings, Cursor *cursor, float *sums,
     if (at < cursor->end && documents[at] < base) at = seek(documents, at, cursor->end, base);
     end = seek(documents, at, cursor->end, base + BLOCK);
     float weight = cursor->weight;
-    if (postings->half) {
+    if (postings->bytes == 1) {
+        const uint8_t *weights = postings->weights;
+        for (int64_t i = at; i < end; i++) sums[documents[i] - base] += weight * (float)weights[i];
+    } else if (postings->bytes == 2) {
         const uint16_t *weights = postings->weights;
         for (int64_t i = at; i < end; i++) sums[documents[i] - base] += weight * from_half(weights[i]);
     } else {
@@ -238,7 +246,7 @@ static int64_t place_cursors(const Postings *postings, const Query *query, Curso
     for (int64_t i = 0; i < query->count; i++) {
         int64_t term = query->terms[i], at = postings->starts[term], end = postings->starts[term + 1];
         if (at == end) continue;
-        float weight = query->weights[i], bound = weight * postings->largest[term];
+        float weight = query->weights[i] * postings->units[term], bound = weight * postings->largest[term];
         double expected = (double)(end - at) * BLOCK / (double)postings->count;
         cursors[found++] = (Cursor){at, end, term, weight, bound, expected, 0};
     }
@@ -289,15 +297,17 @@ typedef struct {
     int64_t groups, run_count;
 } Bounds;
 
+static float weight_at(const Postings *postings, int64_t at) {
+    if (postings->bytes == 1) return (float)((const uint8_t *)postings->weights)[at];
+    return postings->bytes == 2 ? from_half(((const uint16_t *)postings->weights)[at]) : ((const float *)postings->weights)[at];
+}
+
 /* Adds a list's postings in the groups ``low`` to ``high`` to their bounds. */
 static void bound_by_postings(const Postings *postings, Cursor *cursor, float *bounds, int64_t high) {
     int64_t at = cursor->at, end = seek(postings->documents, at, cursor->end, high * GROUP);
     const int32_t *documents = postings->documents;
     float weight = cursor->weight;
-    for (; at < end; at++) {
-        float own = postings->half ? from_half(((const uint16_t *)postings->weights)[at]) : ((const float *)postings->weights)[at];
-        bounds[documents[at] / GROUP] += weight * own;
-    }
+    for (; at < end; at++) bounds[documents[at] / GROUP] += weight * weight_at(postings, at);
     cursor->at = end;
 }
 
@@ -328,7 +338,7 @@ static void bound_groups(const Postings *postings, Cursor *cursors, int64_t list
 static void fetch_rows(const Postings *postings, int64_t group) {
     int64_t from = postings->rows[group * GROUP];
     const char *terms = (const char *)postings->terms + from * (postings->narrow ? 2 : 4);
-    const char *weights = (const char *)postings->row_weights + from * (postings->half ? 2 : 4);
+    const char *weights = (const char *)postings->row_weights + from * postings->bytes;
     for (int line = 0; line < 8; line++) {
         __builtin_prefetch(terms + line * 64);
         __builtin_prefetch(weights + line * 64);
@@ -405,8 +415,9 @@ EXPORT int openembed_postings_search(const Postings *segments, int64_t count, Qu
     int failed = 0;
     Block *block = query->room;
     Cursor *cursors = (Cursor *)(block + 1);
-    for (int64_t i = 0; i < query->count; i++) query->dense[query->terms[i]] = query->weights[i];
     for (int64_t i = 0; i < count && !failed; i++) {
+        for (int64_t j = 0; j < query->count; j++)
+            query->dense[query->terms[j]] = query->weights[j] * segments[i].units[query->terms[j]];
         int64_t runs = runs_of(segments[i].count);
         float *bounds = (float *)(cursors + query->count);
         Bounds room = {bounds, bounds + runs * RUN, bounds + runs * (RUN + 1), 0, 0};
@@ -431,12 +442,16 @@ INVERT(invert_narrow, uint16_t, float)
 INVERT(invert_wide, int32_t, float)
 INVERT(invert_narrow_half, uint16_t, uint16_t)
 INVERT(invert_wide_half, int32_t, uint16_t)
+INVERT(invert_narrow_byte, uint16_t, uint8_t)
+INVERT(invert_wide_byte, int32_t, uint8_t)
 
 /* Writes documents and weights in order of terms. ``ends``: where each term's postings begin; on return, where they end. */
 EXPORT void openembed_postings_invert(const int64_t *rows, int64_t count, const void *terms, const void *weights, int32_t narrow,
-                                      int32_t half, int64_t *ends, int32_t *documents, void *impacts) {
-    if (half && narrow) invert_narrow_half(rows, count, terms, weights, ends, documents, impacts);
-    else if (half) invert_wide_half(rows, count, terms, weights, ends, documents, impacts);
+                                      int32_t bytes, int64_t *ends, int32_t *documents, void *impacts) {
+    if (bytes == 1 && narrow) invert_narrow_byte(rows, count, terms, weights, ends, documents, impacts);
+    else if (bytes == 1) invert_wide_byte(rows, count, terms, weights, ends, documents, impacts);
+    else if (bytes == 2 && narrow) invert_narrow_half(rows, count, terms, weights, ends, documents, impacts);
+    else if (bytes == 2) invert_wide_half(rows, count, terms, weights, ends, documents, impacts);
     else if (narrow) invert_narrow(rows, count, terms, weights, ends, documents, impacts);
     else invert_wide(rows, count, terms, weights, ends, documents, impacts);
 }
