@@ -43,11 +43,12 @@ def best(cli, index, mode, query="barn of hay", **options):
     return json.loads(cli("search", index, query, "--mode", mode, "--json", *given))["hits"]
 
 
-def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tmp_path):
+@pytest.mark.parametrize("precision", ["float16", "uint8"])
+def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tmp_path, precision):
     index = tmp_path / "index"
-    report = json.loads(cli("index", corpus, "-o", index, "--model", "words", "--precision", "float16", "--json"))
+    report = json.loads(cli("index", corpus, "-o", index, "--model", "words", "--precision", precision, "--json"))
     assert (report["count"], report["models"], report["resumed"]) == (4, {"sparse": "words"}, 0)
-    assert Store(index).models["sparse"].precision == "float16"
+    assert Store(index).models["sparse"].precision == precision
     assert best(cli, index, "sparse")[0]["id"] == "4"
     (tmp_path / "more.jsonl").write_text('{"_id": "x", "text": "hay hay hay hay"}\n')
     assert json.loads(cli("add", index, tmp_path / "more.jsonl", "--json"))["added"] == 1
