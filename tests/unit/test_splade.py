@@ -107,6 +107,21 @@ def test_gradients_in_bfloat16_are_those_of_the_products_that_won(monkeypatch):
         torch.testing.assert_close(a, b, atol=0.05, rtol=0.02)
 
 
+def test_frozen_weights_and_states_in_bfloat16_have_the_kernel_too(monkeypatch):
+    states, weight, bias = inputs(torch.float32, ties=False, width=64)
+    states = states.detach().bfloat16().requires_grad_()
+    weight, bias = weight.detach().bfloat16(), bias.detach()
+    results = []
+    for on in (True, False):
+        if not on:
+            monkeypatch.setattr(kernels, "serves", lambda *_: False)
+        out = max_pooled(states, weight, bias, LENGTHS, "elu1p")
+        results.append([out, *torch.autograd.grad(out, states, torch.ones_like(out) / 100)])
+    assert results[0][1].dtype == torch.bfloat16
+    torch.testing.assert_close(results[0][0], results[1][0], atol=0.1, rtol=0.02)  # torch rounds products to bfloat16
+    torch.testing.assert_close(*(found[1].float() for found in results), atol=0.05, rtol=0.05)
+
+
 def test_kernel_does_not_hide_damaged_states():
     states, weight, bias = (x.detach() for x in inputs(torch.float32, ties=False))
     states[4, 0] = float("nan")

@@ -79,10 +79,10 @@ def sum_pooled(
 def working_bytes(pooling: str, tokens: int, weight_VD: Tensor, dtype: torch.dtype) -> int:
     """Returns the most bytes that training holds for a moment: logits of all tokens and a stretch of the vocabulary, gradients.
 
-    ``dtype``: of the products. The kernels hold none.
+    ``dtype``: of the products. The kernels hold none, but a float32 copy of a weight that is none.
     """
-    if pooling == "max" and dtype == torch.float32 and kernels.serves(weight_VD, weight_VD, dtype):
-        return 0
+    if pooling == "max" and kernels.serves(weight_VD, weight_VD, dtype):
+        return 0 if weight_VD.dtype == torch.float32 else 4 * weight_VD.numel()
     logits = tokens * min(_step(tokens, weight_VD.device), len(weight_VD))
     wide, narrow = _wide_dtype(dtype).itemsize, 0 if dtype == _wide_dtype(dtype) else dtype.itemsize
     if pooling == "max":  # the gradient of logits, and the logits or that gradient in the precision of products
@@ -118,7 +118,8 @@ class _MaxPooled(torch.autograd.Function):
         grad_BV = grad_BV * _slope(values_BV, ctx.activation)
         if kernels.serves(states_TD, weight_VD, ctx.dtype):  # a product each where a gradient is: float32, whatever ctx.dtype
             inputs = states_TD, weight_VD, ctx.offsets_B1
-            for_states, for_weight = kernels.largest_products_backward(grad_BV, winner_BV, inputs, ctx.needs_input_grad[:2])
+            found = kernels.largest_products_backward(grad_BV, winner_BV, inputs, ctx.needs_input_grad[:2])
+            for_states, for_weight = (g if g is None else g.to(x.dtype) for g, x in zip(found, inputs, strict=False))
         else:
             for_states, for_weight = _towards_winners(grad_BV, winner_BV, states_TD, weight_VD, ctx)
         for_bias = grad_BV.sum(0).to(bias_V.dtype) if ctx.needs_input_grad[2] else None

@@ -1,6 +1,7 @@
 """The kernels of pooled vocabulary logits over torch tensors.
 
-Shapes: ``T`` states of all texts end to end, ``B`` texts, ``V`` vocabulary, ``K`` width. All are contiguous float32 on a CPU.
+Shapes: ``T`` states of all texts end to end, ``B`` texts, ``V`` vocabulary, ``K`` width. All are contiguous float32 on a CPU;
+for products in bfloat16 states and weight may be bfloat16 too, and are copied.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from openembed.kernels.library import library
 
 def serves(states_TK: Tensor, weight_VK: Tensor, products: torch.dtype) -> bool:
     """True when the kernels take such tensors and multiply in ``products``."""
-    plain = (x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in (states_TK, weight_VK))
-    if not all(plain) or library() is None:
+    if any(x.device.type != "cpu" or not x.is_contiguous() for x in (states_TK, weight_VK)) or library() is None:
         return False
-    return products == torch.float32 or (products == torch.bfloat16 and has_half())
+    given = {states_TK.dtype, weight_VK.dtype}
+    if products == torch.bfloat16:
+        return given <= {torch.float32, torch.bfloat16} and has_half()
+    return products == torch.float32 and given == {torch.float32}
 
 
 def largest_products(
@@ -30,6 +33,7 @@ def largest_products(
     The first of equal ones wins. A text without tokens has minus infinity, and token 0. ``half``: of both rounded to bfloat16,
     summed in float32.
     """
+    states_TK, weight_VK = states_TK.float(), weight_VK.float()
     shape = len(offsets_B1) - 1, len(weight_VK)
     best_BV = torch.empty(shape)
     winner_BV = torch.empty(shape, dtype=torch.int32) if winners else None
@@ -46,11 +50,12 @@ def largest_products(
 def largest_products_backward(
     grad_BV: Tensor, winner_BV: Tensor, inputs: tuple[Tensor, Tensor, Tensor], wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the gradients of states and weight, those that are wanted; ``inputs``: states, weight and offsets."""
-    states_TK = inputs[0]
-    for_states, for_weight = (torch.zeros_like(x) if want else None for x, want in zip(inputs[:2], wanted, strict=True))
+    """Returns the gradients of states and weight, those that are wanted, float32; ``inputs``: states, weight and offsets."""
+    states_TK, weight_VK = inputs[0].float(), inputs[1].float()
+    given = zip((states_TK, weight_VK), wanted, strict=True)
+    for_states, for_weight = (torch.zeros_like(x) if want else None for x, want in given)
     grad_BV = grad_BV.contiguous()
-    pointers = [_pointer(t) for t in (grad_BV, winner_BV, *inputs)]
+    pointers = [_pointer(t) for t in (grad_BV, winner_BV, states_TK, weight_VK, inputs[2])]
     sizes = (*grad_BV.shape, states_TK.shape[1])
     found = library()
     assert found is not None, "ask serves() first"
