@@ -57,7 +57,7 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
 
 def _write_multi_vector(encoder: Encoder, folder: Path) -> None:
     """What :class:`sentence_transformers.MultiVectorEncoder` opens."""
-    rows = token_modules(encoder, folder, _write_dense)
+    rows = token_modules(encoder, folder, write_dense)
     write_tokenizer(encoder.tokenizer, folder, frame=True)
     lowercase = encoder.config.tokenizer.lowercase
     lengths = {"max_seq_length": encoder.max_length, "do_lower_case": lowercase, **token_settings(encoder)}
@@ -122,11 +122,12 @@ def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     ]
     for projection in encoder.projections:
         rows.append({"path": f"{len(rows)}_Dense", "type": "sentence_transformers.models.Dense"})
-        _write_dense(projection, folder / rows[-1]["path"])
+        write_dense(projection, folder / rows[-1]["path"])
     return rows
 
 
-def _write_dense(projection: Projection, folder: Path, ends: dict[str, str] | None = None) -> None:
+def write_dense(projection: Projection, folder: Path, ends: dict[str, str] | None = None) -> None:
+    """Writes a Dense module's folder; ``ends``: which of the features it reads and writes, where that is not the default."""
     folder.mkdir()
     config = {
         "in_features": projection.linear.in_features,
