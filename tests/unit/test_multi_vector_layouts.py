@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_training import tiny_encoder
 from token_models import TEXTS, token_encoder, write_tokenizer
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 import openembed
@@ -260,18 +261,25 @@ def test_the_command_converts_and_says_no(tmp_path):
     assert "layout 'onnx' is not known" in str(refused.exception)
 
 
-def test_text_behind_a_marker_is_read_as_alone(tmp_path):
-    """Byte-level tokenizers make a space part of the word; those that begin words with a mark want one."""
-    write_tokenizer(tmp_path)
-    backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    backend.normalizer = None
-    backend.add_special_tokens([AddedToken("[Q] ", special=True, normalized=False)])
-    for split, prompt, expected in [
+@pytest.mark.parametrize(
+    ("split", "prompt", "expected"),
+    [
         (pre_tokenizers.ByteLevel(add_prefix_space=False), "[unused0] ", "[unused0]"),
         (pre_tokenizers.Metaspace(prepend_scheme="first"), "[unused0]", "[unused0] "),
         (pre_tokenizers.Metaspace(prepend_scheme="first"), "[Q] ", "[Q]  "),
         (pre_tokenizers.BertPreTokenizer(), "[unused0] ", "[unused0] "),
         (pre_tokenizers.BertPreTokenizer(), "no marker ", "no marker "),
-    ]:
-        backend.pre_tokenizer = split
-        assert spaced(TextTokenizer(backend, TokenizerConfig()), prompt) == expected
+    ],
+)
+def test_text_behind_a_marker_is_read_as_alone(split, prompt, expected):
+    """Byte-level tokenizers make a space part of the word; those that begin words with a mark want one."""
+    pieces = [
+        space + word
+        for word in ("word", "Word", "two", "words", "led", "by", "a", "space")
+        for space in ("", "\u0120", "\u2581")
+    ]
+    vocabulary = {piece: number for number, piece in enumerate(["[UNK]", "[unused0]", "[Q] ", *pieces])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = split
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("[unused0]", "[Q] ")])
+    assert spaced(TextTokenizer(backend, TokenizerConfig()), prompt) == expected

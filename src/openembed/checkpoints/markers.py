@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openembed.tokenization import TextTokenizer
 
-BEGINNINGS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é", "two words", "")
+BEGINNINGS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é", "two words")
 """Beginnings of texts, which a marker before them must leave as they are read alone."""
 
 
