@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from openembed.tokenization import TextTokenizer
 
-BEGINNINGS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é", "two words")
-"""Beginnings of texts, which a marker before them must leave as they are read alone."""
+BEGINNINGS = ("word", "Word", "7", "中文", "(bracket", "-", '"quoted"', "é", "two words")
+"""Beginnings of texts, which a marker before them must leave as they are read alone. None is white space: PyLate drops that."""
 
 
 def split_marker(tokenizer: TextTokenizer, prompt: str) -> tuple[str, str]:
