@@ -130,7 +130,7 @@ def _refused_by_colbert(encoder: Encoder, skipped: set[int]) -> Iterator[str]:
         yield "tokenizer.expansion is not set (ColBERT fills queries up with mask tokens; PyLate's layout can leave that)"
     if encoder.config.tokenizer.lowercase:
         yield "tokenizer.lowercase = true (ColBERT leaves that to the tokenizer; PyLate's layout has it)"
-    marks = {tokenizer.backend.encode(mark, add_special_tokens=False).ids[0] for mark in string.punctuation}
+    marks = {i for mark in string.punctuation for i in tokenizer.backend.encode(mark, add_special_tokens=False).ids[:1]}
     if skipped != marks:
         yield (
             "head.skip (ColBERT always skips the first token of each of string.punctuation, which here are "
