@@ -20,10 +20,10 @@ TEXTS = [
 ]
 
 
-def write_tokenizer(folder: Path, *, markers: bool = True) -> None:
+def write_tokenizer(folder: Path, *, markers: bool = True, punctuation: str = ".,;:!?#[]") -> None:
     """A lowercasing WordPiece tokenizer with BERT's frame; ``markers``: it reads [unused0] as one token."""
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *".,;:!?#[]", "d", "q", *WORDS])}
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *punctuation, "d", "q", *WORDS][:240])}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -408,8 +408,17 @@ class Encoder(nn.Module):
             self._fingerprint = (versions, digest.hexdigest())
         return self._fingerprint[1]
 
-    def save(self, path: str | Path) -> None:
-        """Writes the encoder to folder ``path``: openembed's own files and a sentence-transformers layout, all or nothing."""
-        from openembed.checkpoints.native import save_encoder
+    def save(self, path: str | Path, *, layout: str = "openembed", named_prompts: bool = False) -> None:
+        """Writes the encoder to folder ``path``: openembed's own files and a sentence-transformers layout, all or nothing.
 
-        save_encoder(self, path)
+        ``layout``: ``pylate`` or ``colbert`` write a model with a vector a token as PyLate or Stanford's ColBERT do instead,
+        to a new folder; ``ValueError`` names the settings that these cannot say. ``named_prompts``: see
+        :func:`openembed.checkpoints.multi_vector_layouts.save_layout`.
+        """
+        if layout == "openembed":
+            from openembed.checkpoints.native import save_encoder
+
+            return save_encoder(self, path)
+        from openembed.checkpoints.multi_vector_layouts import save_layout
+
+        return save_layout(self, path, layout, named_prompts=named_prompts)

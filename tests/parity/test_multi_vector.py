@@ -100,6 +100,20 @@ def test_pooling_travels_along(tmp_path, pool):
     agree(ours, again)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [({"repeat": " again: "}, "reads every text twice"), ({"truncation": "cut_end"}, "cuts the end token off")],
+)
+def test_how_texts_are_read_is_refused_where_it_cannot_be_told(tmp_path, tokenizer, reason):
+    ours = token_encoder(tmp_path / "made", tokenizer=tokenizer)
+    ours.save(tmp_path / "ours")
+    with pytest.raises(Exception, match=reason):
+        st.MultiVectorEncoder(str(tmp_path / "ours"), trust_remote_code=True, device="cpu")
+    long = [" ".join(f"w{number}" for number in range(60))]
+    again = openembed.load(tmp_path / "ours")
+    np.testing.assert_array_equal(again.encode_documents(long).values_TD, ours.encode_documents(long).values_TD)
+
+
 @pytest.mark.parametrize("expanded", [True, False])
 def test_pylate_checkpoints_open(tmp_path, expanded):
     """A folder as PyLate 1.x writes it: markers added to the vocabulary, everything else in one settings file."""

@@ -266,9 +266,9 @@ def test_an_older_checkpoint_is_replaced_in_one_step_where_the_system_can(make_e
 
     make_encoder().save(tmp_path / "model")
     renames, rename = [], os.rename
-    monkeypatch.setattr("openembed.checkpoints.native.os.rename", lambda a, b: (renames.append(a), rename(a, b)))
+    monkeypatch.setattr("openembed.checkpoints.folder.os.rename", lambda a, b: (renames.append(a), rename(a, b)))
     if not atomic:
-        monkeypatch.setattr("openembed.checkpoints.native.exchange", lambda first, second: False)
+        monkeypatch.setattr("openembed.checkpoints.folder.exchange", lambda first, second: False)
     elif not files.exchange(_folder(tmp_path / "a"), _folder(tmp_path / "b")):
         pytest.skip("this system has no atomic exchange")
     changed = make_encoder(seed=5)

@@ -87,6 +87,11 @@ class TextBackbone(nn.Module):
         """Number of token ids."""
         return int(self.model.config.vocab_size)
 
+    @property
+    def opens_masks(self) -> bool:
+        """Whether the family's code ignores ``config.is_causal``, so that it looks both ways only under masks of ours."""
+        return self._open_masks
+
     @cached_property
     def max_positions(self) -> int | None:
         """Tokens a text may have where positions are a learned table; None where they are computed (rotary and the like)."""

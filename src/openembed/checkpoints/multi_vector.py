@@ -17,6 +17,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from openembed.backbones.text import BackboneConfig, TextBackbone, load_text_backbone
+from openembed.checkpoints.markers import spaced
 from openembed.checkpoints.sentence_transformers import dense_layer, dense_weights, read_max_length, read_optional, read_prompts
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
@@ -152,8 +153,8 @@ def _colbert(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | 
     metadata, tokenizer_settings = read_optional(folder / COLBERT_METADATA), read_optional(folder / "tokenizer_config.json")
     weight = _linear_weight(folder)
     markers = {
-        "query": (metadata.get("query_token_id") or "[unused0]") + " ",
-        "document": (metadata.get("doc_token_id") or "[unused1]") + " ",
+        "query": _led(metadata.get("query_token_id") or "[unused0]"),
+        "document": _led(metadata.get("doc_token_id") or "[unused1]"),
     }
     attend = bool(metadata.get("attend_to_mask_tokens"))
     length = metadata.get("query_maxlen") or PYLATE_LENGTH
@@ -176,6 +177,11 @@ def _colbert(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype | 
     backbone = load_text_backbone(_backbone_config(folder), dtype=dtype)
     limit = read_max_length({}, tokenizer_settings, backbone.model.config)
     return _encoder(parts, backbone, {"layers.0.linear.weight": weight}, limit, head_dtype or dtype)
+
+
+def _led(marker: str) -> str:
+    """A marker with a space behind it; some have it in their name."""
+    return marker if marker[-1].isspace() else f"{marker} "
 
 
 def _linear_weight(folder: Path) -> torch.Tensor:
@@ -211,13 +217,22 @@ def _encoder(
         "backbone": _backbone_config(parts.folder),
         "head": _head(parts, tokenizer),
         "tokenizer": tokenizer_config,
-        "prompts": read_prompts(parts.prompts),
+        "prompts": read_prompts(_spaced(parts, tokenizer)),
         "max_length": limit,
     }
     config = parse(EncoderConfig, fields, str(parts.folder))
     encoder = Encoder(config, tokenizer, backbone, config.head.build(backbone.width))
     place(encoder.head, tensors, head_dtype, str(parts.folder))
     return encoder.eval()
+
+
+def _spaced(parts: _Parts, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The settings with as much space behind markers as the tokenizer needs to read what follows as it is alone."""
+    prompts = dict(parts.prompts.get("prompts") or {})
+    for name, marker in zip(("query", "document"), parts.markers, strict=True):
+        if marker.strip():
+            prompts[name] = spaced(tokenizer, prompts[name])
+    return {**parts.prompts, "prompts": prompts}
 
 
 def _backbone_config(folder: Path) -> BackboneConfig:

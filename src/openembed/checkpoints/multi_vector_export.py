@@ -27,10 +27,9 @@ def token_modules(encoder: Encoder, folder: Path, write_dense: Any) -> list[dict
         rows.append(_row(rows, "base.modules.dense.Dense"))
         write_dense(layer, folder / rows[-1]["path"], ends)
     rows.append(_row(rows, "multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask"))
-    words = string.punctuation if head.skip == "punctuation" else head.skip
-    skip = [word for word in words if encoder.tokenizer.backend.token_to_id(word) is not None]
     tasks = ["query", "document"] if head.skip_queries else ["document"]
-    _write(folder / rows[-1]["path"], {"skiplist_words": skip, "skiplist_tasks": tasks, "keep_only_token_ids": None})
+    mask = {"skiplist_words": skipped_words(encoder), "skiplist_tasks": tasks, "keep_only_token_ids": None}
+    _write(folder / rows[-1]["path"], mask)
     if head.normalize:
         rows.append(_row(rows, "base.modules.normalize.Normalize"))
         _write(folder / rows[-1]["path"], ends)
@@ -42,6 +41,13 @@ def token_modules(encoder: Encoder, folder: Path, write_dense: Any) -> list[dict
         pool = None if head.pool is None else head.pool.model_dump(mode="json")
         _write(folder / rows[-1]["path"], {"pool": pool, "leave_out_prompt": leave_out})
     return rows
+
+
+def skipped_words(encoder: Encoder) -> list[str]:
+    """Returns the tokens of documents that get no vector, of those that the vocabulary has."""
+    skip = encoder.config.head.skip
+    words = string.punctuation if skip == "punctuation" else skip
+    return [word for word in words if encoder.tokenizer.backend.token_to_id(word) is not None]
 
 
 def token_settings(encoder: Encoder) -> dict[str, Any]:

@@ -6,9 +6,6 @@ format), ``tokenizer.json``, ``head.safetensors`` (head and projections), and th
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,13 +13,14 @@ from safetensors.torch import save_file
 
 from openembed.backbones.adapters import has_lora, has_quantized
 from openembed.backbones.text import load_text_backbone, quiet_unless_terminal
+from openembed.checkpoints.folder import whole_folder
 from openembed.checkpoints.language_head import fill_language_model
 from openembed.checkpoints.sentence_transformers_export import write_sentence_transformers_files
 from openembed.checkpoints.sparse_export import write_sparse_files
 from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
-from openembed.files import exchange, fsync_directory, read_json, write_json
+from openembed.files import read_json, write_json
 from openembed.tokenization import TextTokenizer
 
 CONFIG_NAME, HEAD_NAME = "openembed.json", "head.safetensors"
@@ -35,21 +33,19 @@ def save_encoder(encoder: Encoder, path: str | Path) -> None:
     with adapters, which would not open again.
     """
     path = Path(path)
+    require_whole(encoder)
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file())):
+        raise FileExistsError(f"{path}: exists and is no openembed checkpoint; give another path or remove it")
+    with whole_folder(path) as folder:
+        _write(encoder, folder)
+
+
+def require_whole(encoder: Encoder) -> None:
+    """Raises ``ValueError`` for a backbone with adapters or in 4 bits, whose weights no layout holds."""
     if has_lora(encoder.backbone.model):
         raise ValueError("the backbone carries adapters; merge them before saving (openembed.backbones.adapters.merge_lora)")
     if has_quantized(encoder.backbone.model):
         raise ValueError("the backbone is held in 4 bits; load it without quantization to save it")
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file())):
-        raise FileExistsError(f"{path}: exists and is no openembed checkpoint; give another path or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    try:
-        os.chmod(temporary, 0o755)
-        _write(encoder, temporary)
-        _flush(temporary)
-        _swap(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_native(
@@ -103,30 +99,3 @@ def _write(encoder: Encoder, folder: Path) -> None:
     else:
         write_sentence_transformers_files(encoder, folder)
     write_json(folder / CONFIG_NAME, config)
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    fsync_directory(folder)
-
-
-def _swap(new: Path, path: Path) -> None:
-    """Puts ``new`` at ``path``; an older checkpoint there is exchanged in one step where the system can do that.
-
-    Elsewhere it is moved out of the way first, and a crash between the two renames leaves it as ``.NAME.*.old``.
-    """
-    old = new.with_suffix(".old")
-    if path.exists() and not exchange(new, path):
-        os.rename(path, old)
-        try:
-            os.rename(new, path)
-        except OSError:
-            os.rename(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    elif new.exists() and not path.exists():
-        os.rename(new, path)
-    fsync_directory(path.parent)

@@ -3,12 +3,13 @@
 An encoder whose head is a plain pooling mode, and whose pooled span sentence-transformers finds by itself, is described
 with its own modules and needs no remote code. Any other (latent attention, self-attention, spans that only offsets find)
 travels with one self-contained module file that ``SentenceTransformer(path, trust_remote_code=True)`` runs; where texts are
-repeated, that file refuses.
+repeated, or the vectors of tokens are of texts cut in a way it does not know, that file refuses.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from openembed.files import write_json
 from openembed.heads.projection import Projection
 from openembed.tokenization import TextTokenizer
 
+logger = logging.getLogger(__name__)
+
 MODULE_NAME = "openembed_module"
 REFUSAL = """import torch
 
@@ -31,10 +34,11 @@ class OpenEmbedModule(torch.nn.Module):
     @classmethod
     def load(cls, *args, **kwargs):
         raise ValueError(
-            "this model reads every text twice, which sentence-transformers cannot be told; open it with openembed.load(folder)"
+            "this model {reason}, which sentence-transformers cannot be told; open it with openembed.load(folder)"
         )
 """
 """The module file of a model that sentence-transformers has no words for: better none of its vectors than wrong ones."""
+TWICE = "reads every text twice"
 BOUNDARY_TEXTS = ("word", "Word", "7", "中文", " led by a space", "(bracket", "-", '"quoted"', "é")
 """Text beginnings over which an instruction's tokens must not merge for sentence-transformers to find the span."""
 
@@ -45,8 +49,9 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
         _write_multi_vector(encoder, folder)
         return
     standard = is_standard(encoder)
-    repeated = encoder.config.tokenizer.repeat is not None
-    rows = _standard_modules(encoder, folder) if standard else _remote_module(folder, REFUSAL if repeated else None)
+    refused = encoder.config.tokenizer.repeat is not None
+    source = REFUSAL.format(reason=TWICE) if refused else None
+    rows = _standard_modules(encoder, folder) if standard else _remote_module(folder, source)
     write_tokenizer(encoder.tokenizer, folder, frame=standard)
     types = "sentence_transformers.models.Normalize"
     rows.append({"path": f"{len(rows)}_Normalize", "type": types})
@@ -57,12 +62,26 @@ def write_sentence_transformers_files(encoder: Encoder, folder: Path) -> None:
 
 def _write_multi_vector(encoder: Encoder, folder: Path) -> None:
     """What :class:`sentence_transformers.MultiVectorEncoder` opens."""
-    rows = token_modules(encoder, folder, _write_dense)
+    reason = _not_multi_vector(encoder)
+    if reason:
+        logger.info("%s: sentence-transformers cannot open this encoder: it %s", folder, reason)
+        rows = _remote_module(folder, REFUSAL.format(reason=reason))
+    else:
+        rows = token_modules(encoder, folder, write_dense)
     write_tokenizer(encoder.tokenizer, folder, frame=True)
     lowercase = encoder.config.tokenizer.lowercase
     lengths = {"max_seq_length": encoder.max_length, "do_lower_case": lowercase, **token_settings(encoder)}
     kind = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
     _write_settings(encoder, folder, rows, lengths, kind)
+
+
+def _not_multi_vector(encoder: Encoder) -> str:
+    """What a MultiVectorEncoder could not be told to do as this encoder does; empty where there is no such thing."""
+    if encoder.config.tokenizer.repeat is not None:
+        return TWICE
+    if encoder.config.tokenizer.truncation == "cut_end" and encoder.tokenizer.suffix:
+        return "cuts the end token off with the end of a long text"
+    return ""
 
 
 def _write_settings(
@@ -122,11 +141,12 @@ def _standard_modules(encoder: Encoder, folder: Path) -> list[dict[str, Any]]:
     ]
     for projection in encoder.projections:
         rows.append({"path": f"{len(rows)}_Dense", "type": "sentence_transformers.models.Dense"})
-        _write_dense(projection, folder / rows[-1]["path"])
+        write_dense(projection, folder / rows[-1]["path"])
     return rows
 
 
-def _write_dense(projection: Projection, folder: Path, ends: dict[str, str] | None = None) -> None:
+def write_dense(projection: Projection, folder: Path, ends: dict[str, str] | None = None) -> None:
+    """Writes a Dense module's folder; ``ends``: which of the features it reads and writes, where that is not the default."""
     folder.mkdir()
     config = {
         "in_features": projection.linear.in_features,

@@ -1,8 +1,10 @@
-"""Commands about models and this machine: verify, terms and doctor."""
+"""Commands about models and this machine: verify, convert, terms and doctor."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ HeadOption = Annotated[str | None, typer.Option(help="Head for a plain transform
 def register(app: typer.Typer) -> None:
     """Adds the commands to ``app``."""
     app.command()(verify)
+    app.command()(convert)
     app.command()(terms)
     app.command()(doctor)
 
@@ -50,6 +53,32 @@ def _print_checks(model: str, checks: list[Any]) -> None:
     for check in checks:
         table.add_row(check.name, signs[check.passed], check.detail)
     console().print(table)
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option(help="openembed (sentence-transformers opens it too); with a vector a token also pylate or colbert."),
+    ] = "openembed",
+    named_prompts: Annotated[
+        bool,
+        typer.Option("--named-prompts", help="pylate: also where prompts are text, which PyLate adds by name alone."),
+    ] = False,
+    head: HeadOption = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, float16.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write MODEL to the folder OUT in another layout; what that layout cannot say is refused by name."""
+    import openembed
+
+    encoder = openembed.load(model, "cpu", dtype, head={"kind": head} if head else None)
+    encoder.save(out, layout=to, named_prompts=named_prompts)
+    if as_json:
+        print_json({"model": model, "out": str(out), "layout": to, "kind": encoder.kind})
+    else:
+        sys.stdout.write(f"{out}: {model} in the layout of {to}\n")
 
 
 def terms(
