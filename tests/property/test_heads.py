@@ -29,7 +29,7 @@ from openembed.heads import (
 from openembed.packing import TokenRows, pack
 
 WIDTH, TOKENIZER = 8, text_tokenizer()
-EMBEDDINGS = SimpleNamespace(model=nn.Module())
+EMBEDDINGS = SimpleNamespace(model=nn.Module(), precision="exact")
 EMBEDDINGS.model.get_input_embeddings = lambda table=nn.Embedding(TOKENIZER.vocabulary, WIDTH): table
 HEADS = [
     MeanConfig(),
