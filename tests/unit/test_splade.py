@@ -13,7 +13,7 @@ import openembed
 from openembed.heads import vocabulary_pooling
 from openembed.heads.splade import SpladeConfig, largest
 from openembed.heads.vocabulary import excluded_tokens
-from openembed.heads.vocabulary_pooling import activate, max_pooled, sum_pooled
+from openembed.heads.vocabulary_pooling import activate, max_pooled, packed_for, sum_pooled
 from openembed.kernels import vocabulary as kernels
 from openembed.packing import pack
 
@@ -92,6 +92,50 @@ def test_kernel_in_bfloat16_multiplies_what_is_rounded_and_sums_in_float32(ties,
     if ties:
         assert torch.equal(best, expected), "whole numbers are exact in bfloat16"
         assert torch.equal(winner, expected_winner), "of equal products the first wins"
+
+
+def test_without_gradients_no_winners_are_sought(monkeypatch):
+    given, asked, real = inputs(torch.float32, ties=False), [], vocabulary_pooling._largest
+    monkeypatch.setattr(vocabulary_pooling, "_largest", lambda *args: asked.append(args[4]) or real(*args))
+    with torch.no_grad():
+        max_pooled(*given, LENGTHS, "elu1p")
+    max_pooled(*(x.detach() for x in given), LENGTHS, "elu1p")
+    max_pooled(*given, LENGTHS, "elu1p")
+    assert asked == [False, False, True]
+
+
+def test_few_tokens_in_bfloat16_weigh_alone_what_they_weigh_among_others():
+    states, weight, bias = (x.detach() for x in inputs(torch.float32, ties=False, width=64))
+    if not kernels.serves(states, weight, torch.bfloat16):
+        pytest.skip("no bfloat16 kernels on this machine")
+    many = max_pooled(torch.cat([states * 30] * 8), weight, bias, LENGTHS * 8, "elu1p", half=True)
+    alone = max_pooled(states[3:10] * 30, weight, bias, (7,), "elu1p", half=True)
+    assert torch.equal(alone[0], many[2])
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("width", [20, 33])
+def test_a_packed_vocabulary_gives_the_same_products(half, width):
+    states, weight, bias = (x.detach() for x in inputs(torch.float32, ties=False, width=width))
+    packed = packed_for(weight, half=half)
+    if packed is None:
+        pytest.skip("no kernels on this machine")
+    plain, ahead = (max_pooled(states, weight, bias, LENGTHS, "elu1p", half=half, packed=x) for x in (None, packed))
+    if half:
+        assert torch.equal(plain, ahead)
+    else:
+        torch.testing.assert_close(plain, ahead)  # without it so few tokens take torch's products
+
+
+def test_a_changed_vocabulary_is_packed_anew(tmp_path):
+    encoder = sparse_encoder(tmp_path).eval()
+    before = encoder.encode_documents(SENTENCES).toarray()
+    with torch.no_grad():
+        encoder.head.output_VD.mul_(0.5)
+    after = encoder.encode_documents(SENTENCES).toarray()
+    encoder.save(tmp_path / "halved")
+    np.testing.assert_allclose(after, openembed.load(tmp_path / "halved").encode_documents(SENTENCES).toarray(), atol=1e-5)
+    assert abs(before - after).max() > 0.01
 
 
 def test_gradients_in_bfloat16_are_those_of_the_products_that_won(monkeypatch):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from openembed.config import Config
 from openembed.heads.vocabulary import bags, excluded_tokens, own_tokens
-from openembed.heads.vocabulary_pooling import Activation, max_pooled, sum_pooled, working_bytes
+from openembed.heads.vocabulary_pooling import Activation, max_pooled, packed_for, sum_pooled, working_bytes
 from openembed.packing import Packed, TokenRows
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Splade(nn.Module):
         self.config, self._hidden, self.width = config, width, 0
         self.dense = self.norm = self.matrix_VD = self.bias_V = self.offset = None
         self._backbone: tuple[TextBackbone, ...] = ()
+        self._packed: tuple[tuple[int, int, bool], Tensor | None] | None = None
         self.register_buffer("excluded_V", None, persistent=False)
 
     @property
@@ -150,10 +151,22 @@ class Splade(nn.Module):
         states_TD, lengths_B = self._pooled_states(hidden_TD, packed)
         inputs = states_TD, self.output_VD, self.biases(), lengths_B, self.config.activation
         if self.config.pooling == "max":  # a model in int8 multiplies by its vocabulary in bfloat16, as its attention does
-            values_BV = max_pooled(*inputs, half=self._backbone[0].precision == "int8" and not self.training)
+            half = self._backbone[0].precision == "int8" and not self.training
+            values_BV = max_pooled(*inputs, half=half, packed=self._packed_matrix(half))
         else:
             values_BV = sum_pooled(*inputs)
         return values_BV if self.training else self._kept(values_BV, packed)
+
+    def _packed_matrix(self, half: bool) -> Tensor | None:
+        """The output matrix as the kernels read it, kept until it changes; None in training, where it does at every step."""
+        matrix_VD = self.output_VD
+        changing = self.training or torch.is_grad_enabled() or matrix_VD.is_inference()
+        if changing or torch.is_autocast_enabled(matrix_VD.device.type):
+            return None
+        state = (matrix_VD.data_ptr(), matrix_VD._version, half)
+        if self._packed is None or self._packed[0] != state:
+            self._packed = state, packed_for(matrix_VD, half=half)
+        return self._packed[1]
 
     def bag(self, rows: TokenRows, device: torch.device) -> Tensor | None:
         """Returns each text's own tokens, bool ``(N, V)``, where ``bags`` asks for them."""

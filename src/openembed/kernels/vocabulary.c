@@ -99,9 +99,28 @@ static void pack_pairs(const float *W, int64_t K, int count, int32_t *row, int32
     }
 }
 
+static void pack(const float *W, int64_t K, int count, int half, int32_t *row, int32_t *packed) {
+    if (half) pack_pairs(W, K, count, row, packed);
+    else pack_rows(W, K, count, (float *)packed);
+}
+
+/* W as oe_largest_products reads it: ceil(V / 64) blocks of 64 x words, aligned to 64 bytes. Returns 0, or -1 without memory. */
+EXPORT int oe_pack_vocabulary(const float *W, int64_t V, int64_t K, int half, int32_t *packed, int threads) {
+    int failed = 0;
+    int64_t words = half ? (K + 1) / 2 : K;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(|:failed)
+    for (int64_t v = 0; v < V; v += BLOCK) {
+        int32_t *row = scratch(SCRATCH_ROWS, sizeof(int32_t) * words);
+        if (row) pack(W + v * K, K, (int)MIN(BLOCK, V - v), half, row, packed + v * words);
+        else failed = 1;
+    }
+    return -failed;
+}
+
 /* best = the largest product, -infinity for a text without tokens; winner = its token, 0 there; NULL leaves it out.
- * half: products of S and W rounded to bfloat16, summed in float32. Returns 0, or -1 without memory. */
-EXPORT int oe_largest_products(const float *S, const float *W, const int64_t *offsets, int64_t B, int64_t V, int64_t K, float *best, int32_t *winner, int half, int threads) {
+ * half: products of S and W rounded to bfloat16, summed in float32. ready: W packed with the same half, or NULL; then W is packed
+ * on the way. Returns 0, or -1 without memory. */
+EXPORT int oe_largest_products(const float *S, const float *W, const int64_t *offsets, int64_t B, int64_t V, int64_t K, float *best, int32_t *winner, int half, const int32_t *ready, int threads) {
     int failed = 0;
     int64_t words = half ? (K + 1) / 2 : K; /* of a row, 4 bytes each */
     int32_t *paired = half ? malloc(sizeof(int32_t) * MAX(1, offsets[B] * words)) : NULL;
@@ -112,14 +131,14 @@ EXPORT int oe_largest_products(const float *S, const float *W, const int64_t *of
     const char *states = half ? (const char *)paired : (const char *)S;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(|:failed)
     for (int64_t v = 0; v < V; v += BLOCK) {
-        int32_t *packed = scratch(SCRATCH_ROWS, sizeof(int32_t) * (BLOCK + 1) * words);
-        if (!packed) {
+        int32_t *space = ready ? NULL : scratch(SCRATCH_ROWS, sizeof(int32_t) * (BLOCK + 1) * words);
+        if (!ready && !space) {
             failed = 1;
             continue;
         }
         int count = (int)MIN(BLOCK, V - v);
-        if (half) pack_pairs(W + v * K, K, count, packed + BLOCK * words, packed);
-        else pack_rows(W + v * K, K, count, (float *)packed);
+        if (space) pack(W + v * K, K, count, half, space + BLOCK * words, space);
+        const int32_t *packed = ready ? ready + v * words : space;
         for (int64_t b = 0; b < B; b++) {
             Running running;
             for (int c = 0; c < 4; c++) running.best[c] = _mm512_set1_ps(-__builtin_inff()), running.winner[c] = _mm512_setzero_si512();

@@ -25,15 +25,38 @@ def serves(states_TK: Tensor, weight_VK: Tensor, products: torch.dtype) -> bool:
     return products == torch.float32 and given == {torch.float32}
 
 
+BLOCK = 64
+"""Rows of a packed block."""
+
+
+def packed_vocabulary(weight_VK: Tensor, *, half: bool = False) -> Tensor:
+    """Returns the weight as the kernel reads it, int32: packed once, it serves every later call with the same ``half``."""
+    weight_VK, (rows, width) = weight_VK.detach().float(), weight_VK.shape
+    words = (width + 1) // 2 if half else width
+    packed = torch.empty(-(-rows // BLOCK) * BLOCK * words, dtype=torch.int32)
+    found = library()
+    assert found is not None, "ask serves() first"
+    sizes = map(c_int64, (rows, width))
+    if found.oe_pack_vocabulary(_pointer(weight_VK), *sizes, int(half), _pointer(packed), torch.get_num_threads()):
+        raise MemoryError("no memory for a kernel's working space")
+    return packed
+
+
 def largest_products(
-    states_TK: Tensor, weight_VK: Tensor, offsets_B1: Tensor, *, winners: bool, half: bool = False
+    states_TK: Tensor,
+    weight_VK: Tensor,
+    offsets_B1: Tensor,
+    *,
+    winners: bool,
+    half: bool = False,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Returns each text's largest product with each row of the weight ``(B, V)``, and with ``winners`` its token (int32).
 
     The first of equal ones wins. A text without tokens has minus infinity, and token 0. ``half``: of both rounded to bfloat16,
-    summed in float32.
+    summed in float32. ``packed``: the weight's :func:`packed_vocabulary`, without which it is packed on the way.
     """
-    states_TK, weight_VK = states_TK.float(), weight_VK.float()
+    states_TK, weight_VK = states_TK.float(), weight_VK.float() if packed is None else weight_VK
     shape = len(offsets_B1) - 1, len(weight_VK)
     best_BV = torch.empty(shape)
     winner_BV = torch.empty(shape, dtype=torch.int32) if winners else None
@@ -42,7 +65,8 @@ def largest_products(
     results = [_pointer(best_BV), _pointer(winner_BV)]
     found = library()
     assert found is not None, "ask serves() first"
-    if found.oe_largest_products(*pointers, *map(c_int64, sizes), *results, int(half), torch.get_num_threads()):
+    results += [int(half), _pointer(packed), torch.get_num_threads()]
+    if found.oe_largest_products(*pointers, *map(c_int64, sizes), *results):
         raise MemoryError("no memory for a kernel's working space")
     return best_BV, winner_BV
 
