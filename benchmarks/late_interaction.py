@@ -148,9 +148,11 @@ def ndcg(scores_N: np.ndarray, relevant_N: np.ndarray, k: int = 10) -> float:
 
 def exact(queries: TokenVectors, documents: TokenVectors) -> np.ndarray:
     """Returns MaxSim divided by the number of query tokens, (Q, N)."""
-    starts = documents.offsets_N1[:-1]
-    rows = [np.maximum.reduceat(query @ documents.values_TD.T, starts, axis=1).mean(axis=0) for query in queries]
-    return np.array(rows)
+    said_N, scores_QN = documents.lengths_N > 0, np.full((len(queries), len(documents)), -np.inf, dtype=np.float32)
+    starts = documents.offsets_N1[:-1][said_N]  # a text without vectors is found by no query
+    for row, query in enumerate(queries):
+        scores_QN[row, said_N] = np.maximum.reduceat(query @ documents.values_TD.T, starts, axis=1).mean(axis=0)
+    return scores_QN
 
 
 def nearest(query_nD: np.ndarray, documents: TokenVectors, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -219,8 +221,11 @@ def models_run(args: argparse.Namespace) -> dict[str, object]:
 
 def sweep_run(args: argparse.Namespace) -> list[dict]:
     """Returns both models' curves, seed by seed, of a sweep; a seed that is not finished is left out."""
-    finished, runs = sorted((args.runs / "runs" / "xtr").glob("*/evaluate/state.json")), []
-    for seed in (path.parts[-3] for path in finished if json.loads(path.read_text())["finished"]):
+    runs: list[dict] = []
+    for seed in sorted(path.name for path in (args.runs / "runs" / "xtr").iterdir()):
+        states = [args.runs / "runs" / variant / seed / "evaluate" / "state.json" for variant in ("maxsim", "xtr")]
+        if not all(path.is_file() and json.loads(path.read_text())["finished"] for path in states):
+            continue
         args.model = [str(args.runs / "runs" / variant / seed / variant / "model") for variant in ("maxsim", "xtr")]
         runs.append({"seed": seed, **dict(zip(("mean_maxsim", "xtr"), models_run(args).values(), strict=True))})
         print(json.dumps(runs[-1]), flush=True)

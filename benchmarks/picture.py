@@ -38,10 +38,8 @@ def main() -> None:
     variants = {name: report["variants"][name] for name in names if report["variants"][name]["cost"]}
     scores = {name: tuple(v["scores"][args.metric][key] for key in ("mean", "low", "high")) for name, v in variants.items()}
     costs = {name: Cost(**v["cost"]) for name, v in variants.items()}
-    for figure, axis in zip(
-        tradeoff_figures("all tasks", args.metric, scores, costs, list(variants)), ("bytes", "ms"), strict=True
-    ):
-        path = args.out.with_name(f"{args.out.name}-{axis}.svg")
+    for figure in tradeoff_figures("all tasks", args.metric, scores, costs, list(variants)):
+        path = args.out.with_name(f"{args.out.name}-{'bytes' if 'bytes' in figure.title else 'ms'}.svg")
         path.write_text(standalone(figure.svg))
         print(path)
 

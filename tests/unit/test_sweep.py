@@ -84,6 +84,15 @@ worse = "first"
 paper = "2 > 1"
 """
 
+SPARSE_VARIANT = """
+[sweep.variant.words]
+title = "words alone"
+model = "bm25"
+[[sweep.group]]
+title = "Kinds"
+variants = ["first", "words"]
+"""
+
 
 @pytest.fixture
 def recipe(tmp_path):
@@ -138,6 +147,7 @@ def test_what_is_wrong_with_a_sweep_is_said(recipe):
         ('worse = "first"', 'worse = "last"', "claim 'Two beat one': no variant 'last'"),
         ('paper = "2 > 1"', 'metric = "speed"', "no metric 'speed'"),
         ("seeds = [1, 2]", "seeds = [1, 1]", "seeds must differ"),
+        ("seeds = [1, 2]", 'seeds = [1]\nalso = ["recall@100"]', "also: no metric recall@100 is kept; choose from ndcg_at_1,"),
         ('model = "one"\nstages', 'model = "three"\nstages', "sweep.variant.turned: no stage three"),
         ("stage.two.optimizer.lr=0.1", "stage.two.optimizer.speed=0.1", "sweep.variant.hot: stage.two.train.optimizer.speed"),
         ("stage.two.optimizer.lr=0.1", "stage.two.steps.x=1", "sweep.variant.hot: --set stage.two.steps.x=1"),
@@ -238,6 +248,38 @@ def test_page_and_tables_hold_every_variant_and_claim(recipe, tmp_path):
     first, second = (report.variants[name].scores["overall"].seeds for name in ("first", "second"))
     assert claim.difference.seeds == pytest.approx(np.subtract(second, first))
     assert "2 &gt; 1" in page
+
+
+def test_further_metrics_and_costs_are_shown(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("seeds = [1, 2]", 'seeds = [1, 2]\nalso = ["recall_at_100"]'))
+    sweep = load_sweep(recipe, variants=["first", "second", "first"])
+    assert [run.variant for run in sweep.runs] == ["first", "second"] * 2, "a variant given twice runs once"
+    run_sweep(sweep, tmp_path / "out", device="cpu")
+    report = sweep_report(sweep, tmp_path / "out", tmp_path)
+    assert report.columns == ["toy", "overall", "recall@100"]
+    for seed in (1, 2):
+        result = json.loads((tmp_path / f"out/runs/first/seed-{seed}/evaluate/one/toy/result.json").read_text())["result"]
+        assert report.variants["first"].scores["recall@100"].seeds[seed - 1] == pytest.approx(
+            result["metrics"]["recall_at_100"]
+        )
+    cost = report.variants["first"].cost
+    assert (cost.document_bytes, cost.told) == (4 * 8, "8 dimensions")
+    assert cost.query_ms > 0
+    page, text = render_sweep(report), render_markdown(report)
+    assert "bytes a document" in page
+    assert "| 8 dimensions | 32 |" in text
+    assert "What quality costs" not in page, "all cost the same"
+    with pytest.raises(ValueError, match="no variant third; variants: first, second, hot, turned"):
+        load_sweep(recipe, variants=["third"])
+
+
+def test_variants_of_other_costs_are_drawn(recipe, tmp_path):
+    recipe.write_text(recipe.read_text() + SPARSE_VARIANT)
+    sweep = load_sweep(recipe, seeds=[1], variants=["first", "words"])
+    run_sweep(sweep, tmp_path / "out", device="cpu")
+    page = render_sweep(sweep_report(sweep, tmp_path / "out", tmp_path))
+    assert page.count("What quality costs") == 1
+    assert page.count("(logarithmic)") == 2, "over bytes and over milliseconds"
 
 
 def scores(values, spread=0.0, items=2000):

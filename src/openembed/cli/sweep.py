@@ -36,7 +36,7 @@ def sweep(
 ) -> None:
     """Run every variant of a recipe with every seed, sharing the stages they have in common, and compare them.
 
-    Run again, it goes on where it stopped. Writes report.html, report.md and report.json.
+    Run again, it goes on where it stopped. Writes report.html, report.md and report.json of all that is finished there.
     """
     from openembed.recipe.files import read_recipe
     from openembed.recipe.sweep import load_sweep, run_sweep
@@ -51,12 +51,19 @@ def sweep(
     base = base_folder(file.path, file.packaged, data)
     if not report_only:
         run_sweep(loaded, out, base=base, device=device, on_run=None if as_json else _Announcer())
-    report = sweep_report(loaded, out, base, " ".join(["openembed", *sys.argv[1:]]), device)
+    whole = loaded if smoke else load_sweep(recipe, settings or (), seeds=_seeds_of(out, loaded.config.seeds))
+    report = sweep_report(whole, out, base, " ".join(["openembed", *sys.argv[1:]]), device)
     page = write_sweep(report, out)
     if as_json:
         print_json({"out": str(out), "report": str(page), **report.as_dict()})
     else:
         _say(report, page)
+
+
+def _seeds_of(out: Path, chosen: tuple[int, ...]) -> list[int]:
+    """The seeds that any run in ``out`` had, and those of now: the report is of all that is finished there."""
+    found = {int(path.name.removeprefix("seed-")) for path in out.glob("runs/*/seed-*")}
+    return sorted(found.union(chosen))
 
 
 def _numbers(text: str) -> list[int]:

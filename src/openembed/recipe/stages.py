@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +138,9 @@ class Workplace:
 
         if dtype != "int8":
             return self.model(reference, dtype=None if dtype is None else DTYPES[dtype])
-        if reference == UNTRAINED:
-            return in_int8(self.model(UNTRAINED))
+        if reference == UNTRAINED:  # int8 is of CPUs: on one it is built, where no other device is asked for
+            place = self if self.device is not None else replace(self, device="cpu")
+            return in_int8(place.model(UNTRAINED))
         return load(self.model_folder(reference), device=self.device, dtype="int8")
 
     def reranker(self, reference: str) -> Reranker:

@@ -79,7 +79,7 @@ def load_sweep(
     runs = [
         SweepRun(name, seed, _variant(file, settings, config, name, seed, smoke), config.evaluate)
         for seed in seeds
-        for name in variants or config.variant
+        for name in dict.fromkeys(variants) or config.variant
     ]
     return Sweep(config.model_copy(update={"seeds": seeds}), recipe, tuple(runs))
 

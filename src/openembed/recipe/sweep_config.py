@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field, model_validator
 
 from openembed.config import Config, Name
+from openembed.evaluation.metrics import RETRIEVAL_METRICS
 
 OVERALL = "overall"
 """The metric that is the mean of a sweep's ``measure`` means."""
@@ -45,7 +46,7 @@ class Claim(Config):
 class SweepConfig(Config):
     """Variants, each run with every seed and scored by the tasks of the stage ``evaluate``.
 
-    ``measure``: name → tasks whose mean it is. ``also``: further metrics, such as ``recall_at_100``, as means over all tasks.
+    ``measure``: name → tasks whose mean it is. ``also``: further metrics, such as ``recall_at_100``, as means of tasks.
     Metrics of claims are tasks, measures, ``overall``, the mean of the measures, or one of ``also``.
     """
 
@@ -56,6 +57,12 @@ class SweepConfig(Config):
     variant: dict[Name, Variant] = Field(min_length=1)
     group: tuple[Group, ...] = Field(min_length=1)
     claim: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _metrics_are_known(self) -> SweepConfig:
+        if unknown := [name for name in self.also if name not in RETRIEVAL_METRICS]:
+            raise ValueError(f"also: no metric {', '.join(unknown)} is kept; choose from {', '.join(RETRIEVAL_METRICS)}")
+        return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> SweepConfig:

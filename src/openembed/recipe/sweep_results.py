@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
@@ -83,13 +83,18 @@ def _scores(config: SweepConfig, found: Mapping[int, dict]) -> dict[str, SeedSco
         for task in tasks
     }
     means = {name: mean_scores([scores[task] for task in tasks]) for name, tasks in measures.items()}
-    further = {
-        METRIC_NAMES.get(name, name): mean_scores(
-            [seed_scores({seed: results[task] for seed, results in found.items()}, metric=name) for task in scores]
-        )
-        for name in config.also
-    }
+    further = {}
+    for name in config.also:
+        having = _having(name, scores, found)
+        parts = [seed_scores({seed: results[task] for seed, results in found.items()}, metric=name) for task in having]
+        if parts:
+            further[METRIC_NAMES.get(name, name)] = mean_scores(parts)
     return {**scores, **means, OVERALL: mean_scores(list(means.values())), **further}
+
+
+def _having(metric: str, tasks: Iterable[str], found: Mapping[int, dict]) -> list[str]:
+    """Those of ``tasks`` that have ``metric`` in every seed; STS has no recall."""
+    return [task for task in tasks if all(metric in results[task][0].metrics for results in found.values())]
 
 
 def _cost(seeds: Sequence[Mapping[str, tuple]]) -> Cost | None:
@@ -105,7 +110,7 @@ def _cost(seeds: Sequence[Mapping[str, tuple]]) -> Cost | None:
     entries = fmean(fmean(c.entries for c in costs) for costs in found)
     return Cost(
         fmean(fmean(c.document_bytes for c in costs) for costs in found),
-        fmean(map(median, took)) if all(took) else None,
+        fmean(median(times) for times in took if times) if any(took) else None,
         entries,
         found[0][0].of,
     )
