@@ -1,8 +1,9 @@
 """Compares two sparse systems of a sweep at equal document length: documents keep their weightiest terms alone.
 
-Penalties of the same weight leave documents of different lengths, and longer ones find more; cut to the same number of terms,
-what is compared is which terms and weights were learned. By default: idf in the match against binary queries, which is what
-IDF-aware FLOPS amounts to (arXiv 2411.04403).
+Penalties of the same weight leave documents of different lengths, and longer ones find more. Which terms are the weightiest is a
+choice where queries are weighted by idf: those of greatest weight, or of greatest weight times idf, which is what a query that has
+the term adds up; both are shown. By default: idf in the match against binary queries, which is what IDF-aware FLOPS amounts to
+(arXiv 2411.04403). Everything is float32.
 
     python benchmarks/equal_length.py --runs runs/systems --data A --data B --json equal-length.json
 """
@@ -23,34 +24,42 @@ from openembed.evaluation.statistics import generator
 from openembed.index import exact
 
 LENGTHS = (16, 32, 64, 128)
-Found = dict[tuple[str, str, str], tuple[dict[int, np.ndarray], float]]
-"""(variant, seed, task) → nDCG@10 of each query by document length, and the mean number of terms of a document."""
+Cut = tuple[int, str]
+"""How many terms of a document are kept (0: all), and by what."""
+CUTS: tuple[Cut, ...] = (*((terms, order) for order in ("weight", "weight x idf") for terms in LENGTHS), (0, "weight"))
+Found = dict[tuple[str, str, str], tuple[dict[Cut, np.ndarray], float]]
+"""(variant, seed, task) → nDCG@10 of each query by cut, and the mean number of terms of a document."""
 
 
-def cut(weights_NV: csr_matrix, terms: int) -> csr_matrix:
-    """Returns the ``terms`` largest weights of every row."""
+def cut(weights_NV: csr_matrix, terms: int, factor_V: np.ndarray) -> csr_matrix:
+    """Returns the ``terms`` entries of every row whose weight times ``factor_V`` is largest."""
     kept = weights_NV.copy()
     for row in range(kept.shape[0]):
-        values = kept.data[kept.indptr[row] : kept.indptr[row + 1]]
-        if len(values) > terms:
-            values[np.argpartition(values, -terms)[:-terms]] = 0
+        entries = slice(kept.indptr[row], kept.indptr[row + 1])
+        order = kept.data[entries] * factor_V[kept.indices[entries]]
+        if len(order) > terms:
+            kept.data[entries][np.argpartition(order, -terms)[:-terms]] = 0
     kept.eliminate_zeros()
     return kept
 
 
-def ndcg(model: Path, folder: Path) -> tuple[dict[int, np.ndarray], float]:
-    """Returns nDCG@10 of each query by document length (0: uncut), and the mean number of terms of a document."""
+def ndcg(model: Path, folder: Path) -> tuple[dict[Cut, np.ndarray], float]:
+    """Returns nDCG@10 of each query by :data:`Cut`, and the mean number of terms of a document."""
     encoder = openembed.load(model)
     corpus, queries, qrels = read_beir(folder)
     judged = [query for query in queries if qrels.get(query.id)]
     documents = encoder.encode_documents([document.full_text for document in corpus])
     asked, found = encoder.encode_queries([query.text for query in judged]), {}
     ids, names = [query.id for query in judged], [document.id for document in corpus]
-    for terms in (*LENGTHS, 0):
-        searched = exact.prepared(cut(documents, terms) if terms else documents)
+    factors = {
+        "weight": np.ones(documents.shape[1], dtype=np.float32),
+        "weight x idf": encoder.query_head.table().detach().numpy(),
+    }
+    for terms, order in CUTS:
+        searched = exact.prepared(cut(documents, terms, factors[order]) if terms else documents)
         run = exact_search(asked, ids, searched, names, 100)
         scores = per_query(run, {name: qrels[name] for name in ids}, ("ndcg_at_10",))["ndcg_at_10"]
-        found[terms] = np.array([scores[name] for name in sorted(scores)])
+        found[terms, order] = np.array([scores[name] for name in sorted(scores)])
     return found, documents.nnz / documents.shape[0]
 
 
@@ -64,11 +73,11 @@ def seed_scores(by_seed: dict[int, np.ndarray], task: str) -> SeedScores:
     return SeedScores(tuple(by_seed), np.array(values), np.array(resampled))
 
 
-def compare(found: Found, names: tuple[str, str], seeds: list[str], tasks: list[str], terms: int) -> dict[str, object]:
-    """Returns both systems' means at a length, and the difference with its interval over seeds and queries."""
+def compare(found: Found, names: tuple[str, str], seeds: list[str], tasks: list[str], kept: Cut) -> dict[str, object]:
+    """Returns both systems' means at a cut, and the difference with its interval over seeds and queries."""
 
     def mean(name: str) -> SeedScores:
-        by_task = {task: {number: found[name, seed, task][0][terms] for number, seed in enumerate(seeds)} for task in tasks}
+        by_task = {task: {number: found[name, seed, task][0][kept] for number, seed in enumerate(seeds)} for task in tasks}
         return mean_scores([seed_scores(by_seed, task) for task, by_seed in by_task.items()])
 
     means = {name: mean(name) for name in names}
@@ -102,8 +111,9 @@ def main() -> None:
     }
     report: dict[str, object] = {"seeds": seeds, "data": tasks}
     report["terms"] = {name: float(np.mean([found[name, s, task][1] for s in seeds for task in tasks])) for name in names}
-    for terms in (*LENGTHS, 0):
-        report[str(terms) if terms else "uncut"] = compare(found, names, seeds, tasks, terms)
+    for kept in CUTS:
+        label = f"{kept[0]} by {kept[1]}" if kept[0] else "uncut"
+        report[label] = compare(found, names, seeds, tasks, kept)
     print(json.dumps(report, indent=1))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
