@@ -281,3 +281,15 @@ def test_models_are_scored_in_the_dtype_asked_for(tmp_path, monkeypatch):
         run_recipe(recipe, tmp_path / "out", base=tmp_path, device="cpu")
     models = ("untrained", "one", "openembed-nano")
     assert asked == [*((model, "int8") for model in models), *((model, "float32") for model in models)]
+
+
+def test_models_read_no_more_of_a_text_than_the_stage_says(tmp_path):
+    (tmp_path / "scored.toml").write_text(SCORED)
+    values = []
+    for settings in ((), ("stage.evaluate.max_length=3",)):
+        recipe = load_recipe(tmp_path / "scored.toml", ['stage.evaluate.models=["openembed-nano"]', *settings])
+        assert ("max_length" in recipe.stage["evaluate"].model_dump()) == bool(settings), "unset, it changes no stage's hash"
+        run_recipe(recipe, tmp_path / "out", base=tmp_path, device="cpu")
+        result = json.loads((tmp_path / "out/evaluate/openembed-nano/toy/result.json").read_text())["result"]
+        values.append(result["metrics"])
+    assert values[0] != values[1]

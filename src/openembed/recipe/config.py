@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 from openembed.config import Config, Name, parse
 from openembed.data.evaluation_texts import EvaluationSet
 from openembed.data.filter import FilterConfig
-from openembed.data.library import VERSIONS, library, resolve
 from openembed.data.mine import MineConfig
 from openembed.data.select import PolicyConfig
 from openembed.data.sources import SourceConfig
@@ -25,6 +24,7 @@ from openembed.heads.token_pooling import TokenPoolConfig
 from openembed.objectives.distillation import DistillationConfig
 from openembed.objectives.regularizers import FlopsConfig, Regularized
 from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
+from openembed.recipe.source_tables import MINED, expanded_stage, named_sources
 from openembed.recipe.sweep_config import SweepConfig
 from openembed.seeds import derive
 from openembed.steps import StepConfig
@@ -34,8 +34,6 @@ UNTRAINED, BM25 = "untrained", "bm25"
 """Names of models that are no stage: the recipe's encoder before training, and lexical search."""
 RANDOM = "random"
 """The teacher of a mine stage that draws negatives at random."""
-MINED = "stage:"
-"""Begins the path of what a mine or filter stage writes: ``stage:<stage>/<source>.jsonl``."""
 
 
 class TaskConfig(Config):
@@ -189,12 +187,16 @@ class TrainStage(TrainConfig):
 
 
 class EvaluateStage(Config):
-    """Scores ``models``, run in ``dtype``, on ``tasks``: ``untrained``, ``bm25``, a train stage, a folder or a hub id."""
+    """Scores ``models`` on ``tasks``: ``untrained``, ``bm25``, a train stage, a folder or a hub id.
+
+    ``dtype``: what they run in. ``max_length``: tokens of a text that they read at most.
+    """
 
     do: Literal["evaluate"]
     models: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
     dtype: Dtype | None = None
+    max_length: int | None = Field(None, ge=1, exclude_if=lambda given: given is None)  # scored before it was there
 
 
 class IndexStage(Config):
@@ -282,10 +284,10 @@ def parse_recipe(file: RecipeFile) -> Recipe:
     """
     where = str(file.path)
     table = dict(file.table)
-    sources = _sources(table.pop("source", {}), table.pop("library", None), where)
+    sources = named_sources(table.pop("source", {}), table.pop("library", None), where)
     stages = table.get("stage", {})
     if isinstance(stages, Mapping):
-        expanded = {name: _expand(name, stage, sources, where) for name, stage in stages.items()}
+        expanded = {name: expanded_stage(name, stage, sources, where) for name, stage in stages.items()}
         table["stage"] = {name: _seeded(name, stage, table.get("seed", 0)) for name, stage in expanded.items()}
     recipe = parse(Recipe, {"name": file.name, **table}, where)
     problems = check_references(recipe)
@@ -294,57 +296,10 @@ def parse_recipe(file: RecipeFile) -> Recipe:
     return recipe
 
 
-class _Sources(Config):
-    source: dict[Name, SourceConfig]
-
-
-def _sources(named: Any, version: Any, where: str) -> dict[str, SourceConfig]:
-    """The sources that stages may name: those of the recipe, over those of the library."""
-    if not isinstance(named, Mapping):
-        raise ValueError(f"{where}: source: expected tables [source.NAME] (got {named!r})")
-    if version not in (None, *VERSIONS):
-        raise ValueError(f"{where}: library: expected {' or '.join(VERSIONS)} (got {version!r})")
-    tables: dict[str, Any] = {name: {"name": name, **entry.table(version)} for name, entry in library().items()}
-    for name, row in named.items():
-        try:
-            tables[name] = resolve(name, row, version) if isinstance(row, Mapping) else row
-        except ValueError as error:
-            raise ValueError(f"{where}: source.{name}.use: {error}") from None
-    return parse(_Sources, {"source": tables}, where).source
-
-
 def _seeded(name: str, stage: Any, seed: Any) -> Any:
     if not isinstance(stage, Mapping) or stage.get("do") != "train" or not isinstance(seed, int):
         return stage
     return {"seed": derive(seed, name) % 2**31, **stage}
-
-
-def _expand(name: str, stage: Any, sources: Mapping[str, SourceConfig], where: str) -> Any:
-    """The stage with names of sources replaced by the sources themselves, in ``sources`` or ``data.sources``."""
-    if not isinstance(stage, Mapping):
-        return stage
-    if isinstance(stage.get("data"), Mapping):
-        inner = _expand(f"{name}.data", stage["data"], sources, where)
-        return {**stage, "data": inner}
-    listed = stage.get("sources")
-    if not isinstance(listed, (list, tuple)):
-        return stage
-    places = [f"{where}: stage.{name}.sources.{index}" for index in range(len(listed))]
-    return {**stage, "sources": [_source(item, sources, place) for item, place in zip(listed, places, strict=True)]}
-
-
-def _source(item: Any, sources: Mapping[str, SourceConfig], where: str) -> Any:
-    if not isinstance(item, str):
-        return item
-    mined, _, name = item.rpartition("/")
-    if name not in sources:
-        known = ", ".join(own for own in sources if own not in library()) or "none"
-        raise ValueError(f"{where}: no table [source.{name}] (got {item!r}); known: {known}, and `openembed recipe sources`")
-    given = sources[name].model_dump(exclude_unset=True)
-    if mined:
-        kept = ("name", "licence", "instruction", "document_instruction", "in_batch", "weight", "cap", "loss_weight")
-        return {key: given[key] for key in kept if key in given} | {"path": f"{MINED}{mined}/{name}.jsonl"}
-    return given
 
 
 def model_references(stage: StageConfig) -> dict[str, str]:

@@ -317,7 +317,8 @@ def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
             ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
-            system = EncoderSystem(place.used(model, stage.dtype), model)
+            options = {} if stage.max_length is None else {"max_length": stage.max_length}
+            system = EncoderSystem(place.used(model, stage.dtype), model, options=options)
             run_tasks(system, [task for task in tasks if task.kind in system.kinds], folder / folder_name(model))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from openembed.files import atomic_write
 from openembed.locks import exclusive
+from openembed.packaged import packaged
 from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, Recipe, TrainStage, needed_stages, parse_recipe
 from openembed.recipe.files import RecipeFile, override, read_recipe
 from openembed.recipe.run import StageDone, is_finished, run_stages, stage_hashes
@@ -95,6 +96,7 @@ def _variant(file: RecipeFile, settings: tuple[str, ...], config: SweepConfig, n
     del table["sweep"]
     stages = table["stage"]
     unknown = [other for other in (*variant.stages, variant.model) if other not in (*stages, UNTRAINED, BM25)]
+    unknown = [other for other in unknown if other in variant.stages or packaged(other) is None]
     if unknown:
         raise ValueError(f"{where}: no stage {', '.join(unknown)}; stages: {', '.join(stages)}")
     order = [*variant.stages, config.evaluate] if variant.stages else list(stages)

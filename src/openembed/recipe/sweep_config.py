@@ -14,7 +14,8 @@ OVERALL = "overall"
 
 
 class Variant(Config):
-    """The recipe with ``settings`` (``path.to.key=value``) applied; its stage ``model`` is scored (or ``untrained``, ``bm25``).
+    """The recipe with ``settings`` (``path.to.key=value``) applied; its stage ``model`` is scored (or ``untrained``, ``bm25``,
+    the package's own model).
 
     ``stages`` puts mine and train stages in another order than the recipe's. Only what ``model`` needs is run.
     """
