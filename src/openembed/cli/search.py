@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -299,12 +299,13 @@ def _table(rows: list[tuple[str, float, Any]], query: str, store: Store, terms: 
 
     from rich.table import Table
 
+    words = set(store.analyzer.terms(query))
     table = Table(box=None, pad_edge=False)
     for name, justify in (("rank", "right"), ("score", "right"), ("id", "left"), ("document", "left")):
         table.add_column(name, justify=justify, overflow="fold")
     for rank, (identifier, score, document) in enumerate(rows, 1):
-        title = _highlighted(document.title, query, store, width=None, style="bold")
-        body = _highlighted(document.text, query, store, width=200, style="")
+        title = _highlighted(document.title, words, store, width=None, style="bold")
+        body = _highlighted(document.text, words, store, width=200, style="")
         if document.metadata:
             body.append("\n" + _printable(json.dumps(document.metadata, ensure_ascii=False))[:200], style="dim")
         if identifier in terms:
@@ -320,12 +321,12 @@ def _shares(terms: list[dict[str, Any]]) -> str:
     return "  ".join([*shown, *([f"+ {len(terms) - TERMS} more"] if len(terms) > TERMS else [])])
 
 
-def _highlighted(text: str, query: str, store: Store, *, width: int | None, style: str) -> Any:
+def _highlighted(text: str, words: Set[str], store: Store, *, width: int | None, style: str) -> Any:
     from rich.text import Text
 
     from openembed.index.highlight import matches, snippet
 
-    spans = matches(text, query, store.analyzer)
+    spans = matches(text, words, store.analyzer)
     start, end = (0, len(text)) if width is None else snippet(text, spans, width)
     shown = Text("… " if start else "", style=style)
     offset = len(shown) - start
