@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from kind_fakes import WordTokens, WordWeights
 from sparse_fakes import SparseWords
@@ -91,6 +92,18 @@ def test_two_models_and_words_are_fused(cli, corpus, tmp_path):
     first = best(cli, index, "hybrid")[0]
     assert (first["id"], first["score"]) == ("4", pytest.approx(3 / 61))
     assert best(cli, index, "dense")[0]["id"] == best(cli, index, "sparse", model="words")[0]["id"] == "4"
+
+
+def test_no_normalize_is_about_dense_vectors_and_leaves_others_as_their_head_makes_them(cli, corpus, tmp_path):
+    index = tmp_path / "index"
+    cli("index", corpus, "-o", index, "--model", "bag", "--model", "words", "--no-normalize")
+    for text in ("hay", "straw"):
+        (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "x", "text": text}) + "\n")
+        cli("add" if text == "hay" else "update", index, tmp_path / "more.jsonl")
+    store, texts = Store(index), [*TEXTS, "straw"]
+    np.testing.assert_array_equal([row for _, row in store.rows()], BagOfWords().encode(texts, normalize=False))
+    weights = [row.weights.sum() for _, row in store.rows("sparse")]
+    np.testing.assert_array_equal(weights, SparseWords().encode(texts).toarray().sum(axis=1))
 
 
 @pytest.mark.parametrize("kind", [WordWeights, WordTokens])

@@ -241,7 +241,8 @@ def encode_for(info: ModelInfo, encoder: Any, corpus: Path, folder: Path, restar
     """
     from openembed.bulk import BulkConfig
 
-    config = BulkConfig(instruction=info.document_instruction, normalize=info.normalize, max_length=info.max_length)
+    normalize = info.normalize or info.kind != "dense"  # the head of another kind decides it
+    config = BulkConfig(instruction=info.document_instruction, normalize=normalize, max_length=info.max_length)
     encoded, report = encode_to(encoder, str(corpus), folder / info.kind, config, restart)
     return encoded.vectors() if info.kind == "dense" else encoded.representations(), report
 
