@@ -172,6 +172,28 @@ def test_a_micro_batch_may_hold_queries_and_documents(encoders, name):
         assert close(made, expected(encoder, TEXTS, side)), side
 
 
+@pytest.mark.parametrize("name", ["words", "colbert", "vectors"])
+def test_what_cannot_be_kept_fails_its_request_and_no_other(encoders, name, monkeypatch):
+    encoder, found, arrived = encoders[name], {}, threading.Event()
+
+    def no_room(*_rows):
+        raise MemoryError("no room")
+
+    def keep(which):
+        return lambda made: (found.__setitem__(which, made), len(found) == 2 and arrived.set())
+
+    batcher = Batcher(encoder, name, 4096, Metrics())
+    failing, fine = (batcher.submit(encoder.tokenize(TEXTS), normalize=True, done=keep(w)) for w in ("failing", "fine"))
+    monkeypatch.setattr(failing.made, "put", no_room)
+    batcher.start()
+    assert arrived.wait(20)
+    assert batcher.healthy
+    batcher.close()
+    assert isinstance(found["failing"], MemoryError)
+    assert close(found["fine"], expected(encoder, TEXTS, "document"))
+    assert fine.left == 0
+
+
 @pytest.mark.parametrize("name", ["words", "colbert"])
 def test_two_threads_share_a_request_of_many_micro_batches(encoders, name):
     encoder, found, arrived = encoders[name], [], threading.Event()
