@@ -194,6 +194,22 @@ def test_what_cannot_be_kept_fails_its_request_and_no_other(encoders, name, monk
     assert fine.left == 0
 
 
+def test_more_numbers_than_an_answer_may_have_are_refused_before_they_are_queued(encoders, monkeypatch):
+    encoder = encoders["pieces"]
+    texts, width = [sentence(*range(9))] * 3, encoder.width
+    most = len(encoder.encode_documents(texts).values_TD) * width
+    with served(["pieces", "words"], encoders, Settings(limits=Limits(answer_values=most))) as (app, _gate, catalog):
+        client = TestClient(app)
+        assert len(post(client, "/v1/multi-vector", input=texts)["data"]) == 3
+        monkeypatch.setattr(catalog.engines["pieces"].batcher, "submit", None)
+        for path in ("/v1/multi-vector", "/pooling"):
+            answer = client.post(path, json={"input": [*texts, "w1"]})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (413, "answer_too_large")
+            assert error["message"].endswith(f"more than the {most} numbers of one request; send it in parts")
+        assert len(post(client, "/embed_sparse", inputs=texts * 20)) == 60
+
+
 @pytest.mark.parametrize("name", ["words", "colbert"])
 def test_two_threads_share_a_request_of_many_micro_batches(encoders, name):
     encoder, found, arrived = encoders[name], [], threading.Event()
