@@ -33,6 +33,8 @@ class SparseWords:
         return sparse.csr_matrix(values)
 
     def encode_documents(self, texts, *, task=None, instruction=None, max_length=None, normalize=True):
+        if not normalize:
+            raise ValueError("normalize: the head decides it where vectors are sparse; leave it out")
         return self.encode(texts)
 
     def encode_queries(self, texts, *, task=None, instruction=None, max_length=None):

@@ -2,13 +2,14 @@
 
 Beside the files of :mod:`openembed.vector_files`, whose names end in ``.partial`` until the end, lies ``journal.jsonl``. Its
 first line says what is being encoded, the others which rows are safely on disk. Where texts have different numbers of entries,
-a chunk that comes before its turn has no place yet: it waits in ``chunk-NUMBER.npz``.
+a chunk that comes before its turn has no place yet: it waits in ``.waiting-NUMBER.npz``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from openembed.files import append_synced, atomic_write, fsync_directory, whole_
 from openembed.vector_files import ARRAYS, IDS, META, PARTIAL, StoredArray, stored_arrays
 
 JOURNAL = "journal.jsonl"
+WAITING = re.compile(r"\.waiting-[0-9]+\.npz")
 
 
 @dataclass
@@ -113,7 +115,7 @@ class ChunkWriter:
 
     def __init__(self, out: Path, arrays: list[StoredArray], done: Done, stack: ExitStack) -> None:
         self._out, self._arrays, self._done = out, arrays, done
-        self._in_turn = arrays[-1].rows == "entries"
+        self._in_turn = _in_turn(arrays)
         self._files = [stack.enter_context(array.partial(out).open("r+b", buffering=0)) for array in arrays]
         self._journal = stack.enter_context((out / JOURNAL).open("ab", buffering=0))
         self._put_waiting()
@@ -159,8 +161,13 @@ def writing(out: Path, arrays: list[StoredArray], done: Done) -> Iterator[ChunkW
         yield ChunkWriter(out, arrays, done, stack)
 
 
-def _waiting(out: Path, number: int | str) -> Path:
-    return out / f"chunk-{number}.npz"
+def _in_turn(arrays: list[StoredArray]) -> bool:
+    """True where a chunk's place is known once those before it are written."""
+    return arrays[-1].rows == "entries"
+
+
+def _waiting(out: Path, number: int) -> Path:
+    return out / f".waiting-{number}.npz"
 
 
 def _read_journal(path: Path) -> tuple[dict[str, Any], Done, int]:
@@ -198,8 +205,10 @@ def finish(out: Path, plan: dict[str, Any], ids: list[str]) -> None:
     with atomic_write(out / IDS) as file:
         for identifier in ids:
             file.write(json.dumps(identifier) + "\n")
-    _remove_waiting(out)
-    for array in stored_arrays(plan):
+    arrays = stored_arrays(plan)
+    if _in_turn(arrays):
+        _remove_waiting(out)
+    for array in arrays:
         if array.rows == "entries":
             with array.partial(out).open("r+b", buffering=0) as file:
                 append_synced(file, array.header, array.partial(out))
@@ -218,5 +227,7 @@ def begin_anew(out: Path) -> None:
 
 
 def _remove_waiting(out: Path) -> None:
-    for path in out.glob(_waiting(out, "*").name):
-        path.unlink()
+    """Removes the chunks that an earlier run has left waiting, and nothing else of the folder's."""
+    for path in out.iterdir():
+        if WAITING.fullmatch(path.name):
+            path.unlink()

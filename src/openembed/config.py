@@ -41,10 +41,13 @@ def _plain(value: Any) -> Any:
 
 
 def describe_errors(error: ValidationError, where: str) -> str:
-    """Returns one line an error: ``where: path.to.key: reason (got value)``."""
+    """Returns one line an error: ``where: path.to.key: reason (got value)``; of settings that do not go together the reason."""
     lines = []
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"])
+        if not path and item["type"] == "value_error":
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+            continue
         given = "" if item["type"] == "missing" else f" (got {_short(item['input'])})"
         lines.append(f"{where}: {path}: {item['msg']}{given}")
     return "\n".join(lines)

@@ -413,9 +413,11 @@ class Encoder(nn.Module):
 
         ``layout``: ``pylate`` or ``colbert`` write a model with a vector a token as PyLate or Stanford's ColBERT do instead,
         to a new folder; ``ValueError`` names the settings that these cannot say. ``named_prompts``: see
-        :func:`openembed.checkpoints.multi_vector_layouts.save_layout`.
+        :func:`openembed.checkpoints.multi_vector_layouts.save_layout`; ``ValueError`` where it has no meaning, in openembed's.
         """
         if layout == "openembed":
+            if named_prompts:
+                raise ValueError("named_prompts is for layout 'pylate'; openembed's own keeps every prompt, leave it out")
             from openembed.checkpoints.native import save_encoder
 
             return save_encoder(self, path)

@@ -156,7 +156,8 @@ class _Worker:
         arrays = encoded_chunk(self._encoder, self._config, shard.read(self._path))
         size = sum(array.nbytes for array in arrays)
         if size > ROW_BYTES:
-            raise ValueError(f"{shard.count} texts give {size / 1e9:.1f} GB, Ray carries 2.1 at once; use a smaller --chunk")
+            much = f"{shard.count} texts give {size / 1e9:.1f} GB, Ray carries 2.1 at once"
+            raise ValueError(f"{much}; run again with a smaller --chunk and --restart")
         data = b"".join(array.tobytes() for array in arrays)
         return {
             "number": [shard.number],

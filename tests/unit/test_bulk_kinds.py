@@ -194,11 +194,22 @@ def test_a_waiting_chunk_that_is_damaged_is_named_and_a_new_beginning_removes_it
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=f"{len(TEXTS)} texts before, 5 now"):
         encode_file(elsewhere(model, (2, 4)), corpus, out, CONFIG)  # the last chunk has two texts
-    (out / "chunk-2.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"chunk-2\.npz: cannot be read .* pass --restart"):
+    (out / ".waiting-2.npz").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"\.waiting-2\.npz: cannot be read .* pass --restart"):
         encode_file(model(), corpus, out, CONFIG)
     encode_file(model(), corpus, out, CONFIG, restart=True)
     assert set(contents(out)) == FILES[model.kind]
+
+
+def test_files_of_the_users_own_are_left_where_they_are(corpus, tmp_path, model):
+    out, own = tmp_path / "out", ("chunk-1.npz", "chunk-mine.npz", ".waiting-mine.npz", ".waiting-1.npz.bak")
+    out.mkdir()
+    for name in own:
+        (out / name).write_bytes(b"precious")
+    for encoder, restart in ((elsewhere(model, (4, 3, 2, 1, 0)), False), (model(), True)):
+        encode_file(encoder, corpus, out, CONFIG, restart=restart)
+        assert {name: (out / name).read_bytes() for name in own} == dict.fromkeys(own, b"precious")
+        assert set(contents(out)) == FILES[model.kind] | set(own)
 
 
 def test_headers_are_of_one_length():

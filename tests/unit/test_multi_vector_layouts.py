@@ -226,6 +226,9 @@ def test_prompts_of_text_go_to_pylate_by_name(tmp_path):
         ours.save(tmp_path / "out", layout="pylate")
     ours.save(tmp_path / "out", layout="pylate", named_prompts=True)
     settings = read(tmp_path / "out" / "config_sentence_transformers.json")
+    with pytest.raises(ValueError, match="named_prompts is for layout 'pylate'"):
+        ours.save(tmp_path / "own", named_prompts=True)
+    assert not (tmp_path / "own").exists()
     assert settings["prompts"] == {"query": "q w3 ", "document": "d, "}
     assert (settings["query_prefix"], settings["document_prefix"]) == ("[unused0]", "")
     alike(ours, openembed.load(tmp_path / "out"))

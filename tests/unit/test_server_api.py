@@ -311,6 +311,7 @@ REFUSED = [
     ("/v1/search", {"query": "a", "index": "nonsense"}, 404, "index"),
     ("/v1/search", {"query": "a", "k": 0}, 400, "k"),
     ("/v1/search", {"query": "a", "k": 1001}, 413, "k"),
+    ("/v1/search", {"query": "a" * 32_769}, 413, "query"),
     ("/v1/search", {"query": "a", "mode": "psychic"}, 400, "mode"),
     ("/v1/contributions", {"text": ""}, 400, "text"),
     ("/v1/documents", {"documents": [{"text": "a"}]}, 403, None),

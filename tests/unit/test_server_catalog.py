@@ -5,13 +5,16 @@ import hashlib
 import re
 
 import pytest
-from server_setup import make_index, served
+from server_setup import make_index, make_kinds, served
+from sparse_fakes import SparseWords
 from starlette.testclient import TestClient
+from store_fakes import BagOfWords
 from typer.testing import CliRunner
 
 from openembed.cli import app as command
 from openembed.cli.serve import _api_keys, _hosts
 from openembed.server.pages import policy
+from openembed.server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,38 @@ def test_names_are_folders_made_unique_or_given(encoder, tmp_path):
         assert list(catalog.indexes) == ["news", "news-2", "out", "mine"]
         assert list(catalog.engines) == ["tiny", "Some-Model", "y"]
         assert [index.engines for index in catalog.indexes.values()] == [{"dense": catalog.engines["tiny"]}] * 4
+
+
+def test_an_index_is_served_without_a_model_that_cannot_be_opened(encoder, tmp_path, caplog):
+    make_kinds(tmp_path / "both", {"tiny": encoder, "moved": SparseWords()})
+    make_kinds(tmp_path / "moved-first", {"moved": SparseWords(), "tiny": encoder})
+    make_kinds(tmp_path / "one", {"moved": SparseWords()})
+    make_kinds(tmp_path / "none", {"moved": SparseWords(), "gone": BagOfWords()})
+
+    class Models(dict):
+        def __getitem__(self, name):
+            if name != "tiny":
+                raise FileNotFoundError(f"{name}: no such model folder")
+            return encoder
+
+    targets, settings = [str(tmp_path / name) for name in ("both", "moved-first")], Settings(writable=True)
+    with served(targets, Models(), settings) as (app, _gate, catalog):
+        assert [list(index.engines) for index in catalog.indexes.values()] == [["dense"], ["dense"]]
+        assert (
+            "index both: its model moved cannot be opened (moved: no such model folder); served without sparse" in caplog.text
+        )
+        client = TestClient(app)
+        found = client.post("/v1/search", json={"query": "cats", "index": "moved-first"}).json()
+        assert (found["mode"], len(found["hits"])) == ("hybrid", 4)
+        assert (
+            client.post("/v1/search", json={"query": "cats", "mode": "sparse"}).json()["error"]["code"] == "mode_not_available"
+        )
+        refused = client.post("/v1/documents", json={"documents": [{"text": "new"}]})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_missing")
+        assert "sparse weights" in refused.json()["error"]["message"]
+    for name in ("one", "none"):
+        with pytest.raises(FileNotFoundError, match="no such model folder"), served([str(tmp_path / name)], Models()):
+            pass
 
 
 def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):

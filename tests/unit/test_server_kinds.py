@@ -172,6 +172,44 @@ def test_a_micro_batch_may_hold_queries_and_documents(encoders, name):
         assert close(made, expected(encoder, TEXTS, side)), side
 
 
+@pytest.mark.parametrize("name", ["words", "colbert", "vectors"])
+def test_what_cannot_be_kept_fails_its_request_and_no_other(encoders, name, monkeypatch):
+    encoder, found, arrived = encoders[name], {}, threading.Event()
+
+    def no_room(*_rows):
+        raise MemoryError("no room")
+
+    def keep(which):
+        return lambda made: (found.__setitem__(which, made), len(found) == 2 and arrived.set())
+
+    batcher = Batcher(encoder, name, 4096, Metrics())
+    failing, fine = (batcher.submit(encoder.tokenize(TEXTS), normalize=True, done=keep(w)) for w in ("failing", "fine"))
+    monkeypatch.setattr(failing.made, "put", no_room)
+    batcher.start()
+    assert arrived.wait(20)
+    assert batcher.healthy
+    batcher.close()
+    assert isinstance(found["failing"], MemoryError)
+    assert close(found["fine"], expected(encoder, TEXTS, "document"))
+    assert fine.left == 0
+
+
+def test_more_numbers_than_an_answer_may_have_are_refused_before_they_are_queued(encoders, monkeypatch):
+    encoder = encoders["pieces"]
+    texts, width = [sentence(*range(9))] * 3, encoder.width
+    most = len(encoder.encode_documents(texts).values_TD) * width
+    with served(["pieces", "words"], encoders, Settings(limits=Limits(answer_values=most))) as (app, _gate, catalog):
+        client = TestClient(app)
+        assert len(post(client, "/v1/multi-vector", input=texts)["data"]) == 3
+        monkeypatch.setattr(catalog.engines["pieces"].batcher, "submit", None)
+        for path in ("/v1/multi-vector", "/pooling"):
+            answer = client.post(path, json={"input": [*texts, "w1"]})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (413, "answer_too_large")
+            assert error["message"].endswith(f"more than the {most} numbers of one request; send it in parts")
+        assert len(post(client, "/embed_sparse", inputs=texts * 20)) == 60
+
+
 @pytest.mark.parametrize("name", ["words", "colbert"])
 def test_two_threads_share_a_request_of_many_micro_batches(encoders, name):
     encoder, found, arrived = encoders[name], [], threading.Event()

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from kind_fakes import WordTokens, WordWeights
 from sparse_fakes import SparseWords
@@ -91,6 +92,44 @@ def test_two_models_and_words_are_fused(cli, corpus, tmp_path):
     first = best(cli, index, "hybrid")[0]
     assert (first["id"], first["score"]) == ("4", pytest.approx(3 / 61))
     assert best(cli, index, "dense")[0]["id"] == best(cli, index, "sparse", model="words")[0]["id"] == "4"
+    with pytest.raises(ValueError, match=r"--model words gives sparse weights .*; dense vectors are asked for here"):
+        best(cli, index, "dense", model="words")
+    (tmp_path / "more.jsonl").write_text('{"_id": "x", "text": "straw"}\n')
+    assert json.loads(cli("add", index, tmp_path / "more.jsonl", "--model", "words", "--json"))["added"] == 1
+
+
+def test_no_normalize_is_about_dense_vectors_and_leaves_others_as_their_head_makes_them(cli, corpus, tmp_path):
+    index = tmp_path / "index"
+    cli("index", corpus, "-o", index, "--model", "bag", "--model", "words", "--no-normalize")
+    for text in ("hay", "straw"):
+        (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "x", "text": text}) + "\n")
+        cli("add" if text == "hay" else "update", index, tmp_path / "more.jsonl")
+    store, texts = Store(index), [*TEXTS, "straw"]
+    np.testing.assert_array_equal([row for _, row in store.rows()], BagOfWords().encode(texts, normalize=False))
+    weights = [row.weights.sum() for _, row in store.rows("sparse")]
+    np.testing.assert_array_equal(weights, SparseWords().encode(texts).toarray().sum(axis=1))
+
+
+def test_bytes_are_for_sparse_weights_and_leave_token_vectors_as_they_are(cli, corpus, tmp_path, monkeypatch):
+    made = {"words": WordWeights(), "pieces": WordTokens()}
+    monkeypatch.setattr(openembed, "load", lambda name, **_options: made[name])
+    given = "index", corpus, "-o", tmp_path / "index", "--precision"
+    for models, precision, message in (
+        (["pieces"], "uint8", r"^--precision uint8 is for sparse weights; token vectors are kept in float32 or float16$"),
+        (["words", "words"], "float32", "2 encoders, but of 1 kinds"),
+        (["words", "pieces"], "int4", "precision: .* 'float32', 'float16' or 'uint8'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli(*given, precision, *[part for name in models for part in ("--model", name)])
+    assert made["words"].encoded == made["pieces"].encoded == []
+    assert not (tmp_path / "index").exists()
+    cli(*given, "uint8", "--model", "words", "--model", "pieces")
+    kept = {kind: model.precision for kind, model in Store(tmp_path / "index").models.items()}
+    assert kept == {"sparse": "uint8", "tokens": "float32"}
+    with pytest.raises(
+        ValueError, match=r"^options: precision uint8 is for sparse weights; token vectors are kept in .*float16$"
+    ):
+        describe_model("pieces", made["pieces"], precision="uint8")
 
 
 @pytest.mark.parametrize("kind", [WordWeights, WordTokens])

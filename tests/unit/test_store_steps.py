@@ -4,10 +4,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from store_fakes import BagOfWords
 
+from openembed.cli.search import _table
 from openembed.index.highlight import matches, snippet
-from openembed.index.lexical import analyzer
+from openembed.index.lexical import Analyzer, analyzer
 from openembed.index.store import Store, describe_model
 from openembed.records import Document, Query
+from openembed.server import searching
 from openembed.steps import Search, StepConfig
 from openembed.steps.fuse import reciprocal_rank
 from openembed.steps.modes import explained, kinds_of, modes_of, ranked
@@ -55,7 +57,7 @@ def test_the_dense_step_refuses_another_model(store):
 
 def test_matches_meet_by_stem_and_the_snippet_holds_most_terms():
     text = "Filler words here. " * 40 + "Retrieving many vectors quickly. " + "More filler follows. " * 40 + "vector"
-    spans = matches(text, "retrieval of vectors", analyzer("en"))
+    spans = matches(text, set(analyzer("en").terms("retrieval of vectors")), analyzer("en"))
     assert [text[low:high] for low, high, _ in spans] == ["Retrieving", "vectors", "vector"]
     start, end = snippet(text, spans, 60)
     assert "Retrieving many vectors" in text[start:end]
@@ -65,7 +67,7 @@ def test_matches_meet_by_stem_and_the_snippet_holds_most_terms():
 
 @given(text=st.text("ab ż\0", max_size=80), query=st.text("ab ż", max_size=8), width=st.integers(1, 30))
 def test_a_snippet_is_a_part_of_the_text_with_a_match_when_one_fits(text, query, width):
-    spans = matches(text, query, analyzer("none"))
+    spans = matches(text, set(analyzer("none").terms(query)), analyzer("none"))
     start, end = snippet(text, spans, width)
     assert 0 <= start <= end <= len(text)
     assert end - start <= width
@@ -121,3 +123,34 @@ def test_words_explain_their_scores(store):
     assert sum(row["share"] for row in shares) == pytest.approx(1)
     with pytest.raises(ValueError, match="no document with id 'no'"):
         store.explain("red", ["no"])
+
+
+def shown_by_the_server(store, query, k):
+    return len(searching.search(store, query, {}, "bm25", k).hits)
+
+
+def shown_by_the_command(store, query, k):
+    hits = ranked(store, "bm25", query, {}, k)
+    return _table([(i, score, store.document(i)) for i, score in hits.items()], query, store, {}).row_count
+
+
+def test_a_long_query_is_counted_once_however_many_words_it_has(store):
+    class Terms(list):
+        def count(self, _term):
+            raise AssertionError("goes through all words for each of them")
+
+    words = store._words()
+    (found,) = words.explain(Terms(["red", "cat", "red", "unknown"]), [store._place("d0")])
+    (plain,) = words.explain(["red", "cat"], [store._place("d0")])
+    assert found == [("red", 2 * plain[0][1], plain[0][2]), plain[1]]
+    assert words.explain(Terms(["red"]), []) == []
+
+
+@pytest.mark.parametrize("show", [shown_by_the_server, shown_by_the_command])
+def test_a_query_is_analysed_once_however_many_hits_are_shown(store, monkeypatch, show):
+    real, analysed = Analyzer.terms, []
+    monkeypatch.setattr(Analyzer, "terms", lambda self, text: (analysed.append(text), real(self, text))[1])
+    show(store, "red cats", 1)
+    one = len(analysed)
+    assert show(store, "red cats", 3) == 3
+    assert len(analysed) == 2 * one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +51,11 @@ def index(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Of sparse weights (float32, float16, uint8) and token vectors (float32, float16).")
+        str,
+        typer.Option(
+            help="Of sparse weights (float32, float16, uint8) and token vectors (float32, float16; beside sparse weights in "
+            "uint8 float32)."
+        ),
     ] = "float32",
     language: Annotated[str, typer.Option(help="Stemmer and stop words: en, pl, de, ..., or none.")] = "en",
     instruction: Instruction = None,
@@ -66,10 +70,8 @@ def index(
     import shutil
 
     from openembed.documents import corpus_file, read_documents
-    from openembed.encoded import require_kind
-    from openembed.index.fields import FIELDS
     from openembed.index.lexical import analyzer
-    from openembed.index.store import Store, check_absent, describe_model
+    from openembed.index.store import Store, check_absent
 
     analyzer(language)
     check_absent(out)
@@ -78,13 +80,13 @@ def index(
         model = [NANO if language == "en" else BM25]
         if model == [BM25]:
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
-    encoding, infos, vectors, report = out / "encoding", [], {}, {}
+    encoding, vectors, report = out / "encoding", {}, {}
     options = {"instruction": instruction, "normalize": normalize, "max_length": max_length, "precision": precision}
-    for name in model if model != [BM25] else []:
-        encoder = load_model(name, device, dtype)
-        require_kind(encoder, tuple(FIELDS), "an index", "evaluate it with `openembed evaluate`, or search it in Python")
-        infos.append(describe_model(name, encoder, **options))
-        vectors[infos[-1].kind], report = encode_for(infos[-1], encoder, corpus, encoding, restart)
+    names = model if model != [BM25] else []
+    encoders = [load_model(name, device, dtype) for name in names]
+    infos = _described(names, encoders, **options)
+    for info in infos:
+        vectors[info.kind], report = encode_for(info, encoders.pop(0), corpus, encoding, restart)
     store = Store.create(out, read_documents(corpus), vectors, language=language, model=infos)
     shutil.rmtree(encoding, ignore_errors=True)
     report |= {"directory": str(out), "count": len(store), "language": language}
@@ -170,9 +172,9 @@ def add(
     _check_file(corpus_file(corpus))
     store.check_addable((document.id for document in read_documents(corpus)), replace=replace)
     encoding, vectors, report = directory / "adding", {}, {}
+    encoders = load_for(store, list(store.models), model, device, dtype) if store.models else []
     for kind, info in store.models.items():
-        (encoder,) = load_for(store, [kind], model, device, dtype)
-        vectors[kind], report = encode_for(info, encoder, corpus, encoding, restart)
+        vectors[kind], report = encode_for(info, encoders.pop(0), corpus, encoding, restart)
     with progress("add", None, "documents") as advance:
         count = store.add(read_documents(corpus), vectors=vectors, replace=replace, advance=advance)
     shutil.rmtree(encoding, ignore_errors=True)
@@ -234,6 +236,23 @@ def _check_file(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file")
 
 
+def _described(names: list[str], encoders: list[Encoder], *, precision: str, **options: Any) -> list[ModelInfo]:
+    """Returns what a new index records of its models; raises the ``ValueError`` that it would raise once they have encoded."""
+    from openembed.encoded import require_kind
+    from openembed.index.encoding import encoders_by_kind
+    from openembed.index.fields import FIELDS
+    from openembed.index.store import describe_model
+
+    for encoder in encoders:
+        require_kind(encoder, tuple(FIELDS), "an index", "evaluate it with `openembed evaluate`, or search it in Python")
+    kinds = list(encoders_by_kind(encoders))
+    if precision == "uint8" and "tokens" in kinds and "sparse" not in kinds:
+        raise ValueError("--precision uint8 is for sparse weights; token vectors are kept in float32 or float16")
+    kept = ["float32" if (kind, precision) == ("tokens", "uint8") else precision for kind in kinds]
+    described = zip(names, encoders, kept, strict=True)
+    return [describe_model(name, encoder, precision=own, **options) for name, encoder, own in described]
+
+
 def encode_for(info: ModelInfo, encoder: Any, corpus: Path, folder: Path, restart: bool) -> tuple[Any, dict[str, Any]]:
     """Encodes a file as a store's model has it, under ``folder``; returns vectors, and counts and seconds for a report.
 
@@ -241,7 +260,8 @@ def encode_for(info: ModelInfo, encoder: Any, corpus: Path, folder: Path, restar
     """
     from openembed.bulk import BulkConfig
 
-    config = BulkConfig(instruction=info.document_instruction, normalize=info.normalize, max_length=info.max_length)
+    normalize = info.normalize or info.kind != "dense"  # the head of another kind decides it
+    config = BulkConfig(instruction=info.document_instruction, normalize=normalize, max_length=info.max_length)
     encoded, report = encode_to(encoder, str(corpus), folder / info.kind, config, restart)
     return encoded.vectors() if info.kind == "dense" else encoded.representations(), report
 
@@ -268,7 +288,11 @@ def _condition(where: list[str] | None, given: str | None) -> dict[str, Any] | N
 
 
 def load_for(store: Store, kinds: list[str], model: str | None, device: str | None, dtype: str | None) -> list[Encoder]:
-    """Returns the encoders of a store's vectors of these kinds: ``model`` in the place of the one of its kind, where given."""
+    """Returns the encoders of a store's vectors of these kinds: ``model`` in the place of the one of its kind, where given.
+
+    Raises ``ValueError`` for kinds that the store does not have, and for a ``model`` of another kind or another than its own.
+    """
+    from openembed.encoded import CALLED
     from openembed.index.encoding import kind_of
 
     if not store.models:
@@ -277,6 +301,10 @@ def load_for(store: Store, kinds: list[str], model: str | None, device: str | No
     if missing:
         raise ValueError(f"{store.directory}: has no {missing[0]} vectors; use --mode {' or '.join((*store.models, 'bm25'))}")
     given = None if model is None else load_model(model, device, dtype)
+    if given is not None and kind_of(given) not in kinds:
+        asked = " and ".join(CALLED[kind] for kind in kinds)
+        advice = "give the model of these, or leave --model out"
+        raise ValueError(f"--model {model} gives {CALLED[kind_of(given)]}; {asked} are asked for here: {advice}")
     encoders = []
     for kind in kinds:
         own = given is not None and kind_of(given) == kind
@@ -299,12 +327,13 @@ def _table(rows: list[tuple[str, float, Any]], query: str, store: Store, terms: 
 
     from rich.table import Table
 
+    words = set(store.analyzer.terms(query))
     table = Table(box=None, pad_edge=False)
     for name, justify in (("rank", "right"), ("score", "right"), ("id", "left"), ("document", "left")):
         table.add_column(name, justify=justify, overflow="fold")
     for rank, (identifier, score, document) in enumerate(rows, 1):
-        title = _highlighted(document.title, query, store, width=None, style="bold")
-        body = _highlighted(document.text, query, store, width=200, style="")
+        title = _highlighted(document.title, words, store, width=None, style="bold")
+        body = _highlighted(document.text, words, store, width=200, style="")
         if document.metadata:
             body.append("\n" + _printable(json.dumps(document.metadata, ensure_ascii=False))[:200], style="dim")
         if identifier in terms:
@@ -320,12 +349,12 @@ def _shares(terms: list[dict[str, Any]]) -> str:
     return "  ".join([*shown, *([f"+ {len(terms) - TERMS} more"] if len(terms) > TERMS else [])])
 
 
-def _highlighted(text: str, query: str, store: Store, *, width: int | None, style: str) -> Any:
+def _highlighted(text: str, words: Set[str], store: Store, *, width: int | None, style: str) -> Any:
     from rich.text import Text
 
     from openembed.index.highlight import matches, snippet
 
-    spans = matches(text, query, store.analyzer)
+    spans = matches(text, words, store.analyzer)
     start, end = (0, len(text)) if width is None else snippet(text, spans, width)
     shown = Text("… " if start else "", style=style)
     offset = len(shown) - start

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from openembed.index.lexical import Analyzer
 
 Span = tuple[int, int, str]
 
 
-def matches(text: str, query: str, analyzer: Analyzer) -> list[Span]:
-    """Returns (start, end, term) of each word of ``text`` whose stem is a term of ``query``."""
-    wanted = set(analyzer.terms(query))
-    return [span for span in analyzer.spans(text) if span[2] in wanted]
+def matches(text: str, terms: Set[str], analyzer: Analyzer) -> list[Span]:
+    """Returns (start, end, term) of each word of ``text`` whose stem is among ``terms``, those of a query."""
+    return [span for span in analyzer.spans(text) if span[2] in terms]
 
 
 def snippet(text: str, spans: list[Span], width: int = 200) -> tuple[int, int]:

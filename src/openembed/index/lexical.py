@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -293,11 +294,13 @@ class Bm25:
         the term; the document's is tf / (penalty + tf). The products sum to the score, up to rounding.
         """
         found: list[list[tuple[str, float, float]]] = [[] for _ in places]
+        if not places:
+            return found
         lengths = [self._segments[number].lengths_N[position] for number, position in places]
         penalties = self._penalties(np.array(lengths, dtype=np.int32)).tolist()
-        for term in dict.fromkeys(terms):
+        for term, times in Counter(terms).items():
             lists = [segment.find(term) for segment in self._segments]
-            weight = float(self._idf(lists)) * terms.count(term)
+            weight = float(self._idf(lists)) * times
             for parts, (number, position), penalty in zip(found, places, penalties, strict=True):
                 documents_P, counts_P = lists[number]
                 place = int(np.searchsorted(documents_P, position))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,7 +170,12 @@ class Batcher:
                 self._fail([work], ValueError("a vector is not finite"))
                 continue
             unit = work.normalize and outcome.unit_RD is not None
-            work.made.put(np.array(rows), (outcome.unit_RD if unit else outcome.raw_RD)[part])
+            values_RD = (outcome.unit_RD if unit else outcome.raw_RD)[part]
+            failed = _outcome(partial(work.made.put, np.array(rows), values_RD))
+            if failed is not None:
+                logger.error("%s: what a micro-batch gave could not be kept", self.name, exc_info=failed)
+                self._fail([work], failed)
+                continue
             with self._changed:
                 work.left -= len(rows)
                 done = work.left == 0

@@ -196,8 +196,8 @@ def open_catalog(
 ) -> Catalog:
     """Returns the catalog of models and indexes; each target is a model, an index, or ``NAME=`` one of them.
 
-    Indexes of one model share it. Raises ``ValueError`` for a model that is not the one of an index, and what ``load``
-    raises.
+    Indexes of one model share it. One of several models of an index may be missing: that is logged, and the index served in
+    its other modes. Raises ``ValueError`` for a model that is not the one of an index, and what ``load`` raises.
     """
     catalog = Catalog()
     loaded: dict[str, Engine] = {}
@@ -215,11 +215,10 @@ def open_catalog(
         if not (directory / "manifest.json").is_file():
             engine_of(reference, name)
             continue
-        store = Store(directory)
-        engines = {kind: engine_of(model.name, _name_of(model.name)[0]) for kind, model in store.models.items()}
+        unique, store = _unique(name, catalog.indexes), Store(directory)
+        engines = _engines_of(unique, store, engine_of)
         for engine in engines.values():
             store.check_encoder(engine.encoder)
-        unique = _unique(name, catalog.indexes)
         catalog.indexes[unique] = ServedIndex(unique, directory, engines)
     if reranker is not None:
         catalog.reranker = ServedReranker(_name_of(str(reranker.name))[0], reranker)
@@ -229,6 +228,19 @@ def open_catalog(
             raise ValueError("a model's other names need a model; only indexes without one were given")
         catalog.aliases = dict.fromkeys(aliases, first)
     return catalog
+
+
+def _engines_of(index: str, store: Store, engine_of: Callable[[str, str], Engine]) -> dict[Kind, Engine]:
+    """Returns the models of an index that can be opened, by kind; raises why the last one cannot where none can."""
+    engines: dict[Kind, Engine] = {}
+    for number, (kind, model) in enumerate(store.models.items(), 1):
+        try:
+            engines[kind] = engine_of(model.name, _name_of(model.name)[0])
+        except (ValueError, FileNotFoundError) as error:
+            if number == len(store.models) and not engines:
+                raise
+            logger.warning("index %s: its model %s cannot be opened (%s); served without %s", index, model.name, error, kind)
+    return engines
 
 
 def _name_of(target: str) -> tuple[str, str]:

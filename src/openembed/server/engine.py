@@ -101,7 +101,7 @@ class Engine:
     async def encode(self, texts: Sequence[str], prompt: Prompt, *, normalize: bool = True) -> Answer:
         """Returns the representations of ``texts``; ``normalize``: dense vectors have length 1.
 
-        Raises ``ApiError``: too long, too many tokens (413), queue full (429).
+        Raises ``ApiError``: too long, too many tokens or numbers of token vectors (413), queue full (429).
         """
         rows = await self._tokenized(texts, prompt)
         if self._looks_up(prompt):
@@ -193,9 +193,19 @@ class Engine:
                 413, f"this request has more than {self.limits.request_tokens} tokens; send it in parts", code="too_many_tokens"
             )
 
+    def _check_answer(self, rows: TokenRows) -> None:
+        """Raises ``ApiError`` 413 where there would be more token vectors than memory has room for as JSON."""
+        if self.kind != "tokens":
+            return
+        count, width, most = int(self.encoder.rows_of(rows).sum()), self.encoder.width, self.limits.answer_values
+        if count * width > most:
+            message = f"{count} vectors of {width} dimensions are more than the {most} numbers of one request; send it in parts"
+            raise ApiError(413, message, code="answer_too_large")
+
     async def _run(self, rows: TokenRows, normalize: bool) -> Answer:
         tokens = int(rows.lengths.sum())
         self._check_total(tokens)
+        self._check_answer(rows)
         waiting = self.batcher.tokens
         if waiting and waiting + tokens > self.limits.queue_tokens:
             excess = waiting + tokens - self.limits.queue_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,16 +40,17 @@ def search(
     start = time.perf_counter()
     best = ranked(store, mode, query, vectors, k, filter=wanted)
     terms = {} if token is None else explained(store, mode, query, vectors, list(best), token)
+    words = set(store.analyzer.terms(query))
     hits = [
-        _hit(store, query, rank, score, store.document(identifier)) | ({"terms": terms[identifier]} if terms else {})
+        _hit(store, words, rank, score, store.document(identifier)) | ({"terms": terms[identifier]} if terms else {})
         for rank, (identifier, score) in enumerate(best.items(), 1)
     ]
     return Found(hits, time.perf_counter() - start)
 
 
-def _hit(store: Store, query: str, rank: int, score: float, document: Document) -> dict[str, Any]:
-    in_title = matches(document.title, query, store.analyzer)
-    in_text = matches(document.text, query, store.analyzer)
+def _hit(store: Store, words: Set[str], rank: int, score: float, document: Document) -> dict[str, Any]:
+    in_title = matches(document.title, words, store.analyzer)
+    in_text = matches(document.text, words, store.analyzer)
     return {
         "rank": rank,
         "id": document.id,

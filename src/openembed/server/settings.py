@@ -13,8 +13,9 @@ class Limits(Config):
     """What one request and all requests together may take; beyond it they are refused, never slowed down for others.
 
     ``body_bytes``: of one request; ``buffered_bytes``: of all bodies held at once. ``requests``: under way at once. ``texts``,
-    ``request_tokens``: of one request. ``queue_tokens``: waiting to be encoded, per model. ``rerank_documents``: of one
-    request. ``rerank_waiting``: rerank requests under way. ``hits``: of one search. ``read_s``: seconds until a request's
+    ``request_tokens``: of one request; ``answer_values``: numbers of its token vectors, which are 12 bytes each in JSON.
+    ``queue_tokens``: waiting to be encoded, per model. ``rerank_documents``: of one request. ``rerank_waiting``: rerank
+    requests under way. ``hits``: of one search, ``query_characters`` of what it asks. ``read_s``: seconds until a request's
     body must be there; ``request_s``: seconds until its answer must be.
     """
 
@@ -23,10 +24,12 @@ class Limits(Config):
     requests: int = Field(1024, ge=1)
     texts: int = Field(2048, ge=1)
     request_tokens: int = Field(262_144, ge=1)
+    answer_values: int = Field(33_554_432, ge=1)
     queue_tokens: int = Field(1_048_576, ge=1)
     rerank_documents: int = Field(1000, ge=1)
     rerank_waiting: int = Field(64, ge=1)
     hits: int = Field(1000, ge=1)
+    query_characters: int = Field(32_768, ge=1)
     read_s: float = Field(30.0, gt=0)
     request_s: float = Field(60.0, gt=0)
 

@@ -28,6 +28,7 @@ from openembed.server.schemas import (
     SearchRequest,
 )
 from openembed.server.searching import search as search_store
+from openembed.server.settings import Limits
 from openembed.steps.modes import check_explained, kinds_of
 
 router = APIRouter(tags=["search"])
@@ -73,9 +74,7 @@ async def search(request: Request) -> Response:
     body = await read(request, SearchRequest)
     index = catalog(request).index(body.index)
     mode = _mode(body, index.modes)
-    most = settings(request).limits.hits
-    if body.k > most:
-        raise ApiError(413, f"k: {body.k} is more than the {most} hits one search may have", param="k")
+    _check_size(body, settings(request).limits)
     _check_filter(body.filter)
     encoding = time.perf_counter()
     vectors = await _vectors(index, mode, body)
@@ -140,6 +139,14 @@ async def _vectors(index: ServedIndex, mode: str, body: SearchRequest) -> dict[K
         as_query = Prompt(literal, model.max_length, query=True)
         found[kind] = (await engine.encode([body.query], as_query, normalize=model.normalize)).values
     return found
+
+
+def _check_size(body: SearchRequest, limits: Limits) -> None:
+    if body.k > limits.hits:
+        raise ApiError(413, f"k: {body.k} is more than the {limits.hits} hits one search may have", param="k")
+    if len(body.query) > limits.query_characters:
+        message = f"query: {len(body.query)} characters, more than the {limits.query_characters} a search may have; shorten it"
+        raise ApiError(413, message, param="query", code="query_too_long")
 
 
 def _check_filter(given: dict[str, Any] | None) -> None:
