@@ -1,9 +1,9 @@
 """Compares two sparse systems of a sweep at equal document length: documents keep their weightiest terms alone.
 
-Penalties of the same weight leave documents of different lengths, and longer ones find more. Which terms are the weightiest is
-a choice where queries are weighted by idf: those of greatest weight, or of greatest weight times idf, which is what a query that
-has the term adds up; both are shown. By default: idf in the match against binary queries, which is what IDF-aware FLOPS amounts
-to (arXiv 2411.04403). Everything is float32.
+Penalties of the same weight leave documents of different lengths, and longer ones find more. Which terms are the weightiest
+is a choice where queries are weighted by idf: those of greatest weight, or of greatest weight times idf, which is what a query
+that has the term adds up; both are shown. By default: idf in the match against binary queries, which is what IDF-aware FLOPS
+is (arXiv 2411.04403). Everything is float32.
 
     python benchmarks/equal_length.py --runs runs/systems --data A --data B --json equal-length.json
 """
