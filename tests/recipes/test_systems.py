@@ -8,10 +8,12 @@ from openembed.recipe.sweep import Sweep, load_sweep, run_sweep
 from openembed.recipe.sweep_results import sweep_report
 
 SYSTEMS = Path(__file__).parents[2] / "benchmarks" / "systems.toml"
+OTHERS = tuple(SYSTEMS.with_name(f"systems_{name}.toml") for name in ("shared", "minilm"))
 
 
-def test_every_variant_is_whole():
-    sweep = load_sweep(SYSTEMS)
+@pytest.mark.parametrize("path", [SYSTEMS, *OTHERS], ids=lambda path: path.stem)
+def test_every_variant_is_whole(path):
+    sweep = load_sweep(path)
     assert {run.variant for run in sweep.runs} == set(sweep.config.variant)
     for run in sweep.runs:
         heads = {"bm25", "untrained", "openembed-nano", *run.recipe.stage}
