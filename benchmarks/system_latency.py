@@ -1,8 +1,8 @@
 """Times one query at a time for the systems of a finished sweep, in turn in one process, so that other load meets all of them.
 
-Each system's model (first seed, int8, 128 tokens unless it reads a text twice) encodes the documents of one BEIR folder once; then,
-round after round, every system answers the same queries: encoding and exact search for ten documents, in memory. Medians of the
-clock and of the processor.
+Each system's model (first seed, int8, 128 tokens unless it reads a text twice) encodes the documents of one BEIR folder once;
+then, round after round, every system answers the same queries: encoding and exact search for ten documents, in memory. Medians
+of the clock and of the processor.
 
     OMP_NUM_THREADS=1 python benchmarks/system_latency.py --runs runs/systems --data DATA/scifact --json latency.json
 """
@@ -64,7 +64,8 @@ def main() -> None:
                 took[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     report = {
         name: {
-            key: round(1000 * statistics.median(column), 3) for key, column in zip(("ms", "cpu_ms"), zip(*times), strict=True)
+            "ms": round(1000 * statistics.median(wall for wall, _ in times), 3),
+            "cpu_ms": round(1000 * statistics.median(cpu for _, cpu in times), 3),
         }
         for name, times in took.items()
     }
