@@ -54,7 +54,8 @@ def test_retrieval_encodes_queries_and_documents_under_their_prompts_and_only_ju
     encoder = WordEncoder(PromptConfig(query="query: ", document="passage: "))
     corpus = [Document("a", "mars", "Planet"), Document("b", "rice")]
     outcome = evaluate_retrieval(vectors(encoder), corpus, [Query("q", "planet mars"), Query("p", "other")], {"q": {"a": 1}})
-    assert sorted(encoder.encoded) == ["passage: Planet mars", "passage: rice", "query: planet mars"]
+    again = "query: planet mars"  # once more alone, to be timed
+    assert sorted(encoder.encoded) == ["passage: Planet mars", "passage: rice", "query: planet mars", again]
     assert outcome.value == 1.0
     assert outcome.counts == {"queries": 1, "judgements": 1, "documents": 2}
 
