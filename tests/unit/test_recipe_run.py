@@ -233,28 +233,9 @@ def write(folder):
     return path
 
 
-SCORED = """
-title = "Scored"
-[encoder]
-tokenizer_path = "package:demo/tokenizer"
-max_length = 32
-head = { kind = "mean" }
-[encoder.backbone.architecture]
-model_type = "mistral"
-vocab_size = 8192
-hidden_size = 64
-intermediate_size = 64
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 1
-[source.a]
-path = "package:demo/toy/pairs.jsonl.gz"
-count = 8
-[stage.one]
-do = "train"
-steps = 1
-batch = { size = 4, negatives = 0 }
-data.sources = ["a"]
+SCORED = (
+    TRAIN[: TRAIN.index("[stage.two]")]
+    + """
 [stage.evaluate]
 do = "evaluate"
 models = ["untrained", "one", "openembed-nano", "bm25"]
@@ -263,6 +244,7 @@ dtype = "int8"
 name = "toy"
 path = "package:demo/toy/retrieval"
 """
+)
 
 
 def test_models_are_scored_in_the_dtype_asked_for(tmp_path, monkeypatch):
