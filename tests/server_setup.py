@@ -23,6 +23,13 @@ DOCUMENTS = [
 ]
 
 
+def post(client, path, **body):
+    """Returns the JSON answer to a request that must succeed."""
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
 def make_index(folder, encoder, documents=DOCUMENTS, **model):
     """A store of ``documents`` whose vectors ``encoder`` made."""
     info = describe_model("tiny", encoder, **model)

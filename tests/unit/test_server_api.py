@@ -4,7 +4,7 @@ import base64
 
 import numpy as np
 import pytest
-from server_setup import DOCUMENTS, make_index, served
+from server_setup import DOCUMENTS, make_index, post, served
 from starlette.testclient import TestClient
 
 from openembed.contributions import contributions
@@ -36,12 +36,6 @@ def setup(encoder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(setup):
     return setup[0]
-
-
-def post(client, path, **body):
-    response = client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 def vectors(answer):

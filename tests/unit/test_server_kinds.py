@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from server_setup import make_kinds, served
+from server_setup import make_kinds, post, served
 from starlette.testclient import TestClient
 from tiny_training import sentence, tiny_encoder, tiny_sparse_encoder
 from token_models import token_encoder
@@ -59,12 +59,6 @@ def setup(encoders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(setup):
     return setup[0]
-
-
-def post(client, path, **body):
-    response = client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 def expected(encoder, texts, side):
