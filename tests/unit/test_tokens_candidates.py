@@ -42,7 +42,7 @@ def residuals(documents):
 
 
 def by_definition(residuals, products_LK, threshold):
-    """Sums of each document's greatest products among its tokens' kept centroids, above the least product of all; 0 for none."""
+    """Sums of the greatest products with the kept centroids of a document, above the least product of all; 0 for none."""
     kept_K, scores = products_LK.max(axis=0) >= threshold, []
     for low, high in zip(residuals.offsets_N1[:-1], residuals.offsets_N1[1:], strict=True):
         codes = [code for code in residuals.codes_T[low:high] if kept_K[code]]
