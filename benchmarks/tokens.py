@@ -35,6 +35,7 @@ K = 10
 CHUNK = 500
 ENCODINGS = {
     "fde 2,560 (20, 4, 8)": EncodingSettings(repetitions=20, planes=4, inner=8),
+    "fde 2,560 of 5,120 (40, 3, 16)": EncodingSettings(repetitions=40, planes=3, inner=16, final=2_560),
     "fde 10,240 (20, 5, 16)": EncodingSettings(repetitions=20, planes=5, inner=16),
 }
 
@@ -203,6 +204,7 @@ def of_codec(place, documents, queries, best, report, settings):
 METHODS = {
     **{f"plaid {n} documents": Plaid(documents=n) for n in (32, 64, 256)},
     "plaid 64 documents, 8 probes": Plaid(documents=64, probes=8),
+    "plaid 64 documents, threshold .45": Plaid(documents=64, threshold=0.45),
     "warp 8 probes": Warp(probes=8),
     "warp 32 probes": Warp(probes=32),
     "warp 8 probes + exact 64": Warp(probes=8, rescored=64),

@@ -490,6 +490,14 @@ def test_bad_input_is_refused_with_a_reason(documents, queries, everyone, tmp_pa
         TokenWriter(tmp_path, 0)
     with pytest.raises(ValueError, match="at most 32,768 are possible"):
         EncodingSettings(repetitions=20, planes=12)
+    with pytest.raises(ValueError, match="of 40,000 components; at most 32,768"):
+        EncodingSettings(repetitions=200, planes=6, final=40_000)
+    with pytest.raises(ValueError, match=r"final is 2,561 of 2,560 components .* no greater"):
+        EncodingSettings(final=2_561)
+    with pytest.raises(ValueError, match="these 1,048,576 at most"):
+        EncodingSettings(repetitions=200, planes=12, inner=8, final=10)
+    with pytest.raises(ValueError, match="greater than 0"):
+        EncodingSettings(final=0)
     for wrong in (lambda: Plaid(0), lambda: Warp(0), lambda: Xtr(0), lambda: Xtr(5, "most"), lambda: Encoded(0)):
         with pytest.raises(ValueError, match="got"):
             wrong()

@@ -6,18 +6,23 @@ that lies across the fewest planes. Candidates are those of the greatest product
 brought to length 1: it is the dot product that follows MaxSim. One byte a component is kept: what that loses is far less than
 what an encoding does, so an exact search of the encodings would be work for nothing.
 
-N texts, T tokens, D width, E width of an encoding.
+``final`` projects encodings, all cells together, to so many components by random signs, which leaves products what they are on
+average. The matrix of signs is never made: its rows are those of Hadamard's matrix, none of them twice, with the signs of whole
+columns drawn at random, so that two small products of matrices take the place of a large one.
+
+N texts, T tokens, D width, E width of an encoding, C components of all cells, P: C up to a power of two.
 """
 
 from __future__ import annotations
 
 from ctypes import Structure, byref, c_int64
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field, model_validator
+from scipy.linalg import hadamard
 
 from openembed.config import Config
 from openembed.index.strings import map_file, named
@@ -29,30 +34,47 @@ from openembed.token_vectors import TokenVectors
 BLOCK = 65_536
 CODED = 1_024
 """Documents encoded at once."""
+WAITING = 2**21
+"""Components of encodings that are held at once until they are projected."""
+LONGEST = 2**20
+"""Greatest number of components that can be projected."""
 FILES = ("encodings.u8", "encodings.scales.f32")
 
 
 class EncodingSettings(Config):
     """The size of encodings: ``repetitions * 2**planes * inner``, 32,768 at most; the paper's best for 2,560 dimensions.
 
-    The seed is part of them: encodings of other seeds cannot be compared.
+    ``final``: so many components instead, projected from the others, of which there may then be 1,048,576. The seed is part of
+    the settings: encodings of other seeds cannot be compared.
     """
 
     repetitions: int = Field(20, gt=0)
     planes: int = Field(4, ge=0, le=12)
     inner: int = Field(8, gt=0)
-    seed: int = 0
+    final: int | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> EncodingSettings:
         if self.width > WIDEST:
-            raise ValueError(f"encodings of {self.width:,} components; at most {WIDEST:,} are possible")
+            hint = "" if self.final else f"; final={WIDEST // 8:,} projects them to fewer"
+            raise ValueError(f"encodings of {self.width:,} components; at most {WIDEST:,} are possible{hint}")
+        if self.final is not None and not self.final <= self.components <= LONGEST:
+            raise ValueError(
+                f"final is {self.final:,} of {self.components:,} components (repetitions * 2**planes * inner); "
+                f"it must be no greater than these, and these {LONGEST:,} at most"
+            )
         return self
+
+    @property
+    def components(self) -> int:
+        """Components of all cells, before they are projected."""
+        return self.repetitions * 2**self.planes * self.inner
 
     @property
     def width(self) -> int:
         """Components of an encoding."""
-        return self.repetitions * 2**self.planes * self.inner
+        return self.final or self.components
 
 
 @dataclass(frozen=True)
@@ -75,23 +97,48 @@ def encode_fixed(vectors: TokenVectors, settings: EncodingSettings, *, document:
     map_DM = _projection(vectors.width, settings)
     out_NE = np.zeros((len(vectors), settings.width), dtype=np.float32)
     ends = vectors.offsets_N1[1:]
+    most = max(1, WAITING // settings.components)
     first = 0
     while first < len(vectors):
         low = vectors.offsets_N1[first]
-        last = max(first + 1, int(np.searchsorted(ends, low + BLOCK, side="right")))
+        last = min(first + most, max(first + 1, int(np.searchsorted(ends, low + BLOCK, side="right"))))
         values_TD = np.asarray(vectors.values_TD[low : vectors.offsets_N1[last]], dtype=np.float32)
         offsets = np.ascontiguousarray(vectors.offsets_N1[first : last + 1] - low, dtype=np.int64)
-        _encode(np.ascontiguousarray(values_TD @ map_DM), offsets, settings, document, out_NE[first:last])
+        part_NE = out_NE[first:last]
+        part_NC = np.zeros((last - first, settings.components), dtype=np.float32) if settings.final else part_NE
+        _encode(np.ascontiguousarray(values_TD @ map_DM), offsets, settings, document, part_NC)
+        if settings.final:
+            part_NE[:] = _projected(part_NC, settings.final, settings.seed)
         first = last
     return out_NE
 
 
+@lru_cache(maxsize=16)
 def _projection(width: int, settings: EncodingSettings) -> np.ndarray:
     """Returns float32 (D, R * (planes + inner)): for each repetition Gaussian planes, then signs over the root of ``inner``."""
     random = np.random.default_rng(settings.seed)
     planes = random.standard_normal((width, settings.repetitions, settings.planes))
     signs = random.choice([-1.0, 1.0], (width, settings.repetitions, settings.inner)) / settings.inner**0.5
     return np.concatenate([planes, signs], axis=2).reshape(width, -1).astype(np.float32)
+
+
+def _projected(values_NC: np.ndarray, final: int, seed: int) -> np.ndarray:
+    """Returns float32 (N, final): products with vectors of random signs, over the root of their number."""
+    components = values_NC.shape[1]
+    signs_C, rows_E, left, right = _signs(components, final, seed)
+    wide_NP = np.zeros((len(values_NC), len(left) * len(right)), dtype=np.float32)
+    np.multiply(values_NC, signs_C, out=wide_NP[:, :components])
+    made = left @ (wide_NP.reshape(-1, len(right)) @ right).reshape(-1, len(left), len(right))
+    return made.reshape(wide_NP.shape)[:, rows_E]
+
+
+@lru_cache(maxsize=16)
+def _signs(components: int, final: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns signs and rows, both drawn apart from the planes, and Hadamard's matrix as two factors, the right one scaled."""
+    random, order = np.random.default_rng((seed, 1)), (components - 1).bit_length()
+    signs_C = random.choice(np.array([-1, 1], dtype=np.float32), components)
+    left, right = (hadamard(2**part).astype(np.float32) for part in (order // 2, order - order // 2))
+    return signs_C, random.permutation(2**order)[:final], left, right * np.float32(final**-0.5)
 
 
 def _encode(projected: np.ndarray, offsets: np.ndarray, settings: EncodingSettings, document: bool, out_NE: np.ndarray) -> None:

@@ -9,6 +9,7 @@ L tokens of the query, K centroids, N documents, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +20,20 @@ from openembed.index.tokens.codec import Residuals
 @dataclass(frozen=True)
 class Plaid:
     """How PLAID searches. ``documents`` go on to be scored exactly: on their vectors where the segment has them, otherwise as
-    reconstructed. ``probes``: nearest centroids of each query token; None: no document is passed over unseen.
+    reconstructed. ``probes``: nearest centroids of each query token; None: no document is passed over unseen. ``threshold``
+    (the paper's t_cs): tokens of a centroid whose greatest product with the query's tokens is below it count for nothing in the
+    first pass, and a document with no others comes last there; None: every token counts.
     """
 
     documents: int = 256
     probes: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.documents < 1 or (self.probes is not None and self.probes < 1):
             raise ValueError(f"PLAID needs 1 or more documents and probes; got {self.documents} and {self.probes}")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise ValueError("threshold must be a number, or None for none; got NaN")
 
     def candidates(self, residuals: Residuals, query_LD: np.ndarray, eligible_N: np.ndarray, k: int = 1) -> np.ndarray:
         """Returns the positions of the ``documents`` (k at least) eligible documents of the greatest score by centroids."""
@@ -36,7 +42,10 @@ class Plaid:
         count = max(self.documents, k)
         if len(chosen) <= count:
             return chosen
-        scores = residuals.near(as_bytes(products_LK), chosen)
+        table_KL = as_bytes(products_LK)
+        if self.threshold is not None:
+            table_KL[products_LK.max(axis=0, initial=-np.inf) < self.threshold] = 0  # the least byte: it is nobody's greatest
+        scores = residuals.near(table_KL, chosen)
         return chosen[np.argpartition(-scores, count - 1)[:count]]
 
     def _probed(self, residuals: Residuals, products_LK: np.ndarray, eligible_N: np.ndarray) -> np.ndarray:
