@@ -413,7 +413,7 @@ class Encoder(nn.Module):
 
         ``layout``: ``pylate`` or ``colbert`` write a model with a vector a token as PyLate or Stanford's ColBERT do instead,
         to a new folder; ``ValueError`` names the settings that these cannot say. ``named_prompts``: see
-        :func:`openembed.checkpoints.multi_vector_layouts.save_layout`; ``ValueError`` where it has no meaning, in openembed's.
+        :func:`openembed.checkpoints.multi_vector_layouts.save_layout`; ``ValueError`` with any layout but ``pylate``.
         """
         if layout == "openembed":
             if named_prompts:

@@ -220,15 +220,21 @@ def test_a_padding_token_is_none_that_texts_hold(tmp_path):
         ours.save(tmp_path / "out", layout="colbert")
 
 
+def test_named_prompts_are_pylates_alone(tmp_path):
+    ours = made(tmp_path, **COLBERT)
+    for layout, why in (("openembed", "keeps every prompt"), ("colbert", "ColBERT has no prompts of text")):
+        with pytest.raises(ValueError, match=f"named_prompts is for layout 'pylate'; .*{why}, leave it out"):
+            ours.save(tmp_path / "out", layout=layout, named_prompts=True)
+        assert not (tmp_path / "out").exists()
+    ours.save(tmp_path / "out", layout="pylate", named_prompts=True)
+
+
 def test_prompts_of_text_go_to_pylate_by_name(tmp_path):
     ours = made(tmp_path, **{**COLBERT, "prompts": {"query": "[unused0] q w3 ", "document": "d, "}})
     with pytest.raises(ValueError, match=r"prompts.query = .* --named-prompts"):
         ours.save(tmp_path / "out", layout="pylate")
     ours.save(tmp_path / "out", layout="pylate", named_prompts=True)
     settings = read(tmp_path / "out" / "config_sentence_transformers.json")
-    with pytest.raises(ValueError, match="named_prompts is for layout 'pylate'"):
-        ours.save(tmp_path / "own", named_prompts=True)
-    assert not (tmp_path / "own").exists()
     assert settings["prompts"] == {"query": "q w3 ", "document": "d, "}
     assert (settings["query_prefix"], settings["document_prefix"]) == ("[unused0]", "")
     alike(ours, openembed.load(tmp_path / "out"))

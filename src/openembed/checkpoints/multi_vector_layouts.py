@@ -47,12 +47,14 @@ def save_layout(encoder: Encoder, path: str | Path, layout: str, *, named_prompt
     """Writes ``encoder`` to a new folder ``path`` as ``pylate`` or ``colbert``, all or nothing.
 
     ``named_prompts``: PyLate puts a prompt of text before a text only where it is told the prompt's name; True writes a model
-    with such prompts all the same. Raises ``ValueError`` for an encoder of another kind, or naming every setting that the
-    layout cannot say; ``FileExistsError`` where there is something at ``path``.
+    with such prompts all the same. Raises ``ValueError`` for an encoder of another kind, ``named_prompts`` with ``colbert``,
+    or naming every setting that the layout cannot say; ``FileExistsError`` where there is something at ``path``.
     """
     path = Path(path)
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is not known; use openembed, {' or '.join(LAYOUTS)}")
+    if named_prompts and layout != "pylate":
+        raise ValueError(f"named_prompts is for layout 'pylate'; {LAYOUTS[layout]} has no prompts of text, leave it out")
     if encoder.kind != "tokens":
         raise ValueError(f"layout {layout!r} holds a vector a token, this model's kind is {encoder.kind}; leave layout out")
     require_whole(encoder)
