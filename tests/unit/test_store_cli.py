@@ -120,6 +120,24 @@ def test_a_moved_or_other_model(cli, index):
     assert json.loads(cli("search", index, "cats", "--model", "moved/bag", "--json"))["hits"][0]["id"] == "a"
 
 
+def test_options_about_a_model_are_refused_where_none_is_run(cli, index, corpus, tmp_path, loaded):
+    loaded.clear()
+    for options in (["--model", "bag"], ["--task", "STS"], ["--instruction", "Find"]):
+        with pytest.raises(ValueError, match=rf"^{options[0]}: words are searched here, by BM25, .* leave it out$"):
+            cli("search", index, "cats", "--mode", "bm25", *options)
+    words = tmp_path / "words"
+    cli("index", corpus, "-o", words, "--model", "bm25")
+    with pytest.raises(ValueError, match=r"^--model and --instruction: words are searched .* leave them out$"):
+        cli("search", words, "cats", "--model", "bag", "--instruction", "Find")
+    (tmp_path / "more.jsonl").write_text('{"_id": "a", "text": "straw"}\n')
+    for command, *options in (("add", "--replace"), ("update",)):
+        with pytest.raises(ValueError, match=r"^--model: the index holds words alone, .* leave it out$"):
+            cli(command, words, tmp_path / "more.jsonl", "--model", "bag", *options)
+    assert not loaded
+    assert json.loads(cli("search", words, "straw", "--json"))["hits"] == []
+    assert json.loads(cli("search", index, "cats", "--mode", "bm25", "--json"))["hits"]
+
+
 def test_wrong_options_are_named(cli, index, tmp_path, corpus):
     with pytest.raises(ValueError, match="mode 'fast' is not known; allowed: dense, sparse, tokens, bm25, hybrid"):
         cli("search", index, "cats", "--mode", "fast")

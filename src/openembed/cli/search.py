@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BM25 = "bm25"
+WORDS_ALONE = "the index holds words alone"
 TERMS = 12
 """Terms of a score that the table shows."""
 SCORES = {
@@ -134,6 +135,8 @@ def search(
     if explain:
         check_explained(mode)
     condition, kinds = _condition(where, filter), kinds_of(mode, store.models)
+    if mode == BM25:
+        _refuse_unused("words are searched here, by BM25", {"--model": model, "--task": task, "--instruction": instruction})
     encoders = load_for(store, kinds, model, device, dtype) if mode != BM25 else []
     vectors = {kind_of(encoder): encoded_queries(store, encoder, [query], task, instruction) for encoder in encoders}
     hits = ranked(store, mode, query, vectors, k, filter=condition, exact=exact or None)
@@ -170,6 +173,8 @@ def add(
 
     store = Store(directory)
     _check_file(corpus_file(corpus))
+    if not store.models:
+        _refuse_unused(WORDS_ALONE, {"--model": model})
     store.check_addable((document.id for document in read_documents(corpus)), replace=replace)
     encoding, vectors, report = directory / "adding", {}, {}
     encoders = load_for(store, list(store.models), model, device, dtype) if store.models else []
@@ -196,6 +201,8 @@ def update(
 
     store = Store(directory)
     _check_file(corpus_file(corpus))
+    if not store.models:
+        _refuse_unused(WORDS_ALONE, {"--model": model})
     documents = list(read_documents(corpus))
     count = store.update(documents, load_for(store, list(store.models), model, device, dtype) if store.models else None)
     _say(as_json, {"updated": count, "count": len(store)}, f"{count:,} updated, {len(store):,} documents in {directory}")
@@ -234,6 +241,13 @@ def _check_file(path: Path) -> None:
     """Raises ``FileNotFoundError`` before a model is loaded for nothing."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
+
+
+def _refuse_unused(why: str, options: Mapping[str, str | None]) -> None:
+    """Raises ``ValueError`` for options about a model that were given where none is run."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{' and '.join(given)}: {why}, and no model is run; leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def _described(names: list[str], encoders: list[Encoder], *, precision: str, **options: Any) -> list[ModelInfo]:
