@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from openembed.index.tokens.files import TokenSettings
 from openembed.index.tokens.muvera import Encoded, EncodingSettings
 from openembed.index.tokens.plaid import Plaid
 from openembed.index.tokens.search import Tokens, rerank, search
+from openembed.index.tokens.warp import Warp
 from openembed.index.tokens.xtr import Xtr
 
 CASES = {
@@ -101,6 +103,32 @@ def test_methods_that_pass_nothing_over_are_exact(seed, count, width, longest, p
             np.testing.assert_allclose(flat, [score for row in exact for _, score in row], rtol=1e-6, atol=1e-6)
         assert all(eligible_N[n] and len(documents[n]) for row in exact for n, _ in row)
     remove(cuts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(**CASES, k=st.integers(1, 12), bits=st.sampled_from([2, 4]), dead=st.sampled_from([0.0, 0.5]))
+def test_a_coded_segment_beside_one_that_is_not_ranks_as_one_segment_rescored(seed, count, width, longest, path, k, bits, dead):
+    """And whatever a method passes over, the scores it gives are exact: on one scale."""
+    random = np.random.default_rng(seed)
+    documents, queries = drawn(random, count, width, longest), drawn(random, 3, width, 20)
+    eligible_N = random.random(count) >= dead
+    options, edge = TokenSettings(bits=bits, coded_from=1), int(random.integers(0, count + 1))
+    mixed = eligible_N[:edge].any() and eligible_N[edge:].any()
+    with forced(path):
+        halves = [segment(documents.select(range(edge)), options), segment(documents.select(range(edge, count)))]
+        parts = [Tokens(part, mask) for part, mask in zip(halves, np.split(eligible_N, [edge]), strict=True)]
+        whole = [Tokens(segment(documents, options), eligible_N)]
+        for method in (Warp(probes=10_000), Xtr(tokens=10_000), Xtr(10_000, "zero")):
+            expected = search(queries, whole, k, str, replace(method, rescored=100))
+            if mixed:
+                assert search(queries, parts, k, str, method) == expected, method
+            assert search(queries, parts, k, str, replace(method, rescored=100)) == expected, method
+        for method in (Warp(probes=1), Xtr(tokens=2), Xtr(tokens=2, rescored=1)):
+            found = search(queries, parts, k, str, method)
+            if mixed:
+                assert found == rerank(queries, parts, [[n for n, _ in row] for row in found], str), method
+    for part in (*halves, whole[0].segment):
+        shutil.rmtree(part.directory)
 
 
 @pytest.mark.parametrize("path", PATHS)

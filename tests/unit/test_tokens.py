@@ -212,6 +212,20 @@ def test_small_segments_stay_exact_beside_coded_ones(documents, queries, tmp_pat
     assert np.abs(copied[0] - documents[7]).mean() < 0.05
 
 
+def test_a_filter_that_leaves_little_of_one_coded_segment_mixes_no_scales(documents, queries, tmp_path):
+    """That one is searched exactly, so the best of the other are scored exactly too."""
+    settings, parts = TokenSettings(bits=2, coded_from=100, clusters=32), []
+    for number, run in enumerate((range(200), range(200, COUNT))):
+        (tmp_path / str(number)).mkdir()
+        eligible_N = np.arange(200) < (200, 8)[number]
+        parts.append(Tokens(segment(documents.select(run), settings, tmp_path / str(number)), eligible_N))
+    found = search(queries, parts, 20, str, Warp(probes=8))
+    assert found == rerank(queries, parts, [[n for n, _ in row] for row in found], str)
+    assert any(n >= 200 for row in found for n, _ in row)
+    alone = search(queries, parts[:1], 20, str, Warp(probes=8))
+    assert alone != rerank(queries, parts, [[n for n, _ in row] for row in alone], str), "WARP's own scores, on one scale"
+
+
 def test_warp_counts_what_is_missing_as_the_centroid_that_completes_its_reach():
     products_LK = np.array([[0.9, 0.5, 0.7, 0.1]], dtype=np.float32)
     order, held = nearest_holding(products_LK, np.array([2, 4, 3, 9]), 4)

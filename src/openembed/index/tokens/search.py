@@ -6,6 +6,9 @@ over the query's tokens. Positions count through the segments, as in ``index.den
 
 Segments too small to have residuals or encodings are searched exactly, whatever the method. A segment that holds residuals
 alone is exact only for its vectors as reconstructed.
+
+Where some segments of a search are scored by their residuals and others exactly, the two are on different scales: then the best
+of the former are scored exactly too, whether or not the method asks for it, so that all scores given are on one scale.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ Ranking = list[tuple[int, float]]
 """(position, score), best first."""
 Found = tuple[np.ndarray, np.ndarray]
 """Positions and scores of some documents, in any order."""
+
+RESCORED = 64
+"""Documents found by residuals that are scored exactly beside segments searched exactly, where the method names no number."""
 
 
 @dataclass(frozen=True)
@@ -165,28 +171,36 @@ def _by_parts(
     query: TokenVectors, parts: Sequence[Tokens], k: int, find: Callable[[Tokens], Found | None], rescored: int | None
 ) -> Found:
     """Returns what ``find`` gives of each part, its best ``rescored`` with exact scores (None: all; 0: none), and of parts for
-    which it gives None the exact best.
+    which it gives None the exact best. Where there are both, scores that ``find`` gives are not kept.
     """
-    found, others, starts = [], [], _starts(parts)
-    for number, part in enumerate(parts):
-        result = find(part)
+    results = {number: find(part) for number, part in enumerate(parts) if part.eligible_N.any()}
+    others = [number for number, result in results.items() if result is None]
+    if rescored is not None and 0 < len(others) < len(results):
+        rescored = max(rescored or RESCORED, k)
+    found, starts = [_exact_of(query, parts, others, k)], _starts(parts)
+    for number, result in results.items():
         if result is None:
-            others.append(number)
             continue
         documents, scores = result
         if rescored is not None and 0 < rescored < len(documents):
             documents = documents[np.argpartition(-scores, rescored - 1)[:rescored]]
         if rescored != 0:
             documents = np.sort(documents)
-            scores = _scores(query, [part], documents)
+            scores = _scores(query, [parts[number]], documents)
         found.append((documents + starts[number], scores))
-    if others:
-        places, scores = _exact(query, [parts[number] for number in others], k)[0]
-        ends = np.cumsum([len(parts[number].segment) for number in others])
-        which = np.searchsorted(ends, places, side="right")
-        shifts = np.array([starts[n] - (end - len(parts[n].segment)) for n, end in zip(others, ends, strict=True)])
-        found.append((places + shifts[which], scores))
     return _joined(found)
+
+
+def _exact_of(query: TokenVectors, parts: Sequence[Tokens], numbers: Sequence[int], k: int) -> Found:
+    """Returns a superset of the k best documents of the parts ``numbers``."""
+    if not numbers:
+        return _joined([])
+    starts = _starts(parts)
+    places, scores = _exact(query, [parts[number] for number in numbers], k)[0]
+    ends = np.cumsum([len(parts[number].segment) for number in numbers])
+    which = np.searchsorted(ends, places, side="right")
+    shifts = np.array([starts[n] - (end - len(parts[n].segment)) for n, end in zip(numbers, ends, strict=True)])
+    return places + shifts[which], scores
 
 
 def _plaid(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Plaid) -> Found:
@@ -226,18 +240,23 @@ def _encoded(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Encod
 
 
 def _xtr(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Xtr) -> Found:
-    """The tokens of all parts compete with each other."""
+    """The tokens of all parts compete with each other; of parts with residuals and others, those of the former alone."""
     panel, starts, retrieved = Panel(query), _starts(parts), []
-    for part, start in zip(parts, starts, strict=False):
-        segment = part.segment
-        if segment.residuals is not None:
-            found = retrieve_coded(segment.residuals, part.eligible_N, query.values_TD, method.tokens)
+    eligible = [number for number, part in enumerate(parts) if part.eligible_N.any()]
+    plain = [number for number in eligible if parts[number].segment.residuals is None]
+    mixed = 0 < len(plain) < len(eligible)
+    for number in eligible:
+        part = parts[number]
+        if part.segment.residuals is not None:
+            found = retrieve_coded(part.segment.residuals, part.eligible_N, query.values_TD, method.tokens)
+        elif mixed:
+            continue
         else:
-            found = retrieve(segment.matrix, part.eligible_N, panel, method.tokens)
-        retrieved.append(Retrieved(found.lanes, found.documents + start, found.products))
-    found = joined(retrieved, method.tokens)
-    positions, scores = scores_of(found, panel.lanes, int(starts[-1]), method.imputation)
-    if not method.rescored or not len(positions):
-        return positions, scores
-    best = np.sort(positions[np.argsort(-scores, kind="stable")[: max(method.rescored, k)]])
-    return best, _scores(query, parts, best)
+            found = retrieve(part.segment.matrix, part.eligible_N, panel, method.tokens)
+        retrieved.append(Retrieved(found.lanes, found.documents + starts[number], found.products))
+    positions, scores = scores_of(joined(retrieved, method.tokens), panel.lanes, int(starts[-1]), method.imputation)
+    rescored = max(method.rescored or RESCORED, k) if mixed else method.rescored and max(method.rescored, k)
+    if rescored and len(positions):
+        positions = np.sort(positions[np.argsort(-scores, kind="stable")[:rescored]])
+        scores = _scores(query, parts, positions)
+    return _joined([(positions, scores), _exact_of(query, parts, plain, k)]) if mixed else (positions, scores)

@@ -32,7 +32,8 @@ class Warp:
     missing lies beyond these. WARP's own code takes a few thousand, often fewer than it probes, which puts documents that
     were found below those that were not (docs/log.md).
 
-    ``rescored``: so many of the best are scored exactly after; 0: WARP's own scores are given.
+    ``rescored``: so many of the best are scored exactly after; 0: WARP's own scores are given, unless other segments are
+    searched exactly, for they have no residuals: then the best are scored exactly all the same.
     """
 
     probes: int = 32

@@ -36,8 +36,8 @@ class Xtr:
     token (the greatest it can be), ``zero`` as 0, and ``none`` leaves it out and divides by the number of query tokens
     found instead of all (times all, to stay on the scale of MaxSim).
 
-    Segments that have residuals are searched by them, others exactly. ``rescored``: so many of the best are scored exactly
-    after; 0: XTR's own scores are given.
+    Segments that have residuals are searched by them. ``rescored``: so many of the best are scored exactly after; 0: XTR's own
+    scores are given. Beside segments that have residuals those without are searched exactly, and the best of all are scored so.
     """
 
     tokens: int = 1000
