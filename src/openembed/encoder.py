@@ -366,6 +366,8 @@ class Encoder(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """Returns the rows of one micro-batch, ``(R, D)`` float32, not normalised, differentiable: one a text, or one a token
         vector (see :meth:`rows_of`)."""
+        if torch.is_grad_enabled():
+            self._fingerprint = None  # an optimizer may follow, and some do not count their changes
         if packed.query and self.query_head is not None:
             return self.query_head(packed)
         reads = getattr(self.head, "reads_states", None)

@@ -8,10 +8,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import TEXTS
+from tiny_training import sentence, tiny_encoder, tiny_sparse_encoder
 
 import openembed
 from openembed.config import parse
 from openembed.encoder import EncoderConfig, PromptConfig
+from openembed.packing import pack
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +342,35 @@ def test_a_token_the_model_has_no_row_for_is_named(make_encoder, tmp_path):
     assert encoder.encode(["plain"]).shape == (1, 32)
     with pytest.raises(ValueError, match="text 1 has the token 'ZZ'"):
         encoder.encode(["plain", "a ZZ"])
+
+
+STEPPED = {
+    "latent attention": tiny_encoder,
+    "vocabulary": tiny_sparse_encoder,
+    "table": lambda folder: tiny_sparse_encoder(folder, query_head={"kind": "idf_lookup", "trainable": True}),
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("head", STEPPED)
+def test_after_a_step_of_any_optimizer_texts_are_encoded_by_the_new_weights(head, fused, tmp_path):
+    """What is kept of the weights between encodings (folded, packed, as an array, hashed) goes with them."""
+    encoder, texts = STEPPED[head](tmp_path / "tokenizer").eval(), [sentence(1, 2, 3), sentence(*range(5, 25))]
+
+    def encoded(model):
+        rows = [model.encode_queries(texts), model.encode_documents(texts)]
+        return [row if isinstance(row, np.ndarray) else row.toarray() for row in rows]
+
+    before, fingerprint = encoded(encoder), encoder.fingerprint
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.05, fused=fused)
+    for queries in (True, False):
+        rows = encoder.tokenize(texts, queries=np.full(len(texts), queries) if encoder.sided else None)
+        encoder(pack(rows)).square().sum().backward()
+    optimizer.step()
+    after = encoded(encoder)
+    encoder.save(tmp_path / "stepped")
+    anew = openembed.load(tmp_path / "stepped")
+    for old, new, expected in zip(before, after, encoded(anew), strict=True):
+        np.testing.assert_allclose(new, expected, atol=1e-5)
+        assert abs(new - old).max() > 1e-3
+    assert fingerprint != encoder.fingerprint == anew.fingerprint

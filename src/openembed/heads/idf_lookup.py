@@ -86,6 +86,8 @@ class IdfLookup(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Returns ``(B, V)`` float32, differentiable where the table is trained."""
+        if torch.is_grad_enabled():
+            self._known = None  # an optimizer may follow, and some do not count their changes
         rows_BV = own_tokens(packed, self.excluded_V) * self.table()
         # A training step carries gradients back to every representation, of queries that do not learn too.
         return rows_BV if rows_BV.requires_grad or not torch.is_grad_enabled() else rows_BV.requires_grad_()

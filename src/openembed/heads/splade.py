@@ -160,8 +160,10 @@ class Splade(nn.Module):
     def _packed_matrix(self, half: bool) -> Tensor | None:
         """The output matrix as the kernels read it, kept until it changes; None in training, where it does at every step."""
         matrix_VD = self.output_VD
-        changing = self.training or torch.is_grad_enabled() or matrix_VD.is_inference()
-        if changing or torch.is_autocast_enabled(matrix_VD.device.type):
+        if self.training or torch.is_grad_enabled():
+            self._packed = None  # an optimizer may follow, and some do not count their changes
+            return None
+        if matrix_VD.is_inference() or torch.is_autocast_enabled(matrix_VD.device.type):
             return None
         state = (matrix_VD.data_ptr(), matrix_VD._version, half)
         if self._packed is None or self._packed[0] != state:
