@@ -181,7 +181,7 @@ def test_rerank_requests_that_wait_are_bounded(encoder):
 
 def test_indexes(client):
     rows = {row["name"]: row for row in client.get("/v1/indexes").json()["data"]}
-    expected = {"count": 4, "language": "en"}
+    expected = {"count": 4, "language": "en", "missing": {}}
     models = {"model": "tiny", "models": {"dense": "tiny"}}
     dense = {"name": "animals", "modes": ["dense", "bm25", "hybrid"], "contributions": True, **models}
     plain = {"name": "bm25", "model": None, "models": {}, "modes": ["bm25"], "contributions": False}

@@ -5,7 +5,7 @@ import hashlib
 import re
 
 import pytest
-from server_setup import make_index, make_kinds, served
+from server_setup import make_index, make_kinds, post, served
 from sparse_fakes import SparseWords
 from starlette.testclient import TestClient
 from store_fakes import BagOfWords
@@ -35,7 +35,6 @@ def test_names_are_folders_made_unique_or_given(encoder, tmp_path):
 def test_an_index_is_served_without_a_model_that_cannot_be_opened(encoder, tmp_path, caplog):
     make_kinds(tmp_path / "both", {"tiny": encoder, "moved": SparseWords()})
     make_kinds(tmp_path / "moved-first", {"moved": SparseWords(), "tiny": encoder})
-    make_kinds(tmp_path / "one", {"moved": SparseWords()})
     make_kinds(tmp_path / "none", {"moved": SparseWords(), "gone": BagOfWords()})
 
     class Models(dict):
@@ -44,24 +43,54 @@ def test_an_index_is_served_without_a_model_that_cannot_be_opened(encoder, tmp_p
                 raise FileNotFoundError(f"{name}: no such model folder")
             return encoder
 
-    targets, settings = [str(tmp_path / name) for name in ("both", "moved-first")], Settings(writable=True)
+    targets, settings = [str(tmp_path / name) for name in ("both", "moved-first", "none")], Settings(writable=True)
     with served(targets, Models(), settings) as (app, _gate, catalog):
-        assert [list(index.engines) for index in catalog.indexes.values()] == [["dense"], ["dense"]]
-        assert (
-            "index both: its model moved cannot be opened (moved: no such model folder); served without sparse" in caplog.text
-        )
+        assert [list(index.engines) for index in catalog.indexes.values()] == [["dense"], ["dense"], []]
+        assert "index both is served without its sparse weights" in caplog.text
+        assert "(their model could not be opened): moved: no such model folder" in caplog.text
         client = TestClient(app)
-        found = client.post("/v1/search", json={"query": "cats", "index": "moved-first"}).json()
+        found = post(client, "/v1/search", query="cats", index="moved-first")
         assert (found["mode"], len(found["hits"])) == ("hybrid", 4)
-        assert (
-            client.post("/v1/search", json={"query": "cats", "mode": "sparse"}).json()["error"]["code"] == "mode_not_available"
-        )
-        refused = client.post("/v1/documents", json={"documents": [{"text": "new"}]})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_missing")
-        assert "sparse weights" in refused.json()["error"]["message"]
-    for name in ("one", "none"):
-        with pytest.raises(FileNotFoundError, match="no such model folder"), served([str(tmp_path / name)], Models()):
-            pass
+        refused(client, "/v1/search", "sparse weights over its vocabulary, but their model could", query="cats", mode="sparse")
+        refused(client, "/v1/documents", "sparse weights", documents=[{"text": "new"}])
+        assert post(client, "/v1/search", query="cats", index="none")["mode"] == "bm25"
+        refused(client, "/v1/search", "could not be opened", query="cats", index="none", mode="hybrid")
+
+
+def refused(client, path, message, **body):
+    """Expects a 409 that says so, and tells nothing of this machine."""
+    response = client.post(path, json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (409, "model_missing"), response.text
+    assert message in error["message"]
+    assert "/" not in error["message"]
+
+
+def test_an_index_whose_model_was_replaced_is_served_beside_others_without_its_vectors(make_encoder, encoder, tmp_path, caplog):
+    """The server starts, says which index and what to do, and searches by words; a model no index can use is not served."""
+    make_index(tmp_path / "old", encoder)
+    other = make_encoder(seed=1)
+    make_kinds(tmp_path / "new", {"other": other})
+    targets = [str(tmp_path / name) for name in ("old", "new")]
+    with served(targets, {"tiny": other, "other": other}, Settings(writable=True)) as (app, _gate, catalog):
+        assert list(catalog.engines) == ["other"]
+        assert "index old is served without its dense vectors (the model of that name is not the one" in caplog.text
+        assert "use that model, or build the index anew with this one" in caplog.text
+        client = TestClient(app)
+        rows = {row["name"]: row for row in client.get("/v1/indexes").json()["data"]}
+        why = "the model of that name is not the one that made them"
+        assert (rows["old"]["modes"], rows["old"]["missing"], rows["old"]["model"]) == (["bm25"], {"dense": why}, None)
+        assert (rows["new"]["modes"], rows["new"]["missing"]) == (["dense", "bm25", "hybrid"], {})
+        found = post(client, "/v1/search", query="cats", index="old")
+        assert (found["mode"], {hit["id"] for hit in found["hits"]}) == ("bm25", {"cat", "dog"})
+        for mode in ("dense", "hybrid"):
+            refused(client, "/v1/search", f"dense vectors, but {why}", query="cats", mode=mode, index="old")
+        refused(client, "/v1/contributions", why, text="cats", index="old")
+        refused(client, "/v1/documents", why, documents=[{"text": "new"}], index="old")
+        assert client.post("/v1/search", json={"query": "cats", "mode": "tokens", "index": "old"}).status_code == 400
+        assert post(client, "/v1/search", query="cats", index="new")["mode"] == "hybrid"
+        assert client.get("/health").status_code == 200
+        assert client.request("DELETE", "/v1/documents", json={"ids": ["dog"], "index": "old"}).json()["count"] == 3
 
 
 def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):

@@ -109,9 +109,14 @@ def test_nothing_changes_without_writable(encoder, folder):
         assert client.get("/v1/documents/cat").status_code == 200
 
 
-def test_a_model_that_is_not_the_indexs_is_refused(folder, make_encoder):
-    with pytest.raises(ValueError, match="use that model"), served([str(folder)], make_encoder(seed=1)):
-        pass
+def test_a_model_that_is_not_the_indexs_adds_nothing_to_it(folder, make_encoder):
+    before = [(identifier, row.tolist()) for identifier, row in Store(folder).rows()]
+    with served([str(folder)], make_encoder(seed=1), Settings(writable=True)) as (app, _gate, _catalog):
+        for upsert, identifier in ((False, "new"), (True, "cat")):
+            body = {"documents": [{"id": identifier, "text": "other"}], "upsert": upsert}
+            refused = TestClient(app).post("/v1/documents", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_missing")
+    assert [(identifier, row.tolist()) for identifier, row in Store(folder).rows()] == before
 
 
 def test_words_alone_need_no_model(tmp_path, encoder):

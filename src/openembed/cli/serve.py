@@ -115,7 +115,8 @@ def _catalog(
         targets, lambda reference: openembed.load(reference, device, dtype), make_engine, reranker=scorer, aliases=names
     )
     for index in catalog.indexes.values():
-        _say(f"index {index.name}: {len(index.store):,} documents, {', '.join(index.modes)}")
+        without = "".join(f"; without {kind}: {why}" for kind, why in index.missing.items())
+        _say(f"index {index.name}: {len(index.store):,} documents, {', '.join(index.modes)}{without}")
     if catalog.reranker is not None:
         _say(f"reranker {catalog.reranker.name}")
     return catalog

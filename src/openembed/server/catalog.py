@@ -42,10 +42,15 @@ ROUTES = {"dense": "/v1/embeddings", "sparse": "/embed_sparse", "tokens": "/v1/m
 
 
 class ServedIndex:
-    """An index and the models of its vectors, by kind. Searching and writing each have one thread."""
+    """An index and the models of its vectors, by kind. Searching and writing each have one thread.
 
-    def __init__(self, name: str, directory: Path, engines: Mapping[Kind, Engine]) -> None:
-        self.name, self.engines = name, dict(engines)
+    ``missing`` says, by kind of vectors that the index has and no model here can be asked for, why.
+    """
+
+    def __init__(
+        self, name: str, directory: Path, engines: Mapping[Kind, Engine], missing: Mapping[Kind, str] | None = None
+    ) -> None:
+        self.name, self.engines, self.missing = name, dict(engines), dict(missing or {})
         self._directory = directory
         self._store = Store(directory)
         self._manifest = directory / "manifest.json"
@@ -75,6 +80,14 @@ class ServedIndex:
     def model(self) -> str | None:
         """The name of its first model; None where it has words alone."""
         return next((engine.name for engine in self.engines.values()), None)
+
+    def require(self, kinds: Iterable[Kind]) -> None:
+        """Raises ``ApiError`` 409, which says why, where the model of one of these kinds of vectors is ``missing``."""
+        for kind in kinds:
+            if kind in self.missing:
+                modes = ", ".join(self.modes)
+                message = f"the index holds {CALLED[kind]}, but {self.missing[kind]}; the server's log says more"
+                raise ApiError(409, f"{message}. Modes served: {modes}", param="index", code="model_missing")
 
     async def search(self, function: Callable[[Store], R]) -> R:
         """Returns ``function`` of the index, run in the thread that searches."""
@@ -186,6 +199,35 @@ def _named(served: dict[str, Any], name: str | None, what: str) -> Any:
     return served[name]
 
 
+class _Models:
+    """What a catalog opens, each model once, whatever asks for it; those that are to be served get an engine."""
+
+    def __init__(self, catalog: Catalog, load: Callable[[str], Encoder], make_engine: Callable[[Encoder, str], Engine]) -> None:
+        self._catalog, self._load, self._make_engine = catalog, load, make_engine
+        self._encoders: dict[str, Encoder] = {}
+        self._engines: dict[str, Engine] = {}
+
+    def opened(self, reference: str) -> Encoder:
+        """Returns the model; raises what ``load`` does."""
+        key = self._key(reference)
+        if key not in self._encoders:
+            self._encoders[key] = self._load(reference)
+        return self._encoders[key]
+
+    def served(self, reference: str, name: str) -> Engine:
+        """Returns the model's engine, from then on in the catalog under ``name``, made unique."""
+        key = self._key(reference)
+        if key not in self._engines:
+            unique = _unique(name, self._catalog.engines)
+            engine = self._make_engine(self.opened(reference), unique)
+            self._engines[key] = self._catalog.engines[unique] = engine
+        return self._engines[key]
+
+    @staticmethod
+    def _key(reference: str) -> str:
+        return str(Path(reference).resolve()) if Path(reference).exists() else reference
+
+
 def open_catalog(
     targets: Iterable[str],
     load: Callable[[str], Encoder],
@@ -196,30 +238,21 @@ def open_catalog(
 ) -> Catalog:
     """Returns the catalog of models and indexes; each target is a model, an index, or ``NAME=`` one of them.
 
-    Indexes of one model share it. One of several models of an index may be missing: that is logged, and the index served in
-    its other modes. Raises ``ValueError`` for a model that is not the one of an index, and what ``load`` raises.
+    Indexes of one model share it. Where a model of an index cannot be opened, or is another than the one that made its
+    vectors, that is logged, and the index served in its other modes. Raises what ``load`` raises for a target.
     """
     catalog = Catalog()
-    loaded: dict[str, Engine] = {}
-
-    def engine_of(reference: str, name: str) -> Engine:
-        key = str(Path(reference).resolve()) if Path(reference).exists() else reference
-        if key not in loaded:
-            unique = _unique(name, catalog.engines)
-            loaded[key] = catalog.engines[unique] = make_engine(load(reference), unique)
-        return loaded[key]
-
+    models = _Models(catalog, load, make_engine)
     for target in targets:
         name, reference = _name_of(target)
         directory = Path(reference)
         if not (directory / "manifest.json").is_file():
-            engine_of(reference, name)
+            models.served(reference, name)
             continue
         unique, store = _unique(name, catalog.indexes), Store(directory)
-        engines = _engines_of(unique, store, engine_of)
-        for engine in engines.values():
-            store.check_encoder(engine.encoder)
-        catalog.indexes[unique] = ServedIndex(unique, directory, engines)
+        missing = _missing(unique, store, models)
+        own = {k: models.served(m.name, _name_of(m.name)[0]) for k, m in store.models.items() if k not in missing}
+        catalog.indexes[unique] = ServedIndex(unique, directory, own, missing)
     if reranker is not None:
         catalog.reranker = ServedReranker(_name_of(str(reranker.name))[0], reranker)
     if aliases:
@@ -230,17 +263,19 @@ def open_catalog(
     return catalog
 
 
-def _engines_of(index: str, store: Store, engine_of: Callable[[str, str], Engine]) -> dict[Kind, Engine]:
-    """Returns the models of an index that can be opened, by kind; raises why the last one cannot where none can."""
-    engines: dict[Kind, Engine] = {}
-    for number, (kind, model) in enumerate(store.models.items(), 1):
+def _missing(index: str, store: Store, models: _Models) -> dict[Kind, str]:
+    """Returns why an index must do without a model, by kind; each is logged, with what to do. Clients are told no paths."""
+    missing: dict[Kind, str] = {}
+    for kind, model in store.models.items():
+        why = "their model could not be opened"
         try:
-            engines[kind] = engine_of(model.name, _name_of(model.name)[0])
+            encoder = models.opened(model.name)
+            why = "the model of that name is not the one that made them"
+            store.check_encoder(encoder)
         except (ValueError, FileNotFoundError) as error:
-            if number == len(store.models) and not engines:
-                raise
-            logger.warning("index %s: its model %s cannot be opened (%s); served without %s", index, model.name, error, kind)
-    return engines
+            missing[kind] = why
+            logger.warning("index %s is served without its %s (%s): %s", index, CALLED[kind], why, error)
+    return missing
 
 
 def _name_of(target: str) -> tuple[str, str]:

@@ -397,13 +397,15 @@ class SearchAnswer(BaseModel):
 
 
 class Index(BaseModel):
-    """An index and what can be asked of it. ``model``: the first of its ``models``, which are by kind of vectors."""
+    """An index and what can be asked of it. ``model``: the first of its ``models``, which are by kind of vectors. ``missing``:
+    why vectors that it holds cannot be searched here, by kind."""
 
     name: str
     count: int
     model: str | None
     models: dict[str, str]
     modes: list[str]
+    missing: dict[str, str]
     language: str
     contributions: bool
 

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from openembed.encoded import CALLED, Encoded
+from openembed.encoded import Encoded
 from openembed.index.store import Store
 from openembed.records import Document
 from openembed.representations import Kind
@@ -28,7 +28,7 @@ R = TypeVar("R")
 CHANGES = {
     **REFUSALS,
     403: {"model": ErrorAnswer, "description": "The server was started without --writable."},
-    409: {"model": ErrorAnswer, "description": "An id is there already, or another process is writing."},
+    409: {"model": ErrorAnswer, "description": "An id is there already, another process is writing, or a model is missing."},
 }
 
 
@@ -90,10 +90,7 @@ def _document(store: Store, identifier: str) -> Document | None:
 async def _vectors(index: ServedIndex, documents: list[Document]) -> dict[Kind, Encoded]:
     """The documents' vectors of each kind that the index has, made as those in it were; ``ApiError`` 409 without its models."""
     texts, models = [document.full_text for document in documents], index.store.models
-    missing = [CALLED[kind] for kind in models if kind not in index.engines]
-    if missing:
-        message = f"the index holds {' and '.join(missing)}, whose model this server could not open; its log says why"
-        raise ApiError(409, message, param="index", code="model_missing")
+    index.require(models)
     found = {}
     for kind, engine in index.engines.items():
         prompt = Prompt(models[kind].document_prompt, models[kind].max_length)

@@ -23,6 +23,7 @@ from openembed.server.routes.embeddings import prefix
 from openembed.server.schemas import (
     ContributionsAnswer,
     ContributionsRequest,
+    ErrorAnswer,
     IndexesAnswer,
     SearchAnswer,
     SearchRequest,
@@ -33,6 +34,10 @@ from openembed.steps.modes import check_explained, kinds_of
 
 router = APIRouter(tags=["search"])
 
+SEARCHES = {
+    **REFUSALS,
+    409: {"model": ErrorAnswer, "description": "The index holds such vectors, but not their model: the message says why."},
+}
 EXPLAINED = {
     "cls": "The vector is the state of the first token alone, so that token has all of it.",
     "last_token": "The vector is the state of the last token alone, so that token has all of it.",
@@ -58,6 +63,7 @@ async def indexes(request: Request) -> Response:
                     "model": index.model,
                     "models": {kind: engine.name for kind, engine in index.engines.items()},
                     "modes": index.modes,
+                    "missing": index.missing,
                     "language": index.store.analyzer.language,
                     "contributions": "dense" in index.engines,
                 }
@@ -67,13 +73,13 @@ async def indexes(request: Request) -> Response:
     )
 
 
-@router.post("/v1/search", responses={200: {"model": SearchAnswer}, **REFUSALS}, openapi_extra=described(SearchRequest))
+@router.post("/v1/search", responses={200: {"model": SearchAnswer}, **SEARCHES}, openapi_extra=described(SearchRequest))
 async def search(request: Request) -> Response:
     """Documents of an index, best first, with the places of the query's words (offsets count Unicode code points)."""
     start = time.perf_counter()
     body = await read(request, SearchRequest)
     index = catalog(request).index(body.index)
-    mode = _mode(body, index.modes)
+    mode = _mode(body, index)
     _check_size(body, settings(request).limits)
     _check_filter(body.filter)
     encoding = time.perf_counter()
@@ -96,7 +102,7 @@ async def search(request: Request) -> Response:
 
 @router.post(
     "/v1/contributions",
-    responses={200: {"model": ContributionsAnswer}, **REFUSALS},
+    responses={200: {"model": ContributionsAnswer}, **SEARCHES},
     openapi_extra=described(ContributionsRequest),
 )
 async def token_contributions(request: Request) -> Response:
@@ -108,6 +114,7 @@ async def token_contributions(request: Request) -> Response:
     by_index = body.index is not None or (body.model is None and not served.engines)
     engine = served.index(body.index).engines.get("dense") if by_index else served.engine(body.model, "dense")
     if engine is None:
+        served.index(body.index).require(["dense"])
         raise ApiError(404, "this index has no dense model, so there are no vectors to explain", param="index")
     is_query = body.input_type in ("query", "search_query")
     literal = prefix(engine, body.task, body.instruction, is_query=is_query)
@@ -117,9 +124,11 @@ async def token_contributions(request: Request) -> Response:
     return answer({"tokens": [asdict(token) for token in tokens], "explained": EXPLAINED.get(kind, AVERAGED)})
 
 
-def _mode(body: SearchRequest, modes: list[str]) -> str:
+def _mode(body: SearchRequest, index: ServedIndex) -> str:
+    modes = index.modes
     mode = body.mode or modes[-1]
     if mode not in modes:
+        index.require(kinds_of(mode, index.missing))
         message = f"mode: this index has no vectors for {mode!r}; allowed: {', '.join(modes)}"
         raise refused(message, "mode", "mode_not_available")
     if body.explain:
