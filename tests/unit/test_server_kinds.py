@@ -380,6 +380,15 @@ def test_explain_gives_the_terms_that_make_each_score(setup, encoders, mode):
         assert {term["term"] for term in hit["terms"]} <= set(QUERY.split())
 
 
+def test_explain_without_a_mode_is_of_the_best_that_can_be_explained(setup, encoders, tmp_path):
+    found = post(setup[0], "/v1/search", query=QUERY, explain=True)
+    assert (found["mode"], all(hit["terms"] for hit in found["hits"])) == ("sparse", True)
+    make_kinds(tmp_path / "dense", {"vectors": encoders["vectors"]}, DOCUMENTS)
+    with served([str(tmp_path / "dense")], encoders) as (app, _gate, _catalog):
+        found = post(TestClient(app), "/v1/search", query=QUERY, explain=True)
+        assert (found["mode"], all(hit["terms"] for hit in found["hits"])) == ("bm25", True)
+
+
 def test_what_is_added_is_encoded_for_every_kind(encoders, tmp_path):
     names = ("vectors", "words", "colbert")
     make_kinds(tmp_path / "all", {name: encoders[name] for name in names}, DOCUMENTS)

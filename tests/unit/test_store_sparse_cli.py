@@ -44,6 +44,10 @@ def best(cli, index, mode, query="barn of hay", **options):
     return json.loads(cli("search", index, query, "--mode", mode, "--json", *given))["hits"]
 
 
+def explained_by(cli, index, mode):
+    return json.loads(cli("search", index, "barn of hay", "--mode", mode, "--explain", "--json"))["hits"]
+
+
 @pytest.mark.parametrize("precision", ["float16", "uint8"])
 def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tmp_path, precision):
     index = tmp_path / "index"
@@ -69,7 +73,7 @@ def test_explain_shows_the_terms_of_each_score(cli, corpus, tmp_path):
     cli("index", corpus, "-o", index, "--model", "words")
     for mode in ("sparse", "bm25"):
         assert "terms" not in best(cli, index, mode)[0]
-        hits = json.loads(cli("search", index, "barn of hay", "--mode", mode, "--explain", "--json"))["hits"]
+        hits = explained_by(cli, index, mode)
         assert [hit["id"] for hit in hits] == [hit["id"] for hit in best(cli, index, mode)]
         for hit in hits:
             assert sum(term["score"] for term in hit["terms"]) == pytest.approx(hit["score"], rel=1e-5)
@@ -80,6 +84,11 @@ def test_explain_shows_the_terms_of_each_score(cli, corpus, tmp_path):
     assert all(f"{term} {share}" in shown for term, share in shares.items())
     assert "%" not in cli("search", index, "barn of hay", "--mode", "bm25", "-k", 1)
     assert cli("search", index, "zebra", "--mode", "bm25", "--explain") == "nothing found\n"
+    shown = json.loads(cli("search", index, "barn of hay", "--explain", "--json"))
+    assert (shown["mode"], shown["hits"]) == ("sparse", explained_by(cli, index, "sparse"))
+    cli("index", corpus, "-o", tmp_path / "dense", "--model", "bag")
+    shown = json.loads(cli("search", tmp_path / "dense", "barn of hay", "--explain", "--json"))
+    assert (shown["mode"], shown["hits"]) == ("bm25", explained_by(cli, index, "bm25"))
     for mode in ("hybrid", "tokens"):
         with pytest.raises(ValueError, match="allowed with explain: sparse, bm25"):
             cli("search", index, "x", "--mode", mode, "--explain")

@@ -99,7 +99,10 @@ def search(
     directory: Directory,
     query: Annotated[str, typer.Argument(help="What to look for.")],
     mode: Annotated[
-        str | None, typer.Option(help="dense, sparse, tokens, bm25 or hybrid (default: hybrid if there is a model).")
+        str | None,
+        typer.Option(
+            help="dense, sparse, tokens, bm25 or hybrid (default: hybrid if there is a model; with --explain sparse or bm25)."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
     where: Annotated[
@@ -126,12 +129,12 @@ def search(
     from openembed.index.encoding import kind_of, term_names
     from openembed.index.searching import check_k
     from openembed.index.store import Store
-    from openembed.steps.modes import check_explained, explained, kinds_of, modes_of, ranked
+    from openembed.steps.modes import check_explained, default_mode, explained, kinds_of, modes_of, ranked
     from openembed.steps.retrieve import encoded_queries
 
     check_k(k)
     store = Store(directory)
-    mode = mode or modes_of(store.models)[-1]
+    mode = mode or default_mode(modes_of(store.models), explain=explain)
     if explain:
         check_explained(mode)
     condition, kinds = _condition(where, filter), kinds_of(mode, store.models)

@@ -185,7 +185,7 @@ class TeiRerankRequest(Request):
 
 class SearchRequest(Request):
     """``POST /v1/search``. ``index`` and ``mode`` of None: the first index, and the best it can. ``explain``: with the terms
-    that make each score (modes ``sparse`` and ``bm25``)."""
+    that make each score (modes ``sparse`` and ``bm25``, and the better of these where none is given)."""
 
     query: Text
     index: str | None = None

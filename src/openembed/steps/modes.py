@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODES = (*KINDS, "bm25", "hybrid")
 EXPLAINED = ("sparse", "bm25")
-"""Modes whose scores are sums over terms."""
+"""Modes whose scores are sums over terms, the best first."""
 
 
 def modes_of(kinds: Iterable[str]) -> list[str]:
     """Returns the modes of a store that has vectors of these kinds, the best of them last."""
     held = [kind for kind in KINDS if kind in set(kinds)]
     return [*held, "bm25", "hybrid"] if held else ["bm25"]
+
+
+def default_mode(modes: Sequence[str], *, explain: bool = False) -> str:
+    """Returns the mode of a search that names none: the best of a store's, with ``explain`` of those that can be explained."""
+    return next(mode for mode in EXPLAINED if mode in modes) if explain else modes[-1]
 
 
 def kinds_of(mode: str, kinds: Iterable[str]) -> list[Kind]:

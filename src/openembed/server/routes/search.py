@@ -30,7 +30,7 @@ from openembed.server.schemas import (
 )
 from openembed.server.searching import search as search_store
 from openembed.server.settings import Limits
-from openembed.steps.modes import check_explained, kinds_of
+from openembed.steps.modes import check_explained, default_mode, kinds_of
 
 router = APIRouter(tags=["search"])
 
@@ -126,7 +126,7 @@ async def token_contributions(request: Request) -> Response:
 
 def _mode(body: SearchRequest, index: ServedIndex) -> str:
     modes = index.modes
-    mode = body.mode or modes[-1]
+    mode = body.mode or default_mode(modes, explain=body.explain)
     if mode not in modes:
         index.require(kinds_of(mode, index.missing))
         message = f"mode: this index has no vectors for {mode!r}; allowed: {', '.join(modes)}"
