@@ -22,6 +22,7 @@ from openembed.index import exact
 SYSTEMS = {
     "dense": "dense",
     "distilled": "distilled",
+    "splade": "splade",
     "echo": "splade",
     "both-ways": "splade",
     "vdr": "vdr",
@@ -54,7 +55,9 @@ def main() -> None:
     words = Bm25(texts)
     answer: dict[str, Callable[[str], object]] = {"bm25": lambda query: words.search([query], ["query"], ids, K)}
     for variant, stage in SYSTEMS.items():
-        answer[variant] = answering(args.runs / "runs" / variant / f"seed-{args.seed}" / stage / "model", texts, ids)
+        model = args.runs / "runs" / variant / f"seed-{args.seed}" / stage / "model"
+        if model.is_dir():  # a sweep has some of the variants
+            answer[variant] = answering(model, texts, ids)
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in answer}
     for _ in range(args.rounds):
         for name, respond in answer.items():
