@@ -246,7 +246,6 @@ REFUSED = [
     ("/pooling", {"input": "a", "task": "classify"}, 400, "task"),
     ("/v1/search", {"query": "a", "mode": "hybrid", "explain": True}, 400, "explain"),
     ("/v1/search", {"query": "a", "mode": "dense", "explain": True}, 400, "explain"),
-    ("/v1/search", {"query": "a", "mode": "tokens", "explain": True}, 400, "explain"),
 ]
 
 
@@ -378,6 +377,23 @@ def test_explain_gives_the_terms_that_make_each_score(setup, encoders, mode):
         assert sum(term["share"] for term in hit["terms"]) == pytest.approx(1)
         assert all(term["score"] == pytest.approx(term["query"] * term["document"]) for term in hit["terms"])
         assert {term["term"] for term in hit["terms"]} <= set(QUERY.split())
+
+
+def test_explain_says_which_tokens_meet(setup, encoders):
+    store = setup[1].index("all").store
+    hits = post(setup[0], "/v1/search", query=QUERY, mode="tokens", k=5, explain=True)["hits"]
+    (query,) = encoders["colbert"].encode_queries([QUERY])
+    for hit in hits:
+        (document,) = encoders["colbert"].encode_documents([store.document(hit["id"]).full_text])
+        assert sorted(row["position"] for row in hit["terms"]) == list(range(len(query)))
+        assert sum(row["score"] for row in hit["terms"]) == pytest.approx(hit["score"], abs=1e-4)
+        assert sum(row["share"] for row in hit["terms"]) == pytest.approx(1)
+        names = ["[CLS]", *store.document(hit["id"]).full_text.split(), "[SEP]"]
+        for row in hit["terms"]:
+            assert row["met"] == names[row["met_position"]]
+            assert row["score"] == pytest.approx(float(query[row["position"]] @ document[row["met_position"]]), abs=1e-3)
+        named = sorted(hit["terms"], key=lambda row: row["position"])
+        assert [row["term"] for row in named] == ["[CLS]", *QUERY.split(), "[SEP]", *["[MASK]"] * (len(query) - 6)]
 
 
 def test_explain_without_a_mode_is_of_the_best_that_can_be_explained(setup, encoders, tmp_path):

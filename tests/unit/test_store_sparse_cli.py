@@ -89,8 +89,8 @@ def test_explain_shows_the_terms_of_each_score(cli, corpus, tmp_path):
     cli("index", corpus, "-o", tmp_path / "dense", "--model", "bag")
     shown = json.loads(cli("search", tmp_path / "dense", "barn of hay", "--explain", "--json"))
     assert (shown["mode"], shown["hits"]) == ("bm25", explained_by(cli, index, "bm25"))
-    for mode in ("hybrid", "tokens"):
-        with pytest.raises(ValueError, match="allowed with explain: sparse, bm25"):
+    for mode in ("hybrid", "dense"):
+        with pytest.raises(ValueError, match="allowed with explain: sparse, tokens, bm25"):
             cli("search", index, "x", "--mode", mode, "--explain")
 
 

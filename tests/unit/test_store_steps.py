@@ -103,7 +103,9 @@ def test_modes_are_those_of_the_vectors_held():
 
 
 def test_explaining_a_mode_that_is_no_sum_over_terms_is_refused(store):
-    with pytest.raises(ValueError, match="mode 'dense' is no sum over terms; allowed with explain: sparse, bm25"):
+    with pytest.raises(
+        ValueError, match="mode 'dense' is no sum over terms or tokens; allowed with explain: sparse, tokens, bm25"
+    ):
         explained(store, "dense", "red", {}, ["d0"])
 
 

@@ -79,6 +79,29 @@ def test_what_words_and_vectors_find_is_reranked(vectors, queries, tmp_path):
         store.rerank(queries, ["d001"] * len(queries))
 
 
+def test_explain_says_which_tokens_meet(vectors, queries, tmp_path):
+    empty = TokenVectors.from_list([np.empty((0, WIDTH), np.float32)])
+    store = Store.create(tmp_path, documents(range(50)), vectors.select(range(50)), model=MODEL)
+    store.add(documents(range(50, COUNT)), vectors=vectors.select(range(50, COUNT)))
+    store.add(documents([COUNT]), vectors=empty)
+    hits = store.tokens(queries[:1], COUNT)[0]
+    found = store.explain(queries[:1], [*hits, f"d{COUNT:03d}"])
+    assert found.pop(f"d{COUNT:03d}") == []
+    for identifier, parts in found.items():
+        document = vectors[int(identifier[1:])]
+        assert sum(part.score for part in parts) == pytest.approx(hits[identifier], rel=1e-6)
+        assert [part.score for part in parts] == sorted((part.score for part in parts), reverse=True)
+        products = queries[0] @ document.T
+        assert {part.query: part.document for part in parts} == dict(enumerate(products.argmax(axis=1).tolist()))
+        assert {part.tokens for part in parts} == {len(document)}
+    with pytest.raises(ValueError, match="token vectors of 6 queries; explain takes those of one"):
+        store.explain(queries, ["d001"])
+    with pytest.raises(ValueError, match="no document with id 'x'"):
+        store.explain(queries[:1], ["x"])
+    with pytest.raises(ValueError, match="built without a model"):
+        Store.create(tmp_path / "words", documents([0])).explain(queries[:1], ["d000"])
+
+
 def test_large_segments_are_coded_when_they_are_written_and_merged(vectors, queries, tmp_path, monkeypatch):
     monkeypatch.setattr(field, "TokenSettings", lambda **given: TokenSettings(coded_from=600, clusters=32, **given))
     store = Store.create(tmp_path, documents(range(100)), vectors.select(range(100)), model=MODEL)

@@ -65,6 +65,27 @@ def test_an_index_of_token_vectors_is_searched_added_to_and_fused(index, model, 
     assert run("search", index, "the red planet", "--json")["mode"] == "hybrid"
 
 
+def test_explain_says_which_tokens_meet(index, model, monkeypatch):
+    monkeypatch.setattr("openembed.cli.search.TERMS", 2)
+    found = run("search", index, "the red planet", "--explain", "--json")
+    assert found["mode"] == "tokens"
+    encoder = openembed.load(model)
+    (query,) = encoder.encode_queries(["the red planet"])
+    names = [encoder.tokenizer.backend.id_to_token(i) for i in encoder.tokenize(["the red planet"]).ids[0]]
+    assert len(names) == len(query)
+    for hit in found["hits"]:
+        terms = hit["terms"]
+        assert sum(term["score"] for term in terms) == pytest.approx(hit["score"], abs=1e-5)
+        assert [term["score"] for term in terms] == sorted((term["score"] for term in terms), reverse=True)
+        assert {term["position"]: term["term"] for term in terms} == dict(enumerate(names))
+        theirs = [encoder.tokenizer.backend.id_to_token(i) for i in encoder.tokenize([hit["text"]]).ids[0]]
+        assert all(term["met"] == theirs[term["met_position"]] for term in terms)
+    shown = CliRunner().invoke(app, ["search", str(index), "the red planet", "--explain", "-k", "1"]).stdout
+    best = found["hits"][0]["terms"][0]
+    assert f"{best['term']} → {best['met']} {best['score']:.2f}" in shown
+    assert f"+ {len(names) - 2} more" in shown
+
+
 def test_candidates_of_an_earlier_step_are_ordered_by_maxsim(index, model):
     encoder, store = openembed.load(model), Store(index)
     start = Search((Query("q", "the red planet"), Query("nothing", "zzz")))

@@ -7,6 +7,7 @@ from token_models import TEXTS, token_encoder
 
 import openembed
 from openembed.heads.token_pooling import ClustersConfig
+from openembed.index.encoding import vector_names
 from openembed.token_vectors import TokenVectors
 
 COLBERT = {
@@ -56,6 +57,19 @@ def test_a_text_of_skipped_tokens_alone_keeps_them(tmp_path):
     assert encoder.encode([".", "", "w1 .", "w9 w1"]).lengths_N.tolist() == [3, 2, 1, 1]
     with pytest.raises(ValueError, match="none of the tokens"):
         token_encoder(tmp_path, head={"kind": "token_projection", "skip": ["Ġ."]})
+
+
+def test_the_token_of_each_vector_is_named(colbert, plain):
+    names = vector_names(colbert, TEXTS, colbert.document_prompt(), None, queries=False)
+    assert [len(each) for each in names] == colbert.encode_documents(TEXTS).lengths_N.tolist()
+    assert names[0] == ["[CLS]", "[unused1]", "w1", "w2", "w3", "[SEP]"]
+    (query,) = vector_names(colbert, ["w1, w2"], colbert.query_prompt(), None, queries=True)
+    assert query == ["[CLS]", "[unused0]", "w1", ",", "w2", "[SEP]", "[MASK]", "[MASK]", "[MASK]"]
+    pooled = plain.with_pool(ClustersConfig(queries=0, documents=4))
+    names = vector_names(pooled, TEXTS, "", None, queries=False)
+    assert [each is None for each in names] == [True, True, False, True, True, True]
+    assert vector_names(object(), ["a", "b"], "", None, queries=False) == [None, None]
+    assert vector_names(plain, [], "", None, queries=False) == []
 
 
 def test_queries_are_expanded_and_cut_to_one_length(colbert):

@@ -101,7 +101,7 @@ def search(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="dense, sparse, tokens, bm25 or hybrid (default: hybrid if there is a model; with --explain sparse or bm25)."
+            help="dense, sparse, tokens, bm25 or hybrid (default: hybrid with a model; with --explain sparse, tokens, bm25)."
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.")] = 10,
@@ -111,7 +111,7 @@ def search(
     filter: Annotated[str | None, typer.Option(help='Only documents with, as JSON: {"year": {"gte": 2000}}.')] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Look at every document of a large index too.")] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the terms that make each score, with their shares (sparse, bm25).")
+        bool, typer.Option("--explain", help="Show what makes each score: terms (sparse, bm25), or which tokens meet (tokens).")
     ] = False,
     model: OtherModel = None,
     task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
@@ -126,10 +126,10 @@ def search(
     tokens, MaxSim; bm25, the BM25 score; hybrid, the sum of 1 / (60 + rank) over the rankings (0.0328 at most where there are
     two), which says nothing of how alike query and document are.
     """
-    from openembed.index.encoding import kind_of, term_names
+    from openembed.index.encoding import kind_of
     from openembed.index.searching import check_k
     from openembed.index.store import Store
-    from openembed.steps.modes import check_explained, default_mode, explained, kinds_of, modes_of, ranked
+    from openembed.steps.modes import Naming, check_explained, default_mode, explained, kinds_of, modes_of, ranked
     from openembed.steps.retrieve import encoded_queries
 
     check_k(k)
@@ -144,8 +144,8 @@ def search(
     vectors = {kind_of(encoder): encoded_queries(store, encoder, [query], task, instruction) for encoder in encoders}
     hits = ranked(store, mode, query, vectors, k, filter=condition, exact=exact or None)
     rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
-    names = term_names(next(iter(encoders), None))
-    terms = explained(store, mode, query, vectors, list(hits), names) if explain else {}
+    naming = Naming(encoders[0], encoders[0].query_prompt(task, instruction)) if encoders else Naming()
+    terms = explained(store, mode, query, vectors, list(hits), naming) if explain else {}
     if not as_json:
         console().print(_table(rows, query, store, terms) if rows else "nothing found")
         return
@@ -361,8 +361,16 @@ def _table(rows: list[tuple[str, float, Any]], query: str, store: Store, terms: 
 
 
 def _shares(terms: list[dict[str, Any]]) -> str:
-    """Returns the terms that add most to a score, each with its part of it, and how many more there are."""
-    shown = [f"{_printable(term['term'])} {term['share']:.0%}" for term in terms[:TERMS]]
+    """Returns the terms that add most to a score, each with its part of it, and how many more there are.
+
+    A token of the query comes with the document's token that it met, and their product.
+    """
+    shown = [
+        f"{_printable(term['term'])} → {_printable(term['met'])} {term['score']:.2f}"
+        if "met" in term
+        else f"{_printable(term['term'])} {term['share']:.0%}"
+        for term in terms[:TERMS]
+    ]
     return "  ".join([*shown, *([f"+ {len(terms) - TERMS} more"] if len(terms) > TERMS else [])])
 
 

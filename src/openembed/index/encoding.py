@@ -53,6 +53,21 @@ def term_names(encoder: Any) -> Callable[[int], str]:
     return str if backend is None else lambda term: backend.id_to_token(term) or str(term)
 
 
+def vector_names(
+    encoder: Any, texts: Sequence[str], prompt: str, max_length: int | None, *, queries: bool
+) -> list[list[str] | None]:
+    """Returns for each text under a literal ``prompt`` the tokens that its token vectors are of, by ``term_names``.
+
+    None for a text whose vectors are pooled, and for all where the encoder does not say it.
+    """
+    tokens_of = getattr(getattr(encoder, "head", None), "tokens_of", None)
+    if tokens_of is None:
+        return [None] * len(texts)
+    sides = np.full(len(texts), queries) if encoder.sided else None
+    found, name = tokens_of(encoder.tokenize(texts, prompt, max_length, queries=sides)), term_names(encoder)
+    return [None if ids is None else [name(i) for i in ids.tolist()] for ids in found]
+
+
 def count_of(vectors: Vectors) -> int:
     """Returns of how many documents these are."""
     return vectors.shape[0] if hasattr(vectors, "shape") else len(vectors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -40,6 +40,18 @@ class TermScore(NamedTuple):
     token: str
     query: float
     document: float
+    score: float
+
+
+class TokenScore(NamedTuple):
+    """What one token vector of a query adds to a document's MaxSim: its product with the nearest one of the document's.
+
+    ``query`` and ``document``: which of their token vectors these are, from 0. ``tokens``: how many the document has.
+    """
+
+    query: int
+    document: int
+    tokens: int
     score: float
 
 
@@ -101,18 +113,30 @@ class Searches:
                 self._sparse = {k: search}
         return [self._named(ranking) for ranking in search(queries, self._id_at)]
 
+    @overload
+    def explain(self, query: TokenVectors, identifiers: Sequence[str]) -> dict[str, list[TokenScore]]: ...
+
+    @overload
     def explain(
         self, query: csr_matrix | str, identifiers: Sequence[str], token: Callable[[int], str] = str
-    ) -> dict[str, list[TermScore]]:
-        """Returns for each document the terms that make its score, those that add most first.
+    ) -> dict[str, list[TermScore]]: ...
 
-        A text explains the score of ``bm25``, a sparse vector (1, V) that of ``sparse``; the parts sum to it, up to rounding.
-        ``token`` names a term of the vocabulary, as the model's tokenizer does. Raises ``ValueError`` for an id that is not
-        there, and what ``sparse`` raises.
+    def explain(
+        self, query: csr_matrix | TokenVectors | str, identifiers: Sequence[str], token: Callable[[int], str] = str
+    ) -> dict[str, list[TermScore]] | dict[str, list[TokenScore]]:
+        """Returns for each document what makes its score, what adds most first.
+
+        A text explains the score of ``bm25``, a sparse vector (1, V) that of ``sparse``, by terms; token vectors of one query
+        that of ``tokens``, by what each of them meets. The parts sum to it, up to rounding. ``token`` names a term of the
+        vocabulary, as the model's tokenizer does. Raises ``ValueError`` for an id that is not there, and what the searches
+        raise.
         """
         refuse_string(identifiers, "identifiers")
         places = [self._place(identifier) for identifier in identifiers]
-        found = self._shared_words(query, places) if isinstance(query, str) else self._shared_terms(query, places, token)
+        if isinstance(query, TokenVectors):
+            found = self._met_tokens(query, places)
+        else:
+            found = self._shared_words(query, places) if isinstance(query, str) else self._shared_terms(query, places, token)
         parts = [sorted(shared, key=lambda part: -part.score) for shared in found]
         return dict(zip(identifiers, parts, strict=True))
 
@@ -127,6 +151,19 @@ class Searches:
             row = self._segments[number].fields["sparse"].rows(np.array([position]))
             shared = [(t, asked[t], w) for t, w in zip(row.indices.tolist(), row.data.tolist(), strict=True) if t in asked]
             yield [TermScore(term, token(term), ours, theirs, ours * theirs) for term, ours, theirs in shared]
+
+    def _met_tokens(self, query: TokenVectors, places: Sequence[tuple[int, int]]) -> Iterator[list[TokenScore]]:
+        parts = self._token_parts(None)
+        if len(query) != 1:
+            raise ValueError(f"got token vectors of {len(query)} queries; explain takes those of one")
+        for number, position in places:
+            count = int(np.diff(parts[number].segment.offsets_N1[position : position + 2])[0])
+            if not count:
+                yield []
+                continue
+            met, products = token_search.explain(query[0], [parts[number]], position)
+            pairs = zip(met.tolist(), products.tolist(), strict=True)
+            yield [TokenScore(ours, theirs, count, score) for ours, (theirs, score) in enumerate(pairs)]
 
     def _shared_words(self, query: str, places: Sequence[tuple[int, int]]) -> Iterator[list[TermScore]]:
         for shared in self._words().explain(self._analyzer.terms(query), places):

@@ -41,13 +41,23 @@ from openembed.index.manifest import (
     read_manifest,
     write_manifest,
 )
-from openembed.index.searching import Condition, Hits, Searches, TermScore, refuse_string
+from openembed.index.searching import Condition, Hits, Searches, TermScore, TokenScore, refuse_string
 from openembed.index.segments import Segment, SegmentWriter
 from openembed.index.strings import named, write_array
 from openembed.locks import exclusive
 from openembed.records import Document
 
-__all__ = ["Condition", "EncodesDocuments", "Hits", "ModelInfo", "Store", "TermScore", "check_absent", "describe_model"]
+__all__ = [
+    "Condition",
+    "EncodesDocuments",
+    "Hits",
+    "ModelInfo",
+    "Store",
+    "TermScore",
+    "TokenScore",
+    "check_absent",
+    "describe_model",
+]
 
 CHUNK = 1024
 SEGMENTS = 16

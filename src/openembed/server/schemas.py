@@ -368,11 +368,20 @@ class TermShare(BaseModel):
     document: float
 
 
+class TokenMatch(BaseModel):
+    """A token of the query, the document's that it ``met``, their product, and where both are among the token vectors."""
+
+    term: str
+    met: str
+    score: float
+    share: float
+    position: int
+    met_position: int
+
+
 class Hit(BaseModel):
     """A document found. ``snippet``: (start, end) of the part of its text that shows most of the query, in code points.
-
-    ``terms``: with ``explain``, those that made the score, greatest first.
-    """
+    ``terms``: with ``explain``, those that made the score, greatest first."""
 
     rank: int
     id: str
@@ -382,7 +391,7 @@ class Hit(BaseModel):
     metadata: dict[str, Any]
     highlights: Highlights
     snippet: tuple[int, int]
-    terms: list[TermShare] | None = None
+    terms: list[TermShare] | list[TokenMatch] | None = None
 
 
 class SearchAnswer(BaseModel):

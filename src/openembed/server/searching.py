@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from openembed.index.highlight import matches, snippet
 from openembed.index.store import Store
 from openembed.records import Document
 from openembed.representations import Kind
-from openembed.steps.modes import explained, ranked
+from openembed.steps.modes import Naming, explained, ranked
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ def search(
     mode: str,
     k: int,
     wanted: dict[str, Any] | None = None,
-    token: Callable[[int], str] | None = None,
+    naming: Naming | None = None,
 ) -> Found:
     """Returns the k best documents, with highlights; ``vectors`` are the query's, of each kind that the mode asks.
 
-    ``wanted``: a filter on metadata. ``token`` names a term of the sparse model; with it hits say which terms made their
-    scores. Raises ``ValueError`` for a filter that cannot be understood.
+    ``wanted``: a filter on metadata. With ``naming`` hits say which terms or tokens made their scores. Raises ``ValueError``
+    for a filter that cannot be understood.
     """
     start = time.perf_counter()
     best = ranked(store, mode, query, vectors, k, filter=wanted)
-    terms = {} if token is None else explained(store, mode, query, vectors, list(best), token)
+    terms = {} if naming is None else explained(store, mode, query, vectors, list(best), naming)
     words = set(store.analyzer.terms(query))
     hits = [
         _hit(store, words, rank, score, store.document(identifier)) | ({"terms": terms[identifier]} if terms else {})

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from openembed.encoded import Encoded
+from openembed.index.encoding import term_names, vector_names
 from openembed.index.manifest import Kind
 from openembed.index.searching import Condition, Hits, check_k
 from openembed.steps.fuse import fused_depth, reciprocal_rank
+from openembed.token_vectors import TokenVectors
 
 if TYPE_CHECKING:
     from openembed.index.store import Store
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODES = (*KINDS, "bm25", "hybrid")
-EXPLAINED = ("sparse", "bm25")
-"""Modes whose scores are sums over terms, the best first."""
+EXPLAINED = ("sparse", "tokens", "bm25")
+"""Modes whose scores are sums over terms or tokens, the best first."""
 
 
 def modes_of(kinds: Iterable[str]) -> list[str]:
@@ -71,9 +73,18 @@ def ranked(
 
 
 def check_explained(mode: str) -> None:
-    """Raises ``ValueError`` for a mode whose scores are no sums over terms."""
+    """Raises ``ValueError`` for a mode whose scores are no sums over terms or tokens."""
     if mode not in EXPLAINED:
-        raise ValueError(f"a score of mode {mode!r} is no sum over terms; allowed with explain: {', '.join(EXPLAINED)}")
+        raise ValueError(
+            f"a score of mode {mode!r} is no sum over terms or tokens; allowed with explain: {', '.join(EXPLAINED)}"
+        )
+
+
+class Naming(NamedTuple):
+    """What names the parts of a score: the mode's encoder, and the literal prompt under which it encoded the query."""
+
+    encoder: Any = None
+    prompt: str = ""
 
 
 def explained(
@@ -82,15 +93,19 @@ def explained(
     query: str,
     vectors: Mapping[Kind, Encoded],
     identifiers: Sequence[str],
-    token: Callable[[int], str] = str,
+    naming: Naming = Naming(),
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns for each document the terms that make its score, as reports give them, those that add most first.
+    """Returns for each document what makes its score, as reports give it, what adds most first.
 
-    Each has ``term``, ``score``, its ``share`` of the document's score, and the weights in ``query`` and ``document`` whose
-    product the score is. ``token`` names a term of the sparse model. Raises what ``check_explained`` and ``Store.explain`` do.
+    By terms (sparse, bm25) each has ``term``, ``score``, its ``share`` of the document's score, and the weights in ``query``
+    and ``document`` whose product the score is. By tokens each token of the query has, beside ``term``, ``score`` and
+    ``share``, the document's token that it ``met``, and the positions of both among their token vectors, which stand for
+    tokens that cannot be named. Raises what ``check_explained`` and ``Store.explain`` do.
     """
     check_explained(mode)
-    found = store.explain(vectors["sparse"] if mode == "sparse" else query, identifiers, token)
+    if mode == "tokens":
+        return _met(store, query, vectors["tokens"], identifiers, naming)
+    found = store.explain(vectors["sparse"] if mode == "sparse" else query, identifiers, term_names(naming.encoder))
     rows = {}
     for identifier, parts in found.items():
         whole = sum(part.score for part in parts)
@@ -100,3 +115,33 @@ def explained(
             if p.score > 0
         ]
     return rows
+
+
+def _met(
+    store: Store, query: str, vectors: TokenVectors, identifiers: Sequence[str], naming: Naming
+) -> dict[str, list[dict[str, Any]]]:
+    encoder, model = naming.encoder, store.models["tokens"]
+    (own,) = vector_names(encoder, [query], naming.prompt, model.max_length, queries=True)
+    prompt = encoder.document_prompt(None, model.document_instruction) if hasattr(encoder, "document_prompt") else ""
+    texts = [store.document(identifier).full_text for identifier in identifiers]
+    names = vector_names(encoder, texts, prompt, model.max_length, queries=False)
+    rows = {}
+    for (identifier, parts), theirs in zip(store.explain(vectors, identifiers).items(), names, strict=True):
+        whole = sum(part.score for part in parts)
+        rows[identifier] = [
+            {
+                "term": _named(own, p.query, vectors.lengths_N[0]),
+                "met": _named(theirs, p.document, p.tokens),
+                "score": p.score,
+                "share": p.score / whole if whole else 0.0,
+                "position": p.query,
+                "met_position": p.document,
+            }
+            for p in parts
+        ]
+    return rows
+
+
+def _named(names: list[str] | None, position: int, count: int) -> str:
+    """A token's name; its position where there are no names, or not as many as vectors, which were pooled since then."""
+    return str(position) if names is None or len(names) != count else names[position]

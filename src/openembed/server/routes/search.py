@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from openembed.contributions import contributions
 from openembed.encoded import Encoded
-from openembed.index.encoding import term_names
 from openembed.index.filters import parse_filter
 from openembed.representations import Kind
 from openembed.server.body import answer, read
@@ -30,7 +29,7 @@ from openembed.server.schemas import (
 )
 from openembed.server.searching import search as search_store
 from openembed.server.settings import Limits
-from openembed.steps.modes import check_explained, default_mode, kinds_of
+from openembed.steps.modes import Naming, check_explained, default_mode, kinds_of
 
 router = APIRouter(tags=["search"])
 
@@ -85,8 +84,8 @@ async def search(request: Request) -> Response:
     encoding = time.perf_counter()
     vectors = await _vectors(index, mode, body)
     encoded = time.perf_counter() - encoding
-    token = term_names(index.engines["sparse"].encoder if mode == "sparse" else None) if body.explain else None
-    found = await index.search(lambda store: search_store(store, body.query, vectors, mode, body.k, body.filter, token))
+    naming = _naming(index, mode, body) if body.explain else None
+    found = await index.search(lambda store: search_store(store, body.query, vectors, mode, body.k, body.filter, naming))
     took = {"encode": encoded, "search": found.seconds, "total": time.perf_counter() - start}
     return answer(
         {
@@ -137,6 +136,13 @@ def _mode(body: SearchRequest, index: ServedIndex) -> str:
         except ValueError as error:
             raise refused(f"explain: {error}", "explain", "not_explained") from None
     return mode
+
+
+def _naming(index: ServedIndex, mode: str, body: SearchRequest) -> Naming:
+    if mode not in index.engines:
+        return Naming()
+    engine = index.engines[mode]
+    return Naming(engine.encoder, prefix(engine, body.task, body.instruction, is_query=True))
 
 
 async def _vectors(index: ServedIndex, mode: str, body: SearchRequest) -> dict[Kind, Encoded]:
