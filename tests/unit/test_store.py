@@ -100,6 +100,17 @@ def test_ids_given_twice_or_already_there_are_refused_and_change_nothing(store, 
     assert sorted(path.name for path in store.directory.rglob("*")) == before
 
 
+@pytest.mark.parametrize("change", [Store.add, Store.update])
+@pytest.mark.parametrize("given", [{"id": "d1", "text": "a"}, "a text"])
+def test_what_is_no_document_is_refused(store, encoder, change, given):
+    count = len(store)
+    with pytest.raises(TypeError, match=f"documents are openembed.Document, got {type(given).__name__}; write "):
+        change(store, [given], encoder)
+    with pytest.raises(TypeError, match="openembed.Document"):
+        Store.create(store.directory / "other", [given])
+    assert (len(store), len(Store(store.directory))) == (count, count)
+
+
 def test_replace_puts_the_new_document_in_the_place_of_the_old(store, encoder):
     store.add([Document("d1", "llamas hum"), Document("d9", "new")], encoder, replace=True)
     assert store.document("d1").text == "llamas hum"

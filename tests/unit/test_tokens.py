@@ -254,6 +254,15 @@ def test_what_is_missing_is_never_estimated_above_what_was_looked_at(documents, 
     assert overlap(search(queries, parts, 5, str, Warp(16, reach=1)), exact) < 0.3
 
 
+@pytest.mark.parametrize("given", [["3", "4"], [1.0, 2.0], [True, False]])
+def test_candidates_that_are_no_positions_are_refused(documents, queries, everyone, given):
+    parts = [Tokens(segment(documents), everyone)]
+    with pytest.raises(ValueError, match=f"candidates are positions, integers from 0 to {COUNT - 1}; got {given[0]!r} "):
+        rerank(queries.select([0]), parts, [given], str)
+    assert rerank(queries.select([0]), parts, [np.array([3], np.uint32)], str)[0][0][0] == 3
+    assert rerank(queries.select([0]), parts, [[]], str) == [[]]
+
+
 def test_explaining_a_score_says_which_tokens_meet(documents, queries):
     parts = [Tokens(segment(documents.select(run)), np.ones(len(run), bool)) for run in (range(150), range(150, COUNT))]
     for position in (0, 149, 150, 399):
@@ -480,7 +489,7 @@ def test_damaged_files_are_named(documents, tmp_path, harm):
 
 
 def test_bad_input_is_refused_with_a_reason(documents, queries, everyone, tmp_path):
-    writer = TokenWriter(tmp_path, 2)
+    writer = TokenWriter(tmp_path / "not" / "there", 2)
     for values, reason in (
         (np.ones((1, 3)), "width 3; this index needs width 2"),
         (np.array([[np.nan, 1]]), "document 0: a token vector holds NaN"),

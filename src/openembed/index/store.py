@@ -214,7 +214,7 @@ class Store(Searches):
         Without ``vectors``, only documents whose title or text changed are encoded; the others keep their vectors, and where
         none changed ``encoder`` may be None. Raises ``ValueError`` for an id that is not there, and what ``add`` raises.
         """
-        documents = list(documents)
+        documents = [_checked(document) for document in documents]
         for document in documents:
             if document.id not in self:
                 raise ValueError(f"{self.directory}: no document with id {document.id!r}; nothing was updated")
@@ -331,7 +331,7 @@ class Store(Searches):
         writer = SegmentWriter(self.directory / "segments" / name, manifest.models)
         superseded: dict[int, list[int]] = {}
         seen: set[str] = set()
-        stream = iter(documents)
+        stream = map(_checked, documents)
         while chunk := list(islice(stream, CHUNK)):
             for document in chunk:
                 check_document(document, f"document {document.id!r}")
@@ -455,3 +455,13 @@ class Store(Searches):
             if position is not None:
                 return number, position
         return None
+
+
+def _checked(given: Document) -> Document:
+    """Returns what was given; raises ``TypeError`` for what is not a document."""
+    if not isinstance(given, Document):
+        raise TypeError(
+            f"documents are openembed.Document, got {type(given).__name__}; write "
+            'openembed.Document(id="d1", text="...", title="", metadata={})'
+        )
+    return given

@@ -65,7 +65,7 @@ class TokenInfo(Config):
 
 
 class TokenWriter:
-    """Writes documents' token vectors, a chunk at a time, into the folder of a segment, which must exist."""
+    """Writes documents' token vectors, a chunk at a time, into the folder of a segment, made where there is none."""
 
     def __init__(self, directory: str | Path, width: int, settings: TokenSettings | None = None) -> None:
         directory = Path(directory)
@@ -74,6 +74,7 @@ class TokenWriter:
         self._directory, self._width, self._settings = directory, width, settings or TokenSettings()
         self._type = np.dtype(self._settings.precision)
         names = (values_name(self._settings.precision), "tokens.codes.u8", "tokens.scales.f32", "tokens.bounds.f32")
+        directory.mkdir(parents=True, exist_ok=True)
         self._files = [(directory / name, (directory / name).open("wb")) for name in names]
         self._lengths: list[np.ndarray] = []
 

@@ -88,7 +88,13 @@ def rerank(
         raise ValueError(f"{len(queries)} queries, but candidates of {len(candidates)}")
     rankings = []
     for query_LD, positions in zip(queries, candidates, strict=True):
-        positions = np.asarray(positions, dtype=np.int64)
+        positions = np.asarray(positions)
+        if len(positions) and positions.dtype.kind not in "iu":
+            raise ValueError(
+                f"candidates are positions, integers from 0 to {count - 1}; got {positions.tolist()[0]!r} "
+                "(Store.rerank takes ids of documents)"
+            )
+        positions = positions.astype(np.int64)
         if len(positions) and not (positions.min() >= 0 and positions.max() < count):
             raise ValueError(
                 f"candidates from {positions.min()} to {positions.max()}; this index has positions 0 to {count - 1}"
