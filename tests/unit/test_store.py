@@ -106,7 +106,7 @@ def test_what_is_no_document_is_refused(store, encoder, change, given):
     count = len(store)
     with pytest.raises(TypeError, match=f"documents are openembed.Document, got {type(given).__name__}; write "):
         change(store, [given], encoder)
-    with pytest.raises(TypeError, match="openembed.Document"):
+    with pytest.raises(TypeError, match=r"openembed\.Document"):
         Store.create(store.directory / "other", [given])
     assert (len(store), len(Store(store.directory))) == (count, count)
 
