@@ -342,6 +342,9 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, help="where a sweep's curves are drawn")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    needed = {"models": ("model", "data"), "sweep": ("runs", "data")}.get(args.part, ())
+    if missing := [f"--{name}" for name in needed if not getattr(args, name)]:
+        parser.error(f"{args.part} needs {' and '.join(missing)}; --help shows the commands in full")
     report = {
         "settings": {
             key: value for key, value in vars(args).items() if value and key not in ("json", "model", "data", "runs", "svg")

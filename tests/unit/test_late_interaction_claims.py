@@ -134,3 +134,11 @@ def test_clusters_that_are_trained_beat_clusters_afterwards_and_last_vectors(ben
     assert found["tail 4x8 trained"] < found["C4x8 trained"] - 0.1
     assert found["tail 2x4 trained"] < found["C2x4 trained"] - 0.1
     assert found["C4x8 trained"] <= found["all vectors trained"] + 0.02
+
+
+@pytest.mark.parametrize(("part", "missing"), [("sweep", "--runs and --data"), ("models", "--model and --data")])
+def test_what_a_part_needs_is_asked_for(bench, monkeypatch, capsys, part, missing):
+    monkeypatch.setattr("sys.argv", ["late_interaction.py", part])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert f"{part} needs {missing}" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from store_fakes import BagOfWords
 from typer.testing import CliRunner
 
 from openembed.cli import app as command
-from openembed.cli.serve import _api_keys, _hosts
+from openembed.cli.serve import _api_keys, _hosts, _reach
 from openembed.server.pages import policy
 from openembed.server.settings import Settings
 
@@ -146,3 +146,11 @@ def test_a_model_alone_shows_the_api(encoder):
     with served(["tiny"], encoder) as (app, _gate, _catalog):
         answer = TestClient(app).get("/", follow_redirects=False)
         assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_server_says_who_can_reach_it(address):
+    assert _reach(address, Settings()) == ", reached from this machine alone"
+    assert _reach("0.0.0.0", Settings()).startswith(", open to all who reach it: --api-key-file")
+    assert _reach("fe80::1%eth0", Settings()).startswith(", open to all")
+    assert _reach("0.0.0.0", Settings(api_keys=("a" * 32,))) == ""

@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from openembed.server.catalog import Catalog
     from openembed.server.engine import Engine
+    from openembed.server.settings import Settings
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client")
 KEYS_VARIABLE = "OPENEMBED_API_KEYS"
@@ -73,12 +74,23 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     catalog = _catalog(targets, settings.limits, metrics, device, dtype, reranker, name or [], token_budget, workers)
     address = f"http://{shown}:{bound.getsockname()[1]}"
-    _say(f"serving at {address}   (API: {address}/docs)" + ("" if settings.api_keys else ", open to all who reach it"))
+    _say(f"serving at {address}   (API: {address}/docs)" + _reach(bound.getsockname()[0], settings))
     app, gate = create_app(catalog, settings, metrics)
     run(app, gate, bound, access_log=access_log)
     if gate.under_way == 0:
         catalog.close()
     _say("stopped")
+
+
+def _reach(address: str, settings: Settings) -> str:
+    """Returns who may ask a server that is bound to ``address``."""
+    from ipaddress import ip_address
+
+    if settings.api_keys:
+        return ""
+    if ip_address(address.partition("%")[0]).is_loopback:
+        return ", reached from this machine alone"
+    return ", open to all who reach it: --api-key-file asks for a key"
 
 
 def _catalog(

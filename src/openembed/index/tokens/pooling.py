@@ -1,7 +1,7 @@
 """Fewer token vectors a document: clusters of its own tokens, each replaced by its mean (arXiv 2409.14683).
 
 The first tokens may be protected. ``ward`` is the paper's; it gives the same vectors as sentence-transformers'
-``HierarchicalTokenPooling``. ``k_means`` takes a third of the time and loses twice as much (docs/index.md).
+``HierarchicalTokenPooling``. ``k_means`` takes a third of the time and loses twice as much (docs/log.md).
 
 T tokens of a document, K clusters, D width.
 """
