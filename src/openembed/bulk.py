@@ -166,12 +166,10 @@ def encode_file(
     config, out = config or BulkConfig(), Path(out)
     if config.chunk < 1:
         raise ValueError(f"chunk must be 1 or more, got {config.chunk}")
+    given = None if str(source) == "-" else _plan(encoder, config, corpus_file(source), source)  # before anything is left in out
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out), _as_file(source, out) as path:
-        digest, ids = _survey(path)
-        if not ids:
-            raise ValueError(f"{source}: holds no texts")
-        plan = _plan(encoder, config, digest, len(ids))
+        plan, ids = given or _plan(encoder, config, path, source)
         arrays = stored_arrays(plan)
         warning = _warning(encoder, config)
         if restart:
@@ -256,14 +254,19 @@ def encoded_chunk(encoder: EncodesTexts, config: BulkConfig, chunk: list[Documen
     return arrays if ends is None else [ends, *arrays]
 
 
-def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str, Any]:
-    """Returns everything the bytes of the output depend on."""
+def _plan(encoder: Any, config: BulkConfig, path: Path, source: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns everything the bytes of the output depend on, and the ids in the file ``path``, having checked every line."""
     kind = getattr(encoder, "kind", "dense")
     config.check_kind(kind)
+    ids = [document.id for document in read_documents(path)]
+    if not ids:
+        raise ValueError(f"{source}: holds no texts")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     other = {} if kind == "dense" else {"representation": kind}
-    return other | {
+    plan = other | {
         "input_sha256": digest,
-        "count": count,
+        "count": len(ids),
         "width": config.format.width(encoder.width),
         "dtype": config.format.dtype.name,
         "model_fingerprint": encoder.fingerprint,
@@ -272,6 +275,7 @@ def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str
         **config.model_dump(exclude={"dimensions", "precision", *(["normalize"] if other else [])}),
         **chosen(config.format),
     }
+    return plan, ids
 
 
 def _warning(encoder: Any, config: BulkConfig) -> str | None:
@@ -297,13 +301,6 @@ def _as_file(source: str | Path, out: Path) -> Iterator[Path]:
             file.write(first)
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield path
-
-
-def _survey(path: Path) -> tuple[str, list[str]]:
-    """Returns the sha256 of the file and the ids in it, having checked every line."""
-    ids = [document.id for document in read_documents(path)]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), ids
 
 
 def _chunks(path: Path, size: int, skip: int) -> Iterator[list[Document]]:

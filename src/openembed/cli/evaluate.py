@@ -54,6 +54,7 @@ def evaluate(
     Layouts: BEIR retrieval, reranking, STS, pair classification, classification, clustering.
     """
     from openembed.config import parse
+    from openembed.evaluation.tasks import find_all_tasks
     from openembed.vectors import VectorFormat
 
     stored = parse(VectorFormat, {"dimensions": dimensions, "precision": precision}, "options")
@@ -70,9 +71,10 @@ def evaluate(
     else:
         chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
         overrides = {key: value for key, value in chosen.items() if value is not None}
+        found = find_all_tasks(data, overrides)  # before seconds are spent on loading a model
         how = stored, _method(xtr, imputation)
-        system = _system(model, cache, options, how, device, dtype, quiet=as_json)
-        results = _run_local(system, data, overrides, out, run_file)
+        system = _system(model, cache, options, how, device, dtype)
+        results = _run_local(system, found, out, run_file)
     if as_json:
         print_json({"model": model, "results": [result.as_dict() for result in results]})
     else:
@@ -115,8 +117,6 @@ def _system(
     how: tuple[VectorFormat, Xtr | None],
     device: str | None,
     dtype: str | None,
-    *,
-    quiet: bool,
 ) -> System:
     from openembed.evaluation.systems import Bm25System, EncoderSystem, RunSystem
 
@@ -131,7 +131,7 @@ def _system(
     encoder = load(model, device=device, dtype=dtype)
     vectors = None if cache is None else open_cache(cache, encoder)
     stored.width(encoder.width)  # refused before anything is encoded
-    return EncoderSystem(encoder, model, vectors, options, progress=not quiet, stored=stored, method=method)
+    return EncoderSystem(encoder, model, vectors, options, progress=True, stored=stored, method=method)
 
 
 def _method(xtr: int | None, imputation: str) -> Xtr | None:
@@ -141,21 +141,20 @@ def _method(xtr: int | None, imputation: str) -> Xtr | None:
 
 
 def _run_local(
-    system: System, data: list[Path], overrides: dict[str, Any], out: Path | None, run_file: Path | None
+    system: System, tasks: list[Task], out: Path | None, run_file: Path | None
 ) -> list[TaskResult]:
     from openembed.evaluation.runner import run_tasks
-    from openembed.evaluation.tasks import find_all_tasks
 
-    tasks = find_all_tasks(data, overrides)
     usable = [task for task in tasks if task.kind in system.kinds]
     left_out = [task for task in tasks if task.kind not in system.kinds]
     if usable and left_out:
         logger.warning("%s does %s; left out: %s", system.name, ", ".join(system.kinds), _kinds(left_out))
     if not usable:
-        raise ValueError(f"{system.name} does {', '.join(system.kinds)}; {_listed(data)} holds {_kinds(tasks)}")
+        raise ValueError(f"{system.name} does {', '.join(system.kinds)}; --data holds {_kinds(tasks)}")
     if run_file is not None and (len(usable) != 1 or usable[0].kind not in ("retrieval", "reranking")):
-        held = f"{_listed(data)} holds {_kinds(usable)}"
-        raise ValueError(f"--run-file writes the ranking of one retrieval or reranking task; {held}")
+        raise ValueError(
+            f"--run-file writes the ranking of one retrieval or reranking task; --data holds {_kinds(usable)}"
+        )
     return run_tasks(system, usable, out, run_file=run_file)
 
 

@@ -72,7 +72,9 @@ def convert(
 ) -> None:
     """Write MODEL to the folder OUT in another layout; what that layout cannot say is refused by name."""
     import openembed
+    from openembed.layouts import check_layout
 
+    check_layout(out, to, named_prompts=named_prompts)  # before seconds are spent on loading
     encoder = openembed.load(model, "cpu", dtype, head={"kind": head} if head else None)
     encoder.save(out, layout=to, named_prompts=named_prompts)
     if as_json:

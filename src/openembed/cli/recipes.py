@@ -82,6 +82,9 @@ def list_recipes(as_json: JsonFlag = False) -> None:
 
 def show(recipe: RecipeName, smoke: Smoke = False, settings: Settings = None, as_json: JsonFlag = False) -> None:
     """Print the resolved recipe, every default written out."""
+    from openembed.recipe.files import checked_recipe
+
+    checked_recipe(recipe, settings or ())
     from openembed.recipe.config import load_recipe
 
     loaded = load_recipe(recipe, settings or (), smoke=smoke)
@@ -93,11 +96,13 @@ def show(recipe: RecipeName, smoke: Smoke = False, settings: Settings = None, as
 
 def check(recipe: RecipeName, settings: Settings = None, data: Data = None, as_json: JsonFlag = False) -> None:
     """Check that a recipe is whole, and say which of its data and models are not on this machine."""
+    from openembed.recipe.files import checked_recipe
+
+    file = checked_recipe(recipe, settings or ())
     from openembed.recipe.config import load_recipe
-    from openembed.recipe.files import read_recipe
 
     loaded = load_recipe(recipe, settings or ())
-    missing = _missing(loaded, base_folder(read_recipe(recipe).path, read_recipe(recipe).packaged, data))
+    missing = _missing(loaded, base_folder(file.path, file.packaged, data))
     if as_json:
         print_json({"recipe": loaded.name, "stages": list(loaded.stage), "elsewhere": missing})
         return
@@ -149,14 +154,15 @@ def _run(
     device: str | None,
     as_json: bool,
 ) -> None:
+    from openembed.recipe.files import checked_recipe
+
+    file = checked_recipe(name, settings or ())  # before torch is imported, which takes seconds
     from openembed.recipe.config import load_recipe
-    from openembed.recipe.files import read_recipe
     from openembed.recipe.run import run_recipe
     from openembed.recipe.stages import Workplace
     from openembed.train.distributed import joined
 
     quiet()
-    file = read_recipe(name)
     recipe = load_recipe(name, settings or (), smoke=smoke)
     out = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
     base = base_folder(file.path, file.packaged, data)

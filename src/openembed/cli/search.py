@@ -70,7 +70,7 @@ def index(
     """Index documents for dense, sparse, multi-vector and BM25 search; run again after an interruption, encoding resumes."""
     import shutil
 
-    from openembed.documents import corpus_file, read_documents
+    from openembed.documents import check_texts, corpus_file, read_documents
     from openembed.index.lexical import analyzer
     from openembed.index.store import Store, check_absent
 
@@ -81,6 +81,8 @@ def index(
         model = [NANO if language == "en" else BM25]
         if model == [BM25]:
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
+    if model != [BM25]:
+        check_texts(corpus)
     encoding, vectors, report = out / "encoding", {}, {}
     options = {"instruction": instruction, "normalize": normalize, "max_length": max_length, "precision": precision}
     names = model if model != [BM25] else []
