@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openembed.cli.encode import Dimensions, Precision
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, print_json, print_table
 
 if TYPE_CHECKING:
     from openembed.evaluation.compare import Comparison
@@ -200,10 +200,10 @@ def _print_results(model: str, results: list[TaskResult]) -> None:
         interval = "" if r.interval is None else f"{r.interval.low * 100:.2f} to {r.interval.high * 100:.2f}"
         items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), "")
         table.add_row(r.task, r.metric, f"{r.value * 100:.2f}", interval, str(items), f"{r.seconds:.1f}")
-    console().print(table)
+    print_table(table)
     costly = [r for r in results if r.costs]
     if costly:
-        console().print(_costs_table(costly))
+        print_table(_costs_table(costly))
 
 
 def _costs_table(results: list[TaskResult]) -> Any:
@@ -211,7 +211,7 @@ def _costs_table(results: list[TaskResult]) -> Any:
     from rich.table import Table
 
     table = Table(title="Costs (entries: dimensions, terms or token vectors)")
-    table.add_column("task", overflow="fold", min_width=8)
+    table.add_column("task")
     columns = {"entries/query": "query_entries", "entries/doc": "document_entries", "bytes/doc": "document_bytes"}
     columns |= {"query ms": "query_ms", "encode doc ms": "encode_document_ms"}
     if any("flops" in r.costs for r in results):
@@ -240,7 +240,7 @@ def _print_comparisons(a: Path, b: Path, comparisons: list[Comparison]) -> None:
         interval = f"{t.interval.low * 100:+.2f} to {t.interval.high * 100:+.2f}"
         scores = (f"{t.a * 100:.2f}", f"{t.b * 100:.2f}", f"{t.difference * 100:+.2f}")
         table.add_row(comparison.task, t.metric, *scores, interval, "< 0.0001" if p < 1e-4 else f"{p:.4f}")
-    console().print(table)
+    print_table(table)
 
 
 def _table(title: str, numbers: tuple[str, ...]) -> Any:
@@ -248,7 +248,7 @@ def _table(title: str, numbers: tuple[str, ...]) -> Any:
 
     table = Table(title=title)
     for name in ("task", "metric"):
-        table.add_column(name, overflow="fold", min_width=8)
+        table.add_column(name)
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     return table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, console, print_json, print_table
 
 if TYPE_CHECKING:
     from openembed.recipe.config import Recipe
@@ -77,7 +77,7 @@ def list_recipes(as_json: JsonFlag = False) -> None:
     table = Table("recipe", "stages", "title", box=None, pad_edge=False)
     for summary in summaries:
         table.add_row(summary["name"], " → ".join(summary["stages"]), summary["title"])
-    console().print(table)
+    print_table(table)
 
 
 def show(recipe: RecipeName, smoke: Smoke = False, settings: Settings = None, as_json: JsonFlag = False) -> None:
@@ -124,16 +124,15 @@ def sources(as_json: JsonFlag = False) -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in ("source", "licence", "hub set @ revision", "construction", *VERSIONS):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for summary in summaries:
         pinned = (summary["revision"] or "not pinned")[:10]
         origin = f"{summary['hub']} @ {pinned}" if summary["hub"] else f"bring your own: {summary['path']}"
         rules = " → ".join(dict.fromkeys(summary["construction"].values()))
         counts = [_count(summary, version) for version in VERSIONS]
         table.add_row(summary["name"], summary["licence"] or "-", origin, rules, *counts)
-    terminal = console()
-    terminal.print(table)
-    terminal.print("? not the paper's own figure; --json says how each part is known", style="dim", highlight=False)
+    print_table(table)
+    console().print("? not the paper's own figure; --json says how each part is known", style="dim", highlight=False)
 
 
 def _count(summary: dict[str, Any], version: str) -> str:
@@ -225,7 +224,7 @@ def _print_scores(terminal: Any, report: Report) -> None:
             best = " *" if task.winner == system else "  "
             cells.append(f"{score.value:.3f}{best}" if score else "-  ")
         table.add_row(task.task, task.metric, *cells)
-    terminal.print(table)
+    print_table(table)
     terminal.print("* best of the row", style="dim", highlight=False)
 
 

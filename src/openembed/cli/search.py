@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openembed.cli.encode import Device, Dtype, Instruction, MaxLength, Normalize, Restart, encode_to, load_model, pace
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, print_json, print_table
 from openembed.packaged import NANO
 
 if TYPE_CHECKING:
@@ -149,7 +149,10 @@ def search(
     names = term_names(next(iter(encoders), None))
     terms = explained(store, mode, query, vectors, list(hits), names) if explain else {}
     if not as_json:
-        console().print(_table(rows, query, store, terms) if rows else "nothing found")
+        if rows:
+            print_table(_table(rows, query, store, terms))
+        else:
+            sys.stdout.write("nothing found\n")
         return
     found = [
         {"rank": rank, "id": i, "score": score, "title": d.title, "text": d.text, "metadata": d.metadata}
@@ -349,7 +352,7 @@ def _table(rows: list[tuple[str, float, Any]], query: str, store: Store, terms: 
     words = set(store.analyzer.terms(query))
     table = Table(box=None, pad_edge=False)
     for name, justify in (("rank", "right"), ("score", "right"), ("id", "left"), ("document", "left")):
-        table.add_column(name, justify=justify, overflow="fold")
+        table.add_column(name, justify=justify)
     for rank, (identifier, score, document) in enumerate(rows, 1):
         title = _highlighted(document.title, words, store, width=None, style="bold")
         body = _highlighted(document.text, words, store, width=200, style="")

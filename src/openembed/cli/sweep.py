@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, console, print_json, print_table
 from openembed.cli.recipes import Data, Device, Settings, Smoke, base_folder, quiet
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _say(report: SweepReport, page: Path) -> None:
     table = Table("claim", "paper", "difference", "verdict", box=None, pad_edge=False)
     for claim in report.claims:
         table.add_row(f"{claim.text} ({claim.metric})", claim.paper, _difference(claim.difference), claim.verdict)
-    terminal.print(table)
+    print_table(table)
     for verdict, claims in report.verdicts.items():
         terminal.print(f"{verdict}: {len(claims)} of {len(report.claims)}", markup=False, highlight=False)
     terminal.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
