@@ -98,10 +98,12 @@ class BulkConfig(Config):
     def check_kind(self, kind: str) -> None:
         """Raises ``ValueError`` for settings that representations of this kind do not have."""
         allowed = {"dense": (*get_args(Precision),), "sparse": ("float32",), "tokens": ("float32", "float16")}[kind]
-        if self.precision not in allowed or (self.dimensions is not None and kind != "dense"):
+        wrong = [] if self.precision in allowed else [f"precision {self.precision}"]
+        wrong += [f"dimensions {self.dimensions}"] if self.dimensions is not None and kind != "dense" else []
+        if wrong:
             raise ValueError(
-                f"this model gives {CALLED[kind]}: they are stored whole, in {' or '.join(allowed)}; "
-                f"got precision {self.precision}, dimensions {self.dimensions}"
+                f"{' and '.join(wrong)}: this model gives {CALLED[kind]}, which are stored whole, in {' or '.join(allowed)}; "
+                f"leave {'it' if len(wrong) == 1 else 'them'} out"
             )
 
     def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> Representations:
@@ -166,7 +168,9 @@ def encode_file(
     config, out = config or BulkConfig(), Path(out)
     if config.chunk < 1:
         raise ValueError(f"chunk must be 1 or more, got {config.chunk}")
-    given = None if str(source) == "-" else _plan(encoder, config, corpus_file(source), source)  # before anything is left in out
+    given = (
+        None if str(source) == "-" else _plan(encoder, config, corpus_file(source), source)
+    )  # before anything is left in out
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out), _as_file(source, out) as path:
         plan, ids = given or _plan(encoder, config, path, source)
@@ -185,9 +189,8 @@ def encode_file(
         with (
             _seekable(path, out, isinstance(encoder, EncodesChunks)) as readable,
             writing(out, arrays, done) as writer,
-            progress("encode", len(ids), "texts", show=show_progress) as advance,
+            progress("encode", len(ids) - resumed, "texts", show=show_progress) as advance,
         ):
-            advance(resumed)
             for number, values in _encoded(encoder, config, readable, done, len(ids)):
                 writer.add(number, values)
                 advance(len(values[0]))

@@ -47,8 +47,8 @@ def save_layout(encoder: Encoder, path: str | Path, layout: str, *, named_prompt
     """Writes ``encoder`` to a new folder ``path`` as ``pylate`` or ``colbert``, all or nothing.
 
     ``named_prompts``: PyLate puts a prompt of text before a text only where it is told the prompt's name; True writes a model
-    with such prompts all the same. Raises what :func:`openembed.layouts.check_layout` does, and ``ValueError`` for an encoder of
-    another kind or naming every setting that the layout cannot say.
+    with such prompts all the same. Raises what :func:`openembed.layouts.check_layout` does, and ``ValueError`` for an encoder
+    of another kind or naming every setting that the layout cannot say.
     """
     path = Path(path)
     check_layout(path, layout, named_prompts=named_prompts)
@@ -242,7 +242,10 @@ def _write_pylate(encoder: Encoder, folder: Path, sides: dict[str, _Side]) -> No
     }
     write_json(folder / ST_CONFIG, settings)
     if encoder.backbone.bidirectional and has_causal_layers(encoder.backbone.model):
-        logger.warning("PyLate reads this decoder both ways with transformers 5.2 or later alone (is_causal in config.json)")
+        logger.warning(
+            "open this model in PyLate with transformers 5.2 or later: it is a decoder whose tokens see those after them too, "
+            "which earlier versions leave out, giving other vectors without a word"
+        )
     if settings["prompts"]:
         logger.warning("PyLate puts the prompts before texts with encode(..., prompt_name=...) alone: 'query', 'document'")
 

@@ -140,9 +140,7 @@ def _method(xtr: int | None, imputation: str) -> Xtr | None:
     return None if xtr is None else Xtr(xtr, imputation)
 
 
-def _run_local(
-    system: System, tasks: list[Task], out: Path | None, run_file: Path | None
-) -> list[TaskResult]:
+def _run_local(system: System, tasks: list[Task], out: Path | None, run_file: Path | None) -> list[TaskResult]:
     from openembed.evaluation.runner import run_tasks
 
     usable = [task for task in tasks if task.kind in system.kinds]
@@ -152,9 +150,7 @@ def _run_local(
     if not usable:
         raise ValueError(f"{system.name} does {', '.join(system.kinds)}; --data holds {_kinds(tasks)}")
     if run_file is not None and (len(usable) != 1 or usable[0].kind not in ("retrieval", "reranking")):
-        raise ValueError(
-            f"--run-file writes the ranking of one retrieval or reranking task; --data holds {_kinds(usable)}"
-        )
+        raise ValueError(f"--run-file writes the ranking of one retrieval or reranking task; --data holds {_kinds(usable)}")
     return run_tasks(system, usable, out, run_file=run_file)
 
 
@@ -196,14 +192,31 @@ def _refuse(options: dict[str, Any], what: str) -> None:
 
 def _print_results(model: str, results: list[TaskResult]) -> None:
     table = _table(model, ("score", "95 % interval", "items", "seconds"))
+    otherwise = any("scoring" in r.details for r in results)
+    if otherwise:
+        table.add_column("scored by")
     for r in results:
         interval = "" if r.interval is None else f"{r.interval.low * 100:.2f} to {r.interval.high * 100:.2f}"
         items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), "")
-        table.add_row(r.task, r.metric, f"{r.value * 100:.2f}", interval, str(items), f"{r.seconds:.1f}")
+        table.add_row(
+            r.task,
+            r.metric,
+            f"{r.value * 100:.2f}",
+            interval,
+            str(items),
+            f"{r.seconds:.1f}",
+            *([_scoring(r)] if otherwise else []),
+        )
     print_table(table)
     costly = [r for r in results if r.costs]
     if costly:
         print_table(_costs_table(costly))
+
+
+def _scoring(result: TaskResult) -> str:
+    """How token vectors were scored, where it was not by MaxSim of all of them."""
+    found = result.details.get("scoring")
+    return f"XTR: {found['tokens']:,} tokens, {found['imputation']}" if found else "MaxSim"
 
 
 def _costs_table(results: list[TaskResult]) -> Any:

@@ -28,7 +28,7 @@ def console() -> Any:
 
 
 def print_table(table: Any) -> None:
-    """Prints a rich table with nothing cut: columns of names and numbers stay whole as far as the width goes, the rest folds."""
+    """Prints a rich table with nothing cut: columns of names and numbers stay whole while there is room, the rest folds."""
     from rich.measure import Measurement
 
     out = console()

@@ -316,12 +316,14 @@ def load_for(store: Store, kinds: list[str], model: str | None, device: str | No
     """
     from openembed.encoded import CALLED
     from openembed.index.encoding import kind_of
+    from openembed.steps.modes import modes_of
 
     if not store.models:
         raise ValueError(f"{store.directory}: was built without a model, so it serves BM25 only; use --mode bm25")
     missing = [kind for kind in kinds if kind not in store.models]
     if missing:
-        raise ValueError(f"{store.directory}: has no {missing[0]} vectors; use --mode {' or '.join((*store.models, 'bm25'))}")
+        *others, last = modes_of(store.models)
+        raise ValueError(f"{store.directory}: has no vectors for --mode {missing[0]}; use {', '.join(others)} or {last}")
     given = None if model is None else load_model(model, device, dtype)
     if given is not None and kind_of(given) not in kinds:
         asked = " and ".join(CALLED[kind] for kind in kinds)
