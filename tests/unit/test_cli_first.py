@@ -33,6 +33,10 @@ def test_mistakes_that_need_no_model(tmp_path):
         (["convert", "openembed-nano", out, "--named-prompts"], "named_prompts is for layout 'pylate'"),
         (["index", "empty.txt", "-o", out], "empty.txt: holds no texts"),
         (["index", "latin1.txt", "-o", out], "latin1.txt:1: not UTF-8"),
+        (
+            ["index", "text.txt", "-o", out, "--precision", "float8"],
+            "--precision float8 is not known; allowed: float32, float16",
+        ),
         (["encode", "openembed-nano", "empty.txt", "-o", out], "empty.txt: holds no texts"),
         (["encode", "openembed-nano", "none.txt", "-o", out], "none.txt: no such file"),
         (["evaluate", "openembed-nano", "--data", "nowhere"], "nowhere: no such folder"),

@@ -72,9 +72,12 @@ def index(
 
     from openembed.documents import check_texts, corpus_file, read_documents
     from openembed.index.lexical import analyzer
+    from openembed.index.sparse import PRECISIONS
     from openembed.index.store import Store, check_absent
 
     analyzer(language)
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision {precision} is not known; allowed: {', '.join(PRECISIONS)}")
     check_absent(out)
     _check_file(corpus_file(corpus))
     if not model:
