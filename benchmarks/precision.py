@@ -163,7 +163,7 @@ def main() -> None:
         encoder = openembed.load(model_folder(name))
         cache = VectorCache(given.cache, encoder.fingerprint, encoder.width)
         prompts = [choose_prompts(encoder, kind, (), None, None) for kind in ("retrieval", "sts")]
-        searched, paired = (Vectors(encoder, chosen, cache, show_progress=True) for chosen in prompts)
+        searched, paired = (Vectors(encoder, chosen, cache, label=name) for chosen in prompts)
         rows = [r for dataset in given.sets for r in retrieval(searched, encoder.width, dataset, given.data)]
         results[name] = with_losses(rows + sts(paired, encoder.width, given.data))
     print(table(results))

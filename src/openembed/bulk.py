@@ -98,10 +98,12 @@ class BulkConfig(Config):
     def check_kind(self, kind: str) -> None:
         """Raises ``ValueError`` for settings that representations of this kind do not have."""
         allowed = {"dense": (*get_args(Precision),), "sparse": ("float32",), "tokens": ("float32", "float16")}[kind]
-        if self.precision not in allowed or (self.dimensions is not None and kind != "dense"):
+        wrong = [] if self.precision in allowed else [f"precision {self.precision}"]
+        wrong += [f"dimensions {self.dimensions}"] if self.dimensions is not None and kind != "dense" else []
+        if wrong:
             raise ValueError(
-                f"this model gives {CALLED[kind]}: they are stored whole, in {' or '.join(allowed)}; "
-                f"got precision {self.precision}, dimensions {self.dimensions}"
+                f"{' and '.join(wrong)}: this model gives {CALLED[kind]}, which are stored whole, in {' or '.join(allowed)}; "
+                f"leave {'it' if len(wrong) == 1 else 'them'} out"
             )
 
     def encode(self, encoder: EncodesTexts, documents: Sequence[Document]) -> Representations:
@@ -166,12 +168,12 @@ def encode_file(
     config, out = config or BulkConfig(), Path(out)
     if config.chunk < 1:
         raise ValueError(f"chunk must be 1 or more, got {config.chunk}")
+    given = (
+        None if str(source) == "-" else _plan(encoder, config, corpus_file(source), source)
+    )  # before anything is left in out
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out), _as_file(source, out) as path:
-        digest, ids = _survey(path)
-        if not ids:
-            raise ValueError(f"{source}: holds no texts")
-        plan = _plan(encoder, config, digest, len(ids))
+        plan, ids = given or _plan(encoder, config, path, source)
         arrays = stored_arrays(plan)
         warning = _warning(encoder, config)
         if restart:
@@ -187,9 +189,8 @@ def encode_file(
         with (
             _seekable(path, out, isinstance(encoder, EncodesChunks)) as readable,
             writing(out, arrays, done) as writer,
-            progress("encode", len(ids), "texts", show=show_progress) as advance,
+            progress("encode", len(ids) - resumed, "texts", show=show_progress) as advance,
         ):
-            advance(resumed)
             for number, values in _encoded(encoder, config, readable, done, len(ids)):
                 writer.add(number, values)
                 advance(len(values[0]))
@@ -256,14 +257,19 @@ def encoded_chunk(encoder: EncodesTexts, config: BulkConfig, chunk: list[Documen
     return arrays if ends is None else [ends, *arrays]
 
 
-def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str, Any]:
-    """Returns everything the bytes of the output depend on."""
+def _plan(encoder: Any, config: BulkConfig, path: Path, source: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns everything the bytes of the output depend on, and the ids in the file ``path``, having checked every line."""
     kind = getattr(encoder, "kind", "dense")
     config.check_kind(kind)
+    ids = [document.id for document in read_documents(path)]
+    if not ids:
+        raise ValueError(f"{source}: holds no texts")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     other = {} if kind == "dense" else {"representation": kind}
-    return other | {
+    plan = other | {
         "input_sha256": digest,
-        "count": count,
+        "count": len(ids),
         "width": config.format.width(encoder.width),
         "dtype": config.format.dtype.name,
         "model_fingerprint": encoder.fingerprint,
@@ -272,6 +278,7 @@ def _plan(encoder: Any, config: BulkConfig, digest: str, count: int) -> dict[str
         **config.model_dump(exclude={"dimensions", "precision", *(["normalize"] if other else [])}),
         **chosen(config.format),
     }
+    return plan, ids
 
 
 def _warning(encoder: Any, config: BulkConfig) -> str | None:
@@ -297,13 +304,6 @@ def _as_file(source: str | Path, out: Path) -> Iterator[Path]:
             file.write(first)
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield path
-
-
-def _survey(path: Path) -> tuple[str, list[str]]:
-    """Returns the sha256 of the file and the ids in it, having checked every line."""
-    ids = [document.id for document in read_documents(path)]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), ids
 
 
 def _chunks(path: Path, size: int, skip: int) -> Iterator[list[Document]]:

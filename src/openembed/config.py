@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,8 +42,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def describe_errors(error: ValidationError, where: str) -> str:
-    """Returns one line an error: ``where: path.to.key: reason (got value)``; of settings that do not go together the reason."""
+def describe_errors(error: ValidationError, where: str, kind: type[Config] | None = None) -> str:
+    """Returns one line an error: ``where: path.to.key: reason (got value)``; of settings that do not go together the reason.
+
+    ``kind``: what was to be made, so that an unknown key can be answered with those it may have been meant for.
+    """
     lines = []
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"])
@@ -49,7 +54,8 @@ def describe_errors(error: ValidationError, where: str) -> str:
             lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
             continue
         given = "" if item["type"] == "missing" else f" (got {_short(item['input'])})"
-        lines.append(f"{where}: {path}: {item['msg']}{given}")
+        meant = _meant(kind, item["loc"]) if kind is not None and item["type"] == "extra_forbidden" else ""
+        lines.append(f"{where}: {path}: {item['msg']}{given}{meant}")
     return "\n".join(lines)
 
 
@@ -58,7 +64,47 @@ def parse(kind: type[C], values: Any, where: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ValueError(describe_errors(error, where)) from None
+        raise ValueError(describe_errors(error, where, kind)) from None
+
+
+def _meant(kind: type[Config], place: Sequence[str | int]) -> str:
+    """The keys of a configuration that are most like an unknown one, or all that it has where none is."""
+    found: list[Any] = [kind]
+    for part in place[:-1]:
+        found = [inner for one in found for inner in _inside(one, part)]
+    known = list(dict.fromkeys(name for one in found for name in _members(one)))
+    close = get_close_matches(str(place[-1]), known, n=3)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; known are {', '.join(known)}" if known else ""
+
+
+def _inside(kind: Any, part: str | int) -> Iterator[Any]:
+    """The types of what ``part`` of an error's place leads to: a key, an index, or the one of several that was chosen."""
+    if isinstance(kind, type) and issubclass(kind, Config):
+        fields = kind.model_fields
+        tags = (
+            tag for field in fields.values() if get_origin(field.annotation) is Literal for tag in get_args(field.annotation)
+        )
+        if part in fields:
+            yield from _alternatives(fields[part].annotation)
+        elif part == kind.__name__ or part in tags:
+            yield kind
+    elif isinstance(get_origin(kind), type) and (inner := [each for each in get_args(kind) if each is not Ellipsis]):
+        yield from _alternatives(inner[-1])
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """What a value may be: the members of a union, those of its members, and so on."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for member in get_args(annotation) for one in _alternatives(member)]
+    return [annotation]
+
+
+def _members(kind: Any) -> list[str]:
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, Config) else []
 
 
 def _short(value: Any, limit: int = 80) -> str:

@@ -44,6 +44,13 @@ def read_documents(path: str | Path, *, numbered: bool = True) -> Iterator[Docum
         yield document
 
 
+def check_texts(path: str | Path) -> None:
+    """Raises what :func:`read_documents` would on the way through, and ``ValueError`` where there are none: before a model is
+    loaded for nothing."""
+    if not sum(1 for _ in read_documents(path)):
+        raise ValueError(f"{path}: holds no texts")
+
+
 def holds_json(path: Path) -> bool:
     """Returns whether a file holds JSON lines, by its name; else each line is a text."""
     return path.name.removesuffix(".gz").endswith(JSON_SUFFIXES)

@@ -29,6 +29,7 @@ from openembed.heads.idf_lookup import IdfLookup, IdfLookupConfig
 from openembed.heads.projection import ProjectionConfig
 from openembed.heads.token_pooling import TokenPoolConfig
 from openembed.heads.token_projection import TokenProjectionConfig
+from openembed.layouts import check_layout
 from openembed.packing import Packed, TokenRows, pack
 from openembed.progress import progress as progress_bar
 from openembed.representations import Dense, Kind, Representation, Sparse, Tokens
@@ -417,9 +418,8 @@ class Encoder(nn.Module):
         to a new folder; ``ValueError`` names the settings that these cannot say. ``named_prompts``: see
         :func:`openembed.checkpoints.multi_vector_layouts.save_layout`; ``ValueError`` with any layout but ``pylate``.
         """
+        check_layout(path, layout, named_prompts=named_prompts)
         if layout == "openembed":
-            if named_prompts:
-                raise ValueError("named_prompts is for layout 'pylate'; openembed's own keeps every prompt, leave it out")
             from openembed.checkpoints.native import save_encoder
 
             return save_encoder(self, path)

@@ -127,12 +127,17 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, parse_object(path, number, line)
 
 
-def parse_object(path: str | Path, number: int, line: str) -> dict[str, Any]:
-    """Returns the JSON object of one line; raises ``ValueError`` naming file and line when it is none."""
+def parse_value(path: str | Path, number: int, line: str) -> Any:
+    """Returns the JSON value of one line; raises ``ValueError`` naming file and line when it is none."""
     try:
-        value = json.loads(line)
+        return json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{number}: malformed JSON ({error.msg} at column {error.colno})") from None
+
+
+def parse_object(path: str | Path, number: int, line: str) -> dict[str, Any]:
+    """Returns the JSON object of one line; raises ``ValueError`` naming file and line when it is none."""
+    value = parse_value(path, number, line)
     if not isinstance(value, dict):
         raise ValueError(f"{path}:{number}: expected a JSON object a line, got {type(value).__name__}")
     return value

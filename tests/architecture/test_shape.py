@@ -23,6 +23,7 @@ LAYERS = [
         "locks",
         "report",
         "packaged",
+        "layouts",
         "nano",
         "words",
     },

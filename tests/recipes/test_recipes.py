@@ -189,4 +189,7 @@ def test_an_unknown_key_is_one_clear_line(app, tmp_path):
     path.write_text('[stage.index]\ndo = "index"\ncorpus = "c"\nmodle = "x"\n')
     result = CliRunner().invoke(app, ["run", str(path)])
     assert isinstance(result.exception, ValueError)
-    assert str(result.exception) == f"{path}: stage.index.index.modle: Extra inputs are not permitted (got 'x')"
+    assert (
+        str(result.exception)
+        == f"{path}: stage.index.index.modle: Extra inputs are not permitted (got 'x'); did you mean 'model'?"
+    )

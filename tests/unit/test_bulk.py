@@ -231,7 +231,7 @@ def test_bad_input_is_named_before_anything_is_encoded(tmp_path, lines, message)
     with pytest.raises(ValueError, match=message):
         encode_file(encoder, tmp_path / "bad.jsonl", tmp_path / "out", CONFIG)
     assert encoder.encoded == 0
-    assert not contents(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_gzip_is_named(tmp_path):
@@ -340,4 +340,4 @@ def test_dimensions_that_no_vector_has_are_refused_before_anything_is_encoded(co
     with pytest.raises(ValueError, match="options: dimensions"):
         encode_file(encoder, corpus, tmp_path / "out", CONFIG.model_copy(update={"dimensions": 0}))
     assert encoder.encoded == 0
-    assert not contents(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -192,6 +192,9 @@ def test_the_command_shows_costs_and_leaves_out_what_a_kind_cannot_do(command, c
     assert "left out: pairs (sts)" in caplog.text
     found = json.loads(command(WordTokens(), "--json", "--xtr", "5", "--imputation", "zero").stdout)
     assert found["results"][0]["costs"]["bytes_formula"] == "4 x 16 x token vectors (float32)"
+    assert found["results"][0]["details"]["scoring"] == {"kind": "xtr", "tokens": 5, "imputation": "zero"}
+    assert "XTR: 5 tokens, zero" in command(WordTokens(), "--xtr", "5", "--imputation", "zero").stdout
+    assert "scored by" not in done.stdout
     shown = command(WordWeights()).output
     assert "FLOPS" in shown
     assert "pairs" in shown

@@ -115,6 +115,20 @@ def test_a_split_asked_of_many_folders_passes_over_those_without_it(tmp_path, ca
         find_tasks(tmp_path / "many", {"split": "train"})
 
 
+@pytest.mark.parametrize("line", ['"d17"', "[1, 2]", "3", '{"foo": 1}'])
+def test_a_file_of_an_unknown_shape_is_passed_over_and_a_damaged_one_named(tmp_path, caplog, line):
+    write_rows(tmp_path / "many" / "s" / "test.jsonl", LAYOUTS["sts"])
+    (tmp_path / "many" / "encoded").mkdir()
+    (tmp_path / "many" / "encoded" / "ids.jsonl").write_text(f"\n{line}\n")
+    assert [task.name for task in find_tasks(tmp_path / "many")] == ["s"]
+    assert "encoded: in no known layout, passed over" in caplog.text
+    with pytest.raises(ValueError, match="holds no task in a known layout"):
+        find_tasks(tmp_path / "many" / "encoded")
+    (tmp_path / "many" / "encoded" / "ids.jsonl").write_text('{"text": "tor')
+    with pytest.raises(ValueError, match=r"ids\.jsonl:1: malformed JSON"):
+        find_tasks(tmp_path / "many")
+
+
 def test_a_finished_task_is_read_not_computed(tmp_path):
     folder = small_retrieval(tmp_path / "set")
     encoder = WordEncoder()

@@ -66,14 +66,19 @@ def test_sources_are_filled_in_and_mined_ones_point_at_the_stage(path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("stage.one.stpes=5", r"small\.toml: stage\.one\.train\.stpes: Extra inputs are not permitted \(got 5\)"),
+        (
+            "stage.one.stpes=5",
+            r"small\.toml: stage\.one\.train\.stpes: Extra inputs are not permitted \(got 5\); did you mean 'steps'",
+        ),
+        ("stage.one.optimizer.rl=1", r"stage\.one\.train\.optimizer\.rl: .*; did you mean 'lr'\?$"),
+        ("stage.eval.tasks=[{name='t', pth='t'}]", r"stage\.eval\.evaluate\.tasks\.0\.pth: .*; did you mean 'path'\?"),
         ("stage.one.optimizer.lr=fast", r"stage\.one\.train\.optimizer\.lr: .*valid number.*\(got 'fast'\)"),
         (
             "stage.one.do=dance",
             r"stage\.one: Input tag 'dance' .* 'filter', 'mine', .*'train', 'evaluate', 'index', 'search'",
         ),
         ("encoder.head.kind=meen", r"encoder\.head: Input tag 'meen' .*'mean'"),
-        ("source.a.pth=x", r"small\.toml: source\.a\.pth: Extra inputs are not permitted \(got 'x'\)"),
+        ("source.a.pth=x", r"small\.toml: source\.a\.pth: Extra inputs are not permitted \(got 'x'\); did you mean 'path'\?"),
         ("source=5", r"small\.toml: source: expected tables \[source\.NAME\] \(got 5\)"),
         ("stage.one.data.sources=['c']", r"stage\.one\.data\.sources\.0: no table \[source\.c\] .*known: a, b"),
         ("stage.one.data.sources=['mine/b']", r"stage\.one: no earlier mine or filter stage 'mine' with source 'b'"),
@@ -81,7 +86,7 @@ def test_sources_are_filled_in_and_mined_ones_point_at_the_stage(path):
         ("stage.two.start=mine", r"stage\.two\.start: no earlier train stage of this name \(got 'mine'\)"),
         ("stage.two.start=bm25", r"stage\.two\.start: BM25 has nothing to train"),
         ("stage.ask.index=one", r"stage\.ask\.index: no earlier index stage of this name \(got 'one'\)"),
-        ("colour=3", r"small\.toml: colour: Extra inputs are not permitted \(got 3\)"),
+        ("colour=3", r"small\.toml: colour: Extra inputs are not permitted \(got 3\); known are name, title, .*, stage, "),
     ],
 )
 def test_errors_name_file_key_reason_and_value(path, setting, message):

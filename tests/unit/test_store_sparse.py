@@ -16,6 +16,7 @@ from openembed.index import sparse
 from openembed.index.native import postings_library
 from openembed.index.store import Store, describe_model
 from openembed.records import Document
+from openembed.token_vectors import TokenVectors
 
 TEXTS = ["cats chase mice in the barn", "dogs chase cats around the yard", "models turn text into vectors", "a barn of hay", ""]
 QUERIES = ["cats in a barn", "hay", "zebra", ""]
@@ -118,8 +119,18 @@ def test_what_cannot_be_is_refused(store, encoders, tmp_path):
         store.add(new, [SparseWords(name="other"), *encoders[1:]])
     with pytest.raises(ValueError, match="query 0: its vector has the weight"):
         store.sparse(sp.csr_matrix(([-1.0], ([0], [3])), shape=(1, encoder.width)))
-    with pytest.raises(ValueError, match="needs a sparse matrix"):
+    with pytest.raises(
+        ValueError, match=r"got dense vectors \(an array\), which Store.dense takes; Store.sparse takes sparse weights"
+    ):
         store.sparse(np.ones((1, encoder.width)))
+    tokens = TokenVectors.from_list([np.ones((2, 3), np.float32)])
+    for search in (store.sparse, lambda query: store.explain(query, [])):
+        with pytest.raises(ValueError, match=r"got token vectors \(TokenVectors\), which Store.tokens takes; Store.sparse"):
+            search(tokens)
+    with pytest.raises(
+        ValueError, match=r"got TokenVectors for sparse vectors; this index needs a sparse matrix \(count, 97\)"
+    ):
+        store.add(new, vectors=others | {"sparse": tokens})
     with pytest.raises(ValueError, match="k must be 1 or more"):
         store.sparse(encoder.encode(["a"]), 0)
     with pytest.raises(ValueError, match="two models of one kind"):
@@ -127,6 +138,9 @@ def test_what_cannot_be_is_refused(store, encoders, tmp_path):
     dense = Store.create(tmp_path / "dense", model=describe_model("bag", BagOfWords()))
     with pytest.raises(ValueError, match="has no sparse vectors, only dense ones"):
         dense.sparse(encoder.encode(["a"]))
+    for query, given in ((encoder.encode(["a"]), "sparse"), (tokens, "tokens")):
+        with pytest.raises(ValueError, match=f"which Store.{given} takes; Store.dense takes dense vectors"):
+            dense.dense(query)
     assert len(store) == len(TEXTS)
     with pytest.raises(ValueError, match="give the encoder"):
         Store.create(tmp_path / "no vectors", documents(), model=describe_model("a", encoder))

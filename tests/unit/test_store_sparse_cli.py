@@ -62,7 +62,7 @@ def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tm
     cli("update", index, tmp_path / "more.jsonl")
     assert [hit["id"] for hit in best(cli, index, "sparse", "hay")] == ["4"]
     assert not list(index.glob("encoding*")) + list(index.glob("adding*"))
-    with pytest.raises(ValueError, match="has no dense vectors; use --mode sparse or bm25"):
+    with pytest.raises(ValueError, match=r"has no vectors for --mode dense; use sparse, bm25 or hybrid$"):
         cli("search", index, "x", "--mode", "dense")
     with pytest.raises(ValueError, match="allowed: dense, sparse, tokens, bm25, hybrid"):
         cli("search", index, "x", "--mode", "colours")

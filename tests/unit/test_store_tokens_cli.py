@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused(index):
         TokensConfig(candidates=5, filter={"lang": "en"})
     with pytest.raises(ValueError, match="needs the encoder"):
         TokensConfig().build(Store(index))
-    with pytest.raises(ValueError, match="has no dense vectors"):
+    with pytest.raises(ValueError, match="has no vectors for --mode dense; use tokens, bm25 or hybrid"):
         run("search", index, "planet", "--mode", "dense", "--json")
     assert similarity("maxsim")
 

@@ -14,7 +14,7 @@ from openembed.backbones.probe import check
 from openembed.backbones.structure import use_kernels
 from openembed.backbones.text import load_text_backbone
 from openembed.checkpoints.multi_vector import COLBERT_METADATA, is_multi_vector, load_multi_vector
-from openembed.checkpoints.native import CONFIG_NAME, load_native
+from openembed.checkpoints.native import load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
 from openembed.checkpoints.sentence_transformers import load_sentence_transformers
 from openembed.checkpoints.sparse import IDF_NAME, is_sparse, load_sparse, splade_fields, take_weights
@@ -23,6 +23,7 @@ from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
 from openembed.files import read_json
 from openembed.forks import one_thread_in_forks
+from openembed.layouts import CONFIG_NAME
 from openembed.packaged import packaged
 from openembed.tokenization import TextTokenizer
 

@@ -27,10 +27,10 @@ from openembed.checkpoints.weights import read_tensors
 from openembed.encoder import Encoder, PromptConfig
 from openembed.files import read_json, write_json
 from openembed.heads.projection import Projection, ProjectionConfig
+from openembed.layouts import LAYOUTS, check_layout
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = {"pylate": "PyLate", "colbert": "ColBERT"}
 SIDES = ("query", "document")
 
 
@@ -47,14 +47,11 @@ def save_layout(encoder: Encoder, path: str | Path, layout: str, *, named_prompt
     """Writes ``encoder`` to a new folder ``path`` as ``pylate`` or ``colbert``, all or nothing.
 
     ``named_prompts``: PyLate puts a prompt of text before a text only where it is told the prompt's name; True writes a model
-    with such prompts all the same. Raises ``ValueError`` for an encoder of another kind, ``named_prompts`` with ``colbert``,
-    or naming every setting that the layout cannot say; ``FileExistsError`` where there is something at ``path``.
+    with such prompts all the same. Raises what :func:`openembed.layouts.check_layout` does, and ``ValueError`` for an encoder
+    of another kind or naming every setting that the layout cannot say.
     """
     path = Path(path)
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is not known; use openembed, {' or '.join(LAYOUTS)}")
-    if named_prompts and layout != "pylate":
-        raise ValueError(f"named_prompts is for layout 'pylate'; {LAYOUTS[layout]} has no prompts of text, leave it out")
+    check_layout(path, layout, named_prompts=named_prompts)
     if encoder.kind != "tokens":
         raise ValueError(f"layout {layout!r} holds a vector a token, this model's kind is {encoder.kind}; leave layout out")
     require_whole(encoder)
@@ -64,8 +61,6 @@ def save_layout(encoder: Encoder, path: str | Path, layout: str, *, named_prompt
             f"{LAYOUTS[layout]}'s layout cannot say what this model does, and would rank otherwise: {'; '.join(refused)}. "
             "The default layout says it all."
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: exists; give a new folder")
     sides = {side: _side(encoder, side) for side in SIDES}
     with whole_folder(path) as folder:
         with quiet_unless_terminal():
@@ -247,7 +242,10 @@ def _write_pylate(encoder: Encoder, folder: Path, sides: dict[str, _Side]) -> No
     }
     write_json(folder / ST_CONFIG, settings)
     if encoder.backbone.bidirectional and has_causal_layers(encoder.backbone.model):
-        logger.warning("PyLate reads this decoder both ways with transformers 5.2 or later alone (is_causal in config.json)")
+        logger.warning(
+            "open this model in PyLate with transformers 5.2 or later: it is a decoder whose tokens see those after them too, "
+            "which earlier versions leave out, giving other vectors without a word"
+        )
     if settings["prompts"]:
         logger.warning("PyLate puts the prompts before texts with encode(..., prompt_name=...) alone: 'query', 'document'")
 

@@ -21,9 +21,10 @@ from openembed.checkpoints.weights import place, read_file
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
 from openembed.files import read_json, write_json
+from openembed.layouts import CONFIG_NAME, check_layout
 from openembed.tokenization import TextTokenizer
 
-CONFIG_NAME, HEAD_NAME = "openembed.json", "head.safetensors"
+HEAD_NAME = "head.safetensors"
 
 
 def save_encoder(encoder: Encoder, path: str | Path) -> None:
@@ -34,8 +35,7 @@ def save_encoder(encoder: Encoder, path: str | Path) -> None:
     """
     path = Path(path)
     require_whole(encoder)
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file())):
-        raise FileExistsError(f"{path}: exists and is no openembed checkpoint; give another path or remove it")
+    check_layout(path, "openembed")
     with whole_folder(path) as folder:
         _write(encoder, folder)
 

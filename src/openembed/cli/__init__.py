@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 
@@ -23,6 +24,7 @@ for module in (models, encode, search, serve, export, mine, evaluate, recipes, s
 
 def main() -> None:
     """Runs the command line; user errors end with one clear line on standard error and exit code 2."""
+    _write_progress()
     try:
         app()
     except RuntimeError as error:
@@ -46,6 +48,15 @@ def fail(message: str) -> None:
     rank = f"rank {os.environ.get('RANK', '0')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     sys.stderr.write(f"error: {rank}{message}\n")
     sys.exit(2)
+
+
+def _write_progress() -> None:
+    """Lets what is logged of the progress of long work through to standard error: where no bar is drawn, it would be silent."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("openembed.progress")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
 
 
 def _end_when_lost(error: RuntimeError) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, console, print_json, print_table
 
 if TYPE_CHECKING:
     from openembed.records import Example
@@ -93,8 +93,8 @@ def _say(report: dict[str, Any], out: Path) -> None:
     for name, row in report["sources"].items():
         numbers = [row["rows"], row["kept"], *(row["removed"].get(reason, 0) for reason in reasons), row["negatives_removed"]]
         table.add_row(name, *(f"{number:,}" for number in numbers))
+    print_table(table)
     terminal = console()
-    terminal.print(table)
     found = [f"{row['name']} {sum(row['matched'].values()):,}" for row in report["against"] if row["matched"]]
     terminal.print(f"Removed for overlap with: {', '.join(found) or 'no evaluation set'}", markup=False, highlight=False)
     if empty := [path for row in report["against"] for path in row["empty"]]:

@@ -63,9 +63,12 @@ def encode(
     """Encode a file to memory-mapped vectors, here or on a Ray cluster; run again after an interruption, it resumes."""
     from openembed.bulk import BulkConfig
     from openembed.config import parse
+    from openembed.documents import check_texts
 
     values = {"kind": kind, "task": task, "instruction": instruction, "normalize": normalize, "max_length": max_length}
     config = parse(BulkConfig, {**values, "dimensions": dimensions, "precision": precision, "chunk": chunk}, "options")
+    if file != "-":
+        check_texts(file)
     if ray is None:
         encoder = load_model(model, device, dtype)
     else:

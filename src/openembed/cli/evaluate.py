@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openembed.cli.encode import Dimensions, Precision
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, print_json, print_table
 
 if TYPE_CHECKING:
     from openembed.evaluation.compare import Comparison
@@ -54,6 +54,7 @@ def evaluate(
     Layouts: BEIR retrieval, reranking, STS, pair classification, classification, clustering.
     """
     from openembed.config import parse
+    from openembed.evaluation.tasks import find_all_tasks
     from openembed.vectors import VectorFormat
 
     stored = parse(VectorFormat, {"dimensions": dimensions, "precision": precision}, "options")
@@ -70,9 +71,10 @@ def evaluate(
     else:
         chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
         overrides = {key: value for key, value in chosen.items() if value is not None}
+        found = find_all_tasks(data, overrides)  # before seconds are spent on loading a model
         how = stored, _method(xtr, imputation)
-        system = _system(model, cache, options, how, device, dtype, quiet=as_json)
-        results = _run_local(system, data, overrides, out, run_file)
+        system = _system(model, cache, options, how, device, dtype)
+        results = _run_local(system, found, out, run_file)
     if as_json:
         print_json({"model": model, "results": [result.as_dict() for result in results]})
     else:
@@ -115,8 +117,6 @@ def _system(
     how: tuple[VectorFormat, Xtr | None],
     device: str | None,
     dtype: str | None,
-    *,
-    quiet: bool,
 ) -> System:
     from openembed.evaluation.systems import Bm25System, EncoderSystem, RunSystem
 
@@ -131,7 +131,7 @@ def _system(
     encoder = load(model, device=device, dtype=dtype)
     vectors = None if cache is None else open_cache(cache, encoder)
     stored.width(encoder.width)  # refused before anything is encoded
-    return EncoderSystem(encoder, model, vectors, options, progress=not quiet, stored=stored, method=method)
+    return EncoderSystem(encoder, model, vectors, options, progress=True, stored=stored, method=method)
 
 
 def _method(xtr: int | None, imputation: str) -> Xtr | None:
@@ -140,22 +140,17 @@ def _method(xtr: int | None, imputation: str) -> Xtr | None:
     return None if xtr is None else Xtr(xtr, imputation)
 
 
-def _run_local(
-    system: System, data: list[Path], overrides: dict[str, Any], out: Path | None, run_file: Path | None
-) -> list[TaskResult]:
+def _run_local(system: System, tasks: list[Task], out: Path | None, run_file: Path | None) -> list[TaskResult]:
     from openembed.evaluation.runner import run_tasks
-    from openembed.evaluation.tasks import find_all_tasks
 
-    tasks = find_all_tasks(data, overrides)
     usable = [task for task in tasks if task.kind in system.kinds]
     left_out = [task for task in tasks if task.kind not in system.kinds]
     if usable and left_out:
         logger.warning("%s does %s; left out: %s", system.name, ", ".join(system.kinds), _kinds(left_out))
     if not usable:
-        raise ValueError(f"{system.name} does {', '.join(system.kinds)}; {_listed(data)} holds {_kinds(tasks)}")
+        raise ValueError(f"{system.name} does {', '.join(system.kinds)}; --data holds {_kinds(tasks)}")
     if run_file is not None and (len(usable) != 1 or usable[0].kind not in ("retrieval", "reranking")):
-        held = f"{_listed(data)} holds {_kinds(usable)}"
-        raise ValueError(f"--run-file writes the ranking of one retrieval or reranking task; {held}")
+        raise ValueError(f"--run-file writes the ranking of one retrieval or reranking task; --data holds {_kinds(usable)}")
     return run_tasks(system, usable, out, run_file=run_file)
 
 
@@ -197,14 +192,31 @@ def _refuse(options: dict[str, Any], what: str) -> None:
 
 def _print_results(model: str, results: list[TaskResult]) -> None:
     table = _table(model, ("score", "95 % interval", "items", "seconds"))
+    otherwise = any("scoring" in r.details for r in results)
+    if otherwise:
+        table.add_column("scored by")
     for r in results:
         interval = "" if r.interval is None else f"{r.interval.low * 100:.2f} to {r.interval.high * 100:.2f}"
         items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), "")
-        table.add_row(r.task, r.metric, f"{r.value * 100:.2f}", interval, str(items), f"{r.seconds:.1f}")
-    console().print(table)
+        table.add_row(
+            r.task,
+            r.metric,
+            f"{r.value * 100:.2f}",
+            interval,
+            str(items),
+            f"{r.seconds:.1f}",
+            *([_scoring(r)] if otherwise else []),
+        )
+    print_table(table)
     costly = [r for r in results if r.costs]
     if costly:
-        console().print(_costs_table(costly))
+        print_table(_costs_table(costly))
+
+
+def _scoring(result: TaskResult) -> str:
+    """How token vectors were scored, where it was not by MaxSim of all of them."""
+    found = result.details.get("scoring")
+    return f"XTR: {found['tokens']:,} tokens, {found['imputation']}" if found else "MaxSim"
 
 
 def _costs_table(results: list[TaskResult]) -> Any:
@@ -212,7 +224,7 @@ def _costs_table(results: list[TaskResult]) -> Any:
     from rich.table import Table
 
     table = Table(title="Costs (entries: dimensions, terms or token vectors)")
-    table.add_column("task", overflow="fold", min_width=8)
+    table.add_column("task")
     columns = {"entries/query": "query_entries", "entries/doc": "document_entries", "bytes/doc": "document_bytes"}
     columns |= {"query ms": "query_ms", "encode doc ms": "encode_document_ms"}
     if any("flops" in r.costs for r in results):
@@ -241,7 +253,7 @@ def _print_comparisons(a: Path, b: Path, comparisons: list[Comparison]) -> None:
         interval = f"{t.interval.low * 100:+.2f} to {t.interval.high * 100:+.2f}"
         scores = (f"{t.a * 100:.2f}", f"{t.b * 100:.2f}", f"{t.difference * 100:+.2f}")
         table.add_row(comparison.task, t.metric, *scores, interval, "< 0.0001" if p < 1e-4 else f"{p:.4f}")
-    console().print(table)
+    print_table(table)
 
 
 def _table(title: str, numbers: tuple[str, ...]) -> Any:
@@ -249,7 +261,7 @@ def _table(title: str, numbers: tuple[str, ...]) -> Any:
 
     table = Table(title=title)
     for name in ("task", "metric"):
-        table.add_column(name, overflow="fold", min_width=8)
+        table.add_column(name)
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     return table

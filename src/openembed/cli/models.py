@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, console, print_json, print_table
 
 HeadOption = Annotated[str | None, typer.Option(help="Head for a plain transformers model: mean, last_token, cls, ...")]
 
@@ -48,11 +48,11 @@ def _print_checks(model: str, checks: list[Any]) -> None:
 
     table = Table(title=model, show_lines=False, title_justify="left")
     for column in ("check", "", "what was seen"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     signs = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[dim]n/a[/]"}
     for check in checks:
         table.add_row(check.name, signs[check.passed], check.detail)
-    console().print(table)
+    print_table(table)
 
 
 def convert(
@@ -72,7 +72,9 @@ def convert(
 ) -> None:
     """Write MODEL to the folder OUT in another layout; what that layout cannot say is refused by name."""
     import openembed
+    from openembed.layouts import check_layout
 
+    check_layout(out, to, named_prompts=named_prompts)  # before seconds are spent on loading
     encoder = openembed.load(model, "cpu", dtype, head={"kind": head} if head else None)
     encoder.save(out, layout=to, named_prompts=named_prompts)
     if as_json:
@@ -111,7 +113,7 @@ def _print_terms(text: str, found: Any) -> None:
     for term in found.top:
         shown = "in the text" if term.own else "[green]added[/]"
         table.add_row(escape(term.token), f"{term.weight:.3f}", f"{term.share:.1%}", shown)
-    console().print(table)
+    print_table(table)
 
 
 def doctor(as_json: JsonFlag = False) -> None:
@@ -139,7 +141,7 @@ def _print_diagnosis(found: dict[str, Any]) -> None:
         table.add_row(name, version or "[red]missing[/]", "")
     for name, row in found["optional"].items():
         table.add_row(f"[dim]{name}[/]", row["version"] or "[dim]not installed[/]", f"[dim]{escape(row['for'])}[/]")
-    out.print(table)
+    print_table(table)
     cpu = found["devices"]["cpu"]
     out.print(f"CPU: {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}, oneDNN {cpu['onednn']}")
     out.print(f"CPU kernels: {cpu['kernels']}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, console, print_json, print_table
 
 if TYPE_CHECKING:
     from openembed.recipe.config import Recipe
@@ -77,11 +77,14 @@ def list_recipes(as_json: JsonFlag = False) -> None:
     table = Table("recipe", "stages", "title", box=None, pad_edge=False)
     for summary in summaries:
         table.add_row(summary["name"], " → ".join(summary["stages"]), summary["title"])
-    console().print(table)
+    print_table(table)
 
 
 def show(recipe: RecipeName, smoke: Smoke = False, settings: Settings = None, as_json: JsonFlag = False) -> None:
     """Print the resolved recipe, every default written out."""
+    from openembed.recipe.files import checked_recipe
+
+    checked_recipe(recipe, settings or ())
     from openembed.recipe.config import load_recipe
 
     loaded = load_recipe(recipe, settings or (), smoke=smoke)
@@ -93,11 +96,13 @@ def show(recipe: RecipeName, smoke: Smoke = False, settings: Settings = None, as
 
 def check(recipe: RecipeName, settings: Settings = None, data: Data = None, as_json: JsonFlag = False) -> None:
     """Check that a recipe is whole, and say which of its data and models are not on this machine."""
+    from openembed.recipe.files import checked_recipe
+
+    file = checked_recipe(recipe, settings or ())
     from openembed.recipe.config import load_recipe
-    from openembed.recipe.files import read_recipe
 
     loaded = load_recipe(recipe, settings or ())
-    missing = _missing(loaded, base_folder(read_recipe(recipe).path, read_recipe(recipe).packaged, data))
+    missing = _missing(loaded, base_folder(file.path, file.packaged, data))
     if as_json:
         print_json({"recipe": loaded.name, "stages": list(loaded.stage), "elsewhere": missing})
         return
@@ -119,16 +124,15 @@ def sources(as_json: JsonFlag = False) -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in ("source", "licence", "hub set @ revision", "construction", *VERSIONS):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for summary in summaries:
         pinned = (summary["revision"] or "not pinned")[:10]
         origin = f"{summary['hub']} @ {pinned}" if summary["hub"] else f"bring your own: {summary['path']}"
         rules = " → ".join(dict.fromkeys(summary["construction"].values()))
         counts = [_count(summary, version) for version in VERSIONS]
         table.add_row(summary["name"], summary["licence"] or "-", origin, rules, *counts)
-    terminal = console()
-    terminal.print(table)
-    terminal.print("? not the paper's own figure; --json says how each part is known", style="dim", highlight=False)
+    print_table(table)
+    console().print("? not the paper's own figure; --json says how each part is known", style="dim", highlight=False)
 
 
 def _count(summary: dict[str, Any], version: str) -> str:
@@ -149,14 +153,15 @@ def _run(
     device: str | None,
     as_json: bool,
 ) -> None:
+    from openembed.recipe.files import checked_recipe
+
+    file = checked_recipe(name, settings or ())  # before torch is imported, which takes seconds
     from openembed.recipe.config import load_recipe
-    from openembed.recipe.files import read_recipe
     from openembed.recipe.run import run_recipe
     from openembed.recipe.stages import Workplace
     from openembed.train.distributed import joined
 
     quiet()
-    file = read_recipe(name)
     recipe = load_recipe(name, settings or (), smoke=smoke)
     out = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
     base = base_folder(file.path, file.packaged, data)
@@ -219,7 +224,7 @@ def _print_scores(terminal: Any, report: Report) -> None:
             best = " *" if task.winner == system else "  "
             cells.append(f"{score.value:.3f}{best}" if score else "-  ")
         table.add_row(task.task, task.metric, *cells)
-    terminal.print(table)
+    print_table(table)
     terminal.print("* best of the row", style="dim", highlight=False)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openembed.cli.encode import Device, Dtype, Instruction, MaxLength, Normalize, Restart, encode_to, load_model, pace
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, print_json, print_table
 from openembed.packaged import NANO
 
 if TYPE_CHECKING:
@@ -70,17 +70,22 @@ def index(
     """Index documents for dense, sparse, multi-vector and BM25 search; run again after an interruption, encoding resumes."""
     import shutil
 
-    from openembed.documents import corpus_file, read_documents
+    from openembed.documents import check_texts, corpus_file, read_documents
     from openembed.index.lexical import analyzer
+    from openembed.index.sparse import PRECISIONS
     from openembed.index.store import Store, check_absent
 
     analyzer(language)
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision {precision} is not known; allowed: {', '.join(PRECISIONS)}")
     check_absent(out)
     _check_file(corpus_file(corpus))
     if not model:
         model = [NANO if language == "en" else BM25]
         if model == [BM25]:
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
+    if model != [BM25]:
+        check_texts(corpus)
     encoding, vectors, report = out / "encoding", {}, {}
     options = {"instruction": instruction, "normalize": normalize, "max_length": max_length, "precision": precision}
     names = model if model != [BM25] else []
@@ -147,7 +152,10 @@ def search(
     naming = Naming(encoders[0], encoders[0].query_prompt(task, instruction)) if encoders else Naming()
     terms = explained(store, mode, query, vectors, list(hits), naming) if explain else {}
     if not as_json:
-        console().print(_table(rows, query, store, terms) if rows else "nothing found")
+        if rows:
+            print_table(_table(rows, query, store, terms))
+        else:
+            sys.stdout.write("nothing found\n")
         return
     found = [
         {"rank": rank, "id": i, "score": score, "title": d.title, "text": d.text, "metadata": d.metadata}
@@ -311,12 +319,14 @@ def load_for(store: Store, kinds: list[str], model: str | None, device: str | No
     """
     from openembed.encoded import CALLED
     from openembed.index.encoding import kind_of
+    from openembed.steps.modes import modes_of
 
     if not store.models:
         raise ValueError(f"{store.directory}: was built without a model, so it serves BM25 only; use --mode bm25")
     missing = [kind for kind in kinds if kind not in store.models]
     if missing:
-        raise ValueError(f"{store.directory}: has no {missing[0]} vectors; use --mode {' or '.join((*store.models, 'bm25'))}")
+        *others, last = modes_of(store.models)
+        raise ValueError(f"{store.directory}: has no vectors for --mode {missing[0]}; use {', '.join(others)} or {last}")
     given = None if model is None else load_model(model, device, dtype)
     if given is not None and kind_of(given) not in kinds:
         asked = " and ".join(CALLED[kind] for kind in kinds)
@@ -347,7 +357,7 @@ def _table(rows: list[tuple[str, float, Any]], query: str, store: Store, terms: 
     words = set(store.analyzer.terms(query))
     table = Table(box=None, pad_edge=False)
     for name, justify in (("rank", "right"), ("score", "right"), ("id", "left"), ("document", "left")):
-        table.add_column(name, justify=justify, overflow="fold")
+        table.add_column(name, justify=justify)
     for rank, (identifier, score, document) in enumerate(rows, 1):
         title = _highlighted(document.title, words, store, width=None, style="bold")
         body = _highlighted(document.text, words, store, width=200, style="")

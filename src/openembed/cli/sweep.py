@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openembed.cli.output import JsonFlag, console, print_json
+from openembed.cli.output import JsonFlag, console, print_json, print_table
 from openembed.cli.recipes import Data, Device, Settings, Smoke, base_folder, quiet
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def sweep(
 
     Run again, it goes on where it stopped. Writes report.html, report.md and report.json of all that is finished there.
     """
-    from openembed.recipe.files import read_recipe
+    from openembed.recipe.files import checked_recipe
+
+    file = checked_recipe(recipe, settings or ())
     from openembed.recipe.sweep import load_sweep, run_sweep
     from openembed.recipe.sweep_results import sweep_report
     from openembed.report.sweep import write_sweep
@@ -46,7 +48,6 @@ def sweep(
     quiet()
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     loaded = load_sweep(recipe, settings or (), seeds=_numbers(seeds), variants=chosen, smoke=smoke)
-    file = read_recipe(recipe)
     out = out or Path("runs") / f"{file.name}-sweep{'-smoke' if smoke else ''}"
     base = base_folder(file.path, file.packaged, data)
     if not report_only:
@@ -98,7 +99,7 @@ def _say(report: SweepReport, page: Path) -> None:
     table = Table("claim", "paper", "difference", "verdict", box=None, pad_edge=False)
     for claim in report.claims:
         table.add_row(f"{claim.text} ({claim.metric})", claim.paper, _difference(claim.difference), claim.verdict)
-    terminal.print(table)
+    print_table(table)
     for verdict, claims in report.verdicts.items():
         terminal.print(f"{verdict}: {len(claims)} of {len(report.claims)}", markup=False, highlight=False)
     terminal.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -101,7 +101,8 @@ def evaluate_retrieval(
     alone = alone_ms(lambda text: searched.search(vectors.one_query(text), ALONE_K, ids.__getitem__), texts)
     costs = costs_of(vectors, queries, documents, took, alone)
     outcome = score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
-    return replace(outcome, costs=costs)
+    details = {} if method is None else {"scoring": {"kind": "xtr", "tokens": method.tokens, "imputation": method.imputation}}
+    return replace(outcome, costs=costs, details={**outcome.details, **details})
 
 
 def score_retrieval(run: Run, corpus: Sequence[Document], qrels: Qrels, *, metric: str, ignore_identical_ids: bool) -> Outcome:

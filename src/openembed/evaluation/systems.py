@@ -116,7 +116,8 @@ class EncoderSystem:
                 f"evaluate it on {', '.join(self.kinds)}"
             )
         prompts, options = self._choose(task), dict(self.options)
-        vectors = Vectors(self.encoder, prompts, self.cache, options, show_progress=self.progress, stored=self.stored)
+        label = task.name if self.progress else None
+        vectors = Vectors(self.encoder, prompts, self.cache, options, label=label, stored=self.stored)
         if task.kind == "retrieval":
             return _retrieval(vectors, task, self.method)
         return PROTOCOLS[task.kind](vectors, task)

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from openembed.config import Config, parse
 from openembed.data.readers import beir_splits
-from openembed.files import read_jsonl
+from openembed.files import parse_value, read_lines
 from openembed.index.lexical import STEMMERS
 
 log = logging.getLogger(__name__)
@@ -202,9 +202,11 @@ def _detect(folder: Path, splits: list[str]) -> Kind | None:
 
 
 def _first_keys(folder: Path, split: str) -> set[str]:
+    """The keys of the first row; none where rows are no objects, since such a file is in no layout."""
     path = _split_file(folder, split)
-    rows = read_jsonl(path) if path else iter(())
-    return set(next(rows, (0, {}))[1])
+    lines = read_lines(path) if path else iter(())
+    first = next((parse_value(path, number, line) for number, line in lines if line.strip()), None)
+    return set(first) if isinstance(first, dict) else set()
 
 
 def _splits(folder: Path) -> list[str]:

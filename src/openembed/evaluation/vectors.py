@@ -56,8 +56,8 @@ class Vectors:
     """Gives the representations of a task's texts under its prompts, dense vectors or whatever the encoder makes.
 
     ``options`` go to the encoder (``max_length``, ``normalize``, ``token_budget``). With a ``cache`` nothing is encoded
-    twice. ``show_progress`` draws a bar. ``stored``: what documents and symmetric texts are kept in and read back from;
-    queries are cut to its dimensions and stay float32 (dense vectors alone).
+    twice. ``label``: what progress is shown of, None: it is not. ``stored``: what documents and symmetric texts are kept in
+    and read back from; queries are cut to its dimensions and stay float32 (dense vectors alone).
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Vectors:
         cache: Cache | None = None,
         options: dict[str, Any] | None = None,
         *,
-        show_progress: bool = False,
+        label: str | None = None,
         stored: VectorFormat | None = None,
     ) -> None:
         self.stored = stored or VectorFormat()
         self._encoder, self._prompts, self._cache = encoder, prompts, cache
-        self._options, self._progress = dict(options or {}), show_progress
+        self._options, self._label = dict(options or {}), label
         self._encoded: dict[str, tuple[int, float]] = {}
 
     def queries(self, texts: Sequence[str]) -> Encoded:
@@ -130,7 +130,8 @@ class Vectors:
         cached = set(order)
         # longest first, so that chunks hold texts of like length and a lack of memory shows at once
         missing = sorted((row for row in range(len(distinct)) if row not in cached), key=lambda row: -len(distinct[row]))
-        with progress(f"encode {side}", len(missing), "texts", show=self._progress and bool(missing)) as advance:
+        shown = self._label is not None and bool(missing)
+        with progress(f"{self._label}: encode {side}", len(missing), "texts", show=shown) as advance:
             for start in range(0, len(missing), CHUNK):
                 rows = missing[start : start + CHUNK]
                 chunk = [distinct[row] for row in rows]

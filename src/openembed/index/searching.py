@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
+from openembed.encoded import kind_of
 from openembed.index import sparse
 from openembed.index.dense import Vectors, best_first
 from openembed.index.dense import search as search_vectors
@@ -30,6 +31,12 @@ Hits = dict[str, float]
 Condition = Mapping[str, Any] | Filter | None
 """What a search may find: as ``filters.parse_filter`` takes it; None: everything."""
 EXACT_FROM = 16
+QUERIES = {
+    "dense": "dense vectors (an array)",
+    "sparse": "sparse weights (a scipy sparse matrix)",
+    "tokens": "token vectors (TokenVectors)",
+}
+"""What each search takes."""
 
 
 class TermScore(NamedTuple):
@@ -79,6 +86,7 @@ class Searches:
         """
         model = self._model_of("dense")
         check_k(k)
+        require_searched(queries_QD, "dense")
         queries_QD = np.asarray(queries_QD)
         if queries_QD.ndim != 2 or queries_QD.shape[1] != model.width:
             raise ValueError(f"queries of shape {queries_QD.shape}; this index needs (count, {model.width}) ({model.name})")
@@ -103,6 +111,7 @@ class Searches:
         """
         model = self._model_of("sparse")
         check_k(k)
+        require_searched(queries_QV, "sparse")
         queries = sparse.checked(queries_QV, model.width, lambda row: f"query {row}")
         search = self._sparse.get(k) if filter is None else None
         if search is None:
@@ -143,7 +152,9 @@ class Searches:
     def _shared_terms(
         self, query_1V: csr_matrix, places: Sequence[tuple[int, int]], token: Callable[[int], str]
     ) -> Iterator[list[TermScore]]:
-        query = sparse.checked(query_1V, self._model_of("sparse").width, lambda row: f"query {row}")
+        model = self._model_of("sparse")
+        require_searched(query_1V, "sparse")
+        query = sparse.checked(query_1V, model.width, lambda row: f"query {row}")
         if query.shape[0] != 1:
             raise ValueError(f"got {query.shape[0]} query vectors; explain takes one")
         asked = dict(zip(query.indices.tolist(), query.data.tolist(), strict=True))
@@ -244,6 +255,13 @@ class Searches:
 
     def _named(self, ranking: list[tuple[int, float]]) -> Hits:
         return {self._id_at(position): score for position, score in ranking}
+
+
+def require_searched(queries: Any, kind: Kind) -> None:
+    """Raises ``ValueError`` for queries of another kind than the one that is searched, saying which search takes them."""
+    given = kind_of(queries)
+    if given != kind:
+        raise ValueError(f"got {QUERIES[given]}, which Store.{given} takes; Store.{kind} takes {QUERIES[kind]}")
 
 
 def refuse_string(given: object, what: str) -> None:

@@ -64,8 +64,9 @@ def checked(vectors_NV: csr_matrix, width: int, whose: Callable[[int], str]) -> 
     from scipy import sparse
 
     if not sparse.issparse(vectors_NV) or vectors_NV.ndim != 2 or vectors_NV.shape[1] != width:
-        shape, kind = getattr(vectors_NV, "shape", None), type(vectors_NV).__name__
-        raise ValueError(f"got vectors of shape {shape} ({kind}); this index needs a sparse matrix (count, {width})")
+        shape = f" of shape {vectors_NV.shape}" if hasattr(vectors_NV, "shape") else ""
+        given = f"{type(vectors_NV).__name__}{shape}"
+        raise ValueError(f"got {given} for sparse vectors; this index needs a sparse matrix (count, {width})")
     given = sparse.csr_matrix(vectors_NV, dtype=np.float32, copy=True)
     given.sum_duplicates()
     bad_P = ~((given.data >= 0) & (given.data <= MOST))

@@ -52,6 +52,14 @@ def read_recipe(name_or_path: str | Path) -> RecipeFile:
     return RecipeFile(path.stem, path, packaged, table)
 
 
+def checked_recipe(name_or_path: str | Path, settings: Iterable[str] = ()) -> RecipeFile:
+    """Returns what :func:`read_recipe` does; raises what it and :func:`override` with ``settings`` do: all that can be said
+    against a recipe before torch is imported."""
+    file = read_recipe(name_or_path)
+    override(file.table, settings)
+    return file
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
     """Returns ``base`` with the keys of ``over``: tables are merged, everything else is replaced."""
     merged = dict(base)

@@ -318,7 +318,7 @@ def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
             options = {} if stage.max_length is None else {"max_length": stage.max_length}
-            system = EncoderSystem(place.used(model, stage.dtype), model, options=options)
+            system = EncoderSystem(place.used(model, stage.dtype), model, options=options, progress=True)
             run_tasks(system, [task for task in tasks if task.kind in system.kinds], folder / folder_name(model))
 
 

@@ -395,7 +395,7 @@ class Hit(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Documents, best first."""
+    """Documents, best first. ``model``: the one that read the query (``hybrid``: the index's first), None for words alone."""
 
     query: str
     index: str

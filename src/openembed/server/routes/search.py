@@ -92,7 +92,7 @@ async def search(request: Request) -> Response:
             "query": body.query,
             "index": index.name,
             "mode": mode,
-            "model": index.engines[mode].name if mode in index.engines else index.model,
+            "model": index.engines[mode].name if mode in index.engines else index.model if mode == "hybrid" else None,
             "took_ms": {part: round(seconds * 1000, 3) for part, seconds in took.items()},
             "hits": found.hits,
         }
