@@ -94,11 +94,15 @@ class _Announcer:
 def _say(report: SweepReport, page: Path) -> None:
     from rich.table import Table
 
+    from openembed.report.page import SMOKE
+
     terminal = console()
     table = Table("claim", "paper", "difference", "verdict", box=None, pad_edge=False)
     for claim in report.claims:
         table.add_row(f"{claim.text} ({claim.metric})", claim.paper, _difference(claim.difference), claim.verdict)
     terminal.print(table)
+    if report.smoke:
+        terminal.print(SMOKE)
     for verdict, claims in report.verdicts.items():
         terminal.print(f"{verdict}: {len(claims)} of {len(report.claims)}", markup=False, highlight=False)
     terminal.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
