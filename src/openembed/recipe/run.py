@@ -3,9 +3,9 @@
 ``OUT/recipe.toml`` (resolved), ``OUT/report.html``, and a folder a stage with its outputs and ``state.json``: the hash of
 everything the stage depends on (its settings, the seed, its input files, the stages it reads) and whether it finished. A
 stage whose hash is the same and which finished is skipped; one that was interrupted goes on where its part can (training
-from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder, and that is said. Training
-is not thrown away for it: a train stage's old folder is kept as ``<stage>.old``, until the next change replaces it. A
-folder that no run wrote is never touched, nor one of another recipe's run, nor a real run by a smoke run.
+from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder, and that is
+said. Training is not thrown away for it: a train stage's old folder is kept as ``<stage>.old``, until the next change
+replaces it. A folder that no run wrote is never touched, nor one of another recipe's run, nor a real run by a smoke run.
 
 With several ranks, rank 0 runs the recipe and the others join it in the stages that train.
 """
