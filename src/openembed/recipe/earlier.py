@@ -22,17 +22,18 @@ def check_folder(out: Path, recipe: Recipe, *, sweep: bool = False) -> None:
     """Raises ``ValueError`` when ``out`` holds what this run would replace by something that is no later state of it.
 
     That is a run of another recipe, a smoke run where this one is none (or the reverse), and a sweep where this one is a
-    run (or the reverse). A changed recipe of the same name and kind may go on there.
+    run (or the reverse). A changed recipe of the same name and kind may go on there, and so may sweeps of several recipes:
+    their stages lie side by side, and their reports are made anew in no time.
     """
     path = out / RECIPE
     if not path.is_file():
         return
     held = _read(path)
-    there = _told(held.get("name"), smoke=held.get("smoke") is True, sweep=_is_sweep(out))
-    here = _told(recipe.name, smoke=recipe.smoke, sweep=sweep)
-    if there != here:
-        renamed = held.get("name") != recipe.name
-        hint = f' (or, where it is the same recipe renamed, give it name = "{held.get("name")}")' if renamed else ""
+    name, smoke, was_sweep = held.get("name"), held.get("smoke") is True, _is_sweep(out)
+    renamed = name != recipe.name and not (sweep and was_sweep)
+    if renamed or (smoke, was_sweep) != (recipe.smoke, sweep):
+        there, here = _told(name, smoke=smoke, sweep=was_sweep), _told(recipe.name, smoke=recipe.smoke, sweep=sweep)
+        hint = f' (or, where it is the same recipe renamed, give it name = "{name}")' if renamed else ""
         raise ValueError(f"{out}: holds {there}, and this is {here}, which would replace it; choose another --out{hint}")
 
 
