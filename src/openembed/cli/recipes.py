@@ -158,7 +158,7 @@ def _run(
     quiet()
     file = read_recipe(name)
     recipe = load_recipe(name, settings or (), smoke=smoke)
-    out = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
+    out = out or Path("runs") / (f"{recipe.name}-smoke" if recipe.smoke else recipe.name)
     base = base_folder(file.path, file.packaged, data)
     terminal = console()
 

@@ -46,7 +46,7 @@ def sweep(
     quiet()
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     loaded = load_sweep(recipe, settings or (), seeds=_numbers(seeds), variants=chosen, smoke=smoke)
-    file = read_recipe(recipe)
+    file, smoke = read_recipe(recipe), loaded.recipe.smoke
     out = out or Path("runs") / f"{file.name}-sweep{'-smoke' if smoke else ''}"
     base = base_folder(file.path, file.packaged, data)
     if not report_only:
