@@ -39,6 +39,7 @@ def test_every_variant_smokes_and_is_on_the_page(app, tmp_path):
     again = CliRunner().invoke(app, ["sweep", "ablations", "--smoke", "--out", str(out), "--report-only"])
     assert again.exit_code == 0, again.output
     assert "cannot be told: 35 of 35" in again.output
+    assert "smoke: scores mean nothing" in again.output
 
 
 def test_a_seed_list_that_is_none_is_told(app):

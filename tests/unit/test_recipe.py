@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from openembed.recipe.config import Expect, Recipe, load_recipe, model_references, parse_recipe
-from openembed.recipe.files import RecipeFile
+from openembed.recipe.files import RecipeFile, packaged_recipes
+from openembed.recipe.stages import Workplace
 
 SMALL = """
 seed = 3
@@ -154,6 +155,23 @@ def test_smoke_says_that_its_scores_mean_nothing():
     assert recipe.title.endswith("(smoke run)")
     assert "scores mean nothing" in recipe.description
     assert {task.note for task in recipe.stage["evaluate"].tasks} == {"toy data"}
+    assert recipe.smoke
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in packaged_recipes()])
+def test_a_smoke_recipe_written_and_read_is_the_same_smoke_recipe(name, tmp_path):
+    recipe = load_recipe(name, smoke=True)
+    (tmp_path / "again.toml").write_text(recipe.to_toml())
+    assert load_recipe(tmp_path / "again.toml") == recipe
+
+
+@pytest.mark.parametrize("name", ["inference_free_sparse_small", "vdr_small", "mistral_splade_small"])
+def test_sparse_vectors_of_a_smoke_run_are_made_of_a_texts_own_terms(name, tmp_path):
+    encoder = Workplace(load_recipe(name, smoke=True), tmp_path, tmp_path, "cpu").model("untrained")
+    documents = encoder.encode_documents(["green apples on the market", "asthma of the lungs"])
+    assert 5 <= documents.getnnz(1).min() <= documents.getnnz(1).max() <= 300, "some terms, and far from all of 8,192"
+    scores_QN = (encoder.encode_queries(["apples market", "asthma lungs"]) @ documents.T).toarray()
+    assert (scores_QN.diagonal() > scores_QN[:, ::-1].diagonal()).all()
 
 
 @pytest.mark.parametrize("name", ["../up", "a.b", ""])

@@ -8,6 +8,7 @@ import pytest
 import openembed.recipe.run as recipe_run
 from openembed.checkpoints import usable_device
 from openembed.recipe.config import load_recipe
+from openembed.recipe.earlier import check_folder
 from openembed.recipe.run import run_recipe, stage_hashes
 from openembed.recipe.stages import Workplace
 
@@ -33,12 +34,18 @@ def folder(tmp_path):
 
 
 def run(folder, *settings):
-    states = []
+    return told(folder, *settings)[0]
+
+
+def told(folder, *settings):
+    """What became of each stage, and what else was said."""
+    events = []
     done = run_recipe(
-        load_recipe(folder / "ask.toml", settings), folder / "out", base=folder, on_stage=lambda *event: states.append(event)
+        load_recipe(folder / "ask.toml", settings), folder / "out", base=folder, on_stage=lambda *event: events.append(event)
     )
+    states = [event for event in events if event[1] in ("running", "skipped")]
     assert [stage.skipped for stage in done] == [state == "skipped" for _, state in states]
-    return dict(states)
+    return dict(states), [event for event in events if event not in states]
 
 
 def test_stages_write_their_outputs_and_the_report(folder):
@@ -58,6 +65,55 @@ def test_a_second_run_skips_everything(folder):
 def test_a_changed_setting_redoes_its_stage_alone(folder):
     run(folder)
     assert run(folder, "stage.ask.k=1") == {"index": "skipped", "ask": "running"}
+
+
+def test_what_is_replaced_is_said_and_why(folder):
+    assert told(folder)[1] == []
+    lost = "its earlier output is replaced"
+    assert told(folder, "stage.ask.k=1")[1] == [("ask", f"changed since it finished (stage.ask.k = 1, was 3); {lost}")]
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "3", "text": "pears"}\n')
+    why = "data, an earlier stage or the version of openembed changed"
+    assert told(folder, "stage.ask.k=1")[1] == [(n, f"changed since it finished ({why}); {lost}") for n in ("index", "ask")]
+
+
+def everything(out):
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_another_run_is_left_as_it_is(folder):
+    run(folder)
+    before = everything(folder / "out")
+    other = folder / "other.toml"
+    other.write_text(ASK)
+    sweep = load_recipe(folder / "ask.toml")
+    for recipe, this in (
+        (load_recipe(folder / "ask.toml", smoke=True), "a smoke run of ask"),
+        (load_recipe(other), "a run of other"),
+    ):
+        with pytest.raises(ValueError, match=f"out: holds a run of ask, and this is {this}, .* choose another --out"):
+            run_recipe(recipe, folder / "out", base=folder)
+    with pytest.raises(ValueError, match="holds a run of ask, and this is a sweep of ask"):
+        check_folder(folder / "out", sweep, sweep=True)
+    assert everything(folder / "out") == before
+    run_recipe(load_recipe(other, ['name="ask"']), folder / "out", base=folder)  # the same recipe under another file name
+
+
+def test_a_smoke_run_is_not_gone_on_with_for_real(folder):
+    run_recipe(load_recipe(folder / "ask.toml", smoke=True), folder / "out", base=folder)
+    before = everything(folder / "out")
+    with pytest.raises(ValueError, match="out: holds a smoke run of ask, and this is a run of ask"):
+        run(folder)
+    assert everything(folder / "out") == before
+    again = run_recipe(load_recipe(folder / "out/recipe.toml"), folder / "out", base=folder)
+    assert [stage.skipped for stage in again] == [True, True], "its own recipe.toml is the smoke run again"
+
+
+def test_a_damaged_recipe_in_the_folder_is_named(folder):
+    run(folder)
+    (folder / "out/recipe.toml").write_text("seed = ")
+    with pytest.raises(ValueError, match=r"out/recipe\.toml: damaged"):
+        run(folder)
 
 
 def test_changed_data_redoes_the_stages_that_read_it_and_those_after(folder):

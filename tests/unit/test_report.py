@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openembed.recipe.config import load_recipe
+from openembed.recipe.report import comparisons, finals
 from openembed.report import Cost, Hit, Report, Score, Search, TaskScores, TrainingRun, render, verdicts, write_report
 from openembed.report.charts import thin, ticks
 from openembed.report.page import highlight
@@ -75,6 +77,8 @@ def report():
         title="A run",
         systems=SYSTEMS,
         tasks=tasks(),
+        comparisons=[("stage 2", "untrained")],
+        finals=["stage 2"],
         training=[TrainingRun("stage 1", [row(n) for n in range(1, 30)]), TrainingRun("stage 2", [row(1), row(2)])],
         searches=[Search("what is asthma", "stage 2", [Hit(0.9, "Asthma is <b>bad</b> & common", "Asthma")])],
         recipe="title = 'x'",
@@ -118,17 +122,53 @@ def test_headline_marks_the_best_of_each_row_and_says_where_the_baseline_is_ahea
 
 def test_a_loss_of_the_model_is_said():
     worse = TaskScores("sts", "Spearman", {"untrained": Score(0.5), "stage 2": Score(0.4)})
-    lines = verdicts(Report("x", systems=("untrained", "stage 2"), tasks=[worse]))
-    assert lines == ["After stage 2 the model is better than untrained on 0 of 1 tasks.", "It is not better on: sts."]
+    lines = verdicts(Report("x", systems=("untrained", "stage 2"), tasks=[worse], comparisons=[("stage 2", "untrained")]))
+    assert lines == ["After stage 2 the model is better than untrained on 0 of 1 tasks. It is not better on: sts."]
 
 
 def test_a_gain_within_the_intervals_is_said():
     scores = {"untrained": Score(0.50, 0.45, 0.55), "stage 2": Score(0.53, 0.48, 0.58)}
-    lines = verdicts(Report("x", systems=("untrained", "stage 2"), tasks=[TaskScores("sts", "Spearman", scores)]))
+    tasks, pairs = [TaskScores("sts", "Spearman", scores)], [("stage 2", "untrained")]
+    lines = verdicts(Report("x", systems=("untrained", "stage 2"), tasks=tasks, comparisons=pairs))
     assert lines == [
-        "After stage 2 the model is better than untrained on 1 of 1 tasks.",
-        "It is better, but not beyond chance, on: sts.",
+        "After stage 2 the model is better than untrained on 1 of 1 tasks. It is better, but not beyond chance, on: sts."
     ]
+
+
+def test_models_that_were_not_trained_are_held_against_the_baseline_alone():
+    scores = {"one": Score(0.3), "other": Score(0.6), "BM25": Score(0.5)}
+    lines = verdicts(Report("x", systems=("one", "other", "BM25"), tasks=[TaskScores("t", "nDCG@10", scores)]))
+    assert lines == ["BM25 is ahead of one on t: 0.500 against 0.300."]
+
+
+def test_a_smoke_run_says_what_its_scores_are():
+    assert verdicts(Report("x", smoke=True)) == ["smoke: scores mean nothing"]
+
+
+def compared(name, *settings):
+    recipe = load_recipe(name, settings)
+    return comparisons(recipe), finals(recipe)
+
+
+def test_each_training_is_held_against_what_it_started_from():
+    crisp = [("crisp", "post_hoc"), ("tail", "last"), ("more", "multi_vector")]
+    assert compared("crisp_small") == (crisp, ["crisp", "tail", "more"])
+    assert compared("inference_free_sparse_small") == ([("distil", "idf")], ["distil"])
+    assert compared("xtr_small") == ([("maxsim", "untrained"), ("xtr", "untrained")], ["maxsim", "xtr"])
+    assert compared("vdr_small") == ([("train", "untrained")], ["train"])
+
+
+def test_a_second_stage_is_held_against_the_base_too():
+    both = [("stage1", "openembed-nano"), ("stage2", "stage1"), ("stage2", "openembed-nano")]
+    assert compared("demo") == (both, ["stage2"])
+    last = compared("demo", 'stage.evaluate.models=["openembed-nano", "stage2"]')
+    assert last == ([("stage2", "openembed-nano")], ["stage2"])
+
+
+def test_what_the_untrained_encoder_was_made_from_counts_where_nothing_nearer_is_scored():
+    pairs, _ = compared("xtr_small", 'stage.evaluate.models=["maxsim", "openembed-nano", "bm25"]')
+    assert pairs == [("maxsim", "openembed-nano")]
+    assert compared("xtr_small", 'stage.evaluate.models=["openembed-nano", "bm25"]') == ([], [])
 
 
 def test_overlapping_intervals_are_said():
@@ -210,8 +250,9 @@ def test_write_report_makes_one_file(report, tmp_path):
 
 def test_paired_tests_decide_where_there_are_any():
     scores = {"untrained": Score(0.45, 0.40, 0.50), "stage 2": Score(0.54, 0.49, 0.59), "BM25": Score(0.56, 0.5, 0.6)}
-    task = TaskScores("scifact", "nDCG@10", scores, p_values={"untrained": 0.0004, "BM25": 0.3})
-    lines = verdicts(Report("x", systems=("untrained", "stage 2", "BM25"), tasks=[task]))
+    task = TaskScores("scifact", "nDCG@10", scores, p_values={("stage 2", "untrained"): 0.0004, ("stage 2", "BM25"): 0.3})
+    pairs, systems = [("stage 2", "untrained")], ("untrained", "stage 2", "BM25")
+    lines = verdicts(Report("x", systems=systems, tasks=[task], comparisons=pairs, finals=["stage 2"]))
     assert lines == [
         "After stage 2 the model is better than untrained on 1 of 1 tasks (paired tests, p ≤ 0.0004).",
         "BM25 is ahead of stage 2 on scifact: 0.560 against 0.540 (within chance).",

@@ -68,6 +68,27 @@ def test_a_sparse_model_is_indexed_searched_added_to_and_updated(cli, corpus, tm
         cli("search", index, "x", "--mode", "colours")
 
 
+@pytest.mark.parametrize(("encoder", "kind"), [(SparseWords, "sparse"), (WordTokens, "tokens")])
+def test_documents_that_a_mode_cannot_find_are_told(cli, tmp_path, monkeypatch, caplog, encoder, kind):
+    def load(name, device=None, dtype=None):
+        return encoder()
+
+    monkeypatch.setattr(openembed, "load", load, raising=False)
+    rows = [{"_id": str(n), "text": text} for n, text in enumerate(["!!!", "...", "hay in a barn"])]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = tmp_path / "index"
+    said = cli("index", tmp_path / "odd.jsonl", "--out", index, "--model", "words")
+    assert said.strip().endswith(f"2 without {kind} vectors")
+    part = {"sparse": "term in their sparse vectors", "tokens": "token vector"}[kind]
+    assert f"2 of 3 documents without any {part}: search by mode {kind} will not find them" in caplog.text
+    caplog.clear()
+    (tmp_path / "more.jsonl").write_text('{"_id": "x", "text": "cats"}\n')
+    report = json.loads(cli("add", index, tmp_path / "more.jsonl", "--json"))
+    assert (report["empty"], caplog.text) == ({kind: 2}, ""), "what was there is counted, and what was added is well"
+    cli("delete", index, "0", "1")
+    assert Store(index).empty == {}
+
+
 def test_explain_shows_the_terms_of_each_score(cli, corpus, tmp_path):
     index = tmp_path / "index"
     cli("index", corpus, "-o", index, "--model", "words")

@@ -219,6 +219,33 @@ def test_a_killed_sweep_goes_on(recipe, tmp_path, monkeypatch):
     assert claims[0] == claims[1] != []
 
 
+def test_smoke_and_real_sweeps_and_runs_do_not_mix(recipe, tmp_path):
+    real, smoke = load_sweep(recipe, seeds=[1], variants=["first"]), load_sweep(recipe, variants=["first"], smoke=True)
+    out = tmp_path / "out"
+    run_sweep(smoke, out, device="cpu")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for run, told in (
+        (lambda: run_sweep(real, out), "this is a sweep of small"),
+        (lambda: run_recipe(load_recipe(recipe, smoke=True), out), "this is a smoke run of small"),
+    ):
+        with pytest.raises(ValueError, match=f"out: holds a smoke sweep of small, and {told}, which would replace it"):
+            run()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    report = sweep_report(smoke, out, tmp_path)
+    assert report.smoke
+    assert "scores mean nothing" in render_markdown(report)
+    assert "scores mean nothing" in render_sweep(report)
+
+
+def test_sweeps_of_two_recipes_share_a_folder(recipe, tmp_path, monkeypatch):
+    other = tmp_path / "larger.toml"
+    other.write_text(recipe.read_text())
+    run_sweep(load_sweep(recipe, seeds=[1], variants=["first"]), tmp_path / "out", device="cpu")
+    done = trained(monkeypatch)
+    run_sweep(load_sweep(other, seeds=[1], variants=["first"]), tmp_path / "out", device="cpu")
+    assert done == []
+
+
 def test_changed_settings_leave_old_scores_out(recipe, tmp_path):
     run_sweep(load_sweep(recipe, seeds=[1]), tmp_path / "out", device="cpu")
     changed = load_sweep(recipe, ["stage.one.steps=3"], seeds=[1])

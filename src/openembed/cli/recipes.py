@@ -54,7 +54,7 @@ def run(
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("runs/demo"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder (default: runs/demo).")] = None,
     smoke: Smoke = False,
     settings: Settings = None,
     device: Device = None,
@@ -163,14 +163,14 @@ def _run(
 
     quiet()
     recipe = load_recipe(name, settings or (), smoke=smoke)
-    out = out or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
+    out = out or Path("runs") / (f"{recipe.name}-smoke" if recipe.smoke else recipe.name)
     base = base_folder(file.path, file.packaged, data)
     terminal = console()
 
     def announce(stage: str, state: str) -> None:
         if not as_json:
             said = {"skipped": "already done", "running": recipe.stage[stage].do}.get(state, state)
-            terminal.print(f"{stage}: {said}", markup=False, highlight=False)
+            terminal.print(f"{stage}: {said}", markup=False, highlight=False, soft_wrap=True)
 
     command = " ".join(["openembed", *sys.argv[1:]])
     with joined(device) as world:
@@ -194,7 +194,8 @@ def _say(report: Report, done: list[StageDone], out: Path, as_json: bool) -> Non
 
     if as_json:
         stages = [{"name": s.name, "do": s.do, "skipped": s.skipped, "seconds": round(s.seconds, 2)} for s in done]
-        print_json({"out": str(out), "report": str(out / "report.html"), "stages": stages, "scores": _scores(report)})
+        places = {"out": str(out), "report": str(out / "report.html"), "smoke": report.smoke}
+        print_json({**places, "stages": stages, "scores": _scores(report), "summary": verdicts(report)})
         return
     terminal = console()
     _print_scores(terminal, report)

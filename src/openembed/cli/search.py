@@ -97,7 +97,8 @@ def index(
     shutil.rmtree(encoding, ignore_errors=True)
     report |= {"directory": str(out), "count": len(store), "language": language}
     report |= {"model": infos[0].name if infos else None, "models": {info.kind: info.name for info in infos}}
-    _say(as_json, report, f"{len(store):,} documents in {out}{pace(report)}")
+    report |= {"empty": store.empty}
+    _say(as_json, report, f"{len(store):,} documents in {out}{pace(report)}{_without(store)}")
 
 
 def search(
@@ -194,8 +195,8 @@ def add(
     with progress("add", None, "documents") as advance:
         count = store.add(read_documents(corpus), vectors=vectors, replace=replace, advance=advance)
     shutil.rmtree(encoding, ignore_errors=True)
-    report |= {"added": count, "count": len(store)}
-    _say(as_json, report, f"{count:,} added, {len(store):,} documents in {directory}")
+    report |= {"added": count, "count": len(store), "empty": store.empty}
+    _say(as_json, report, f"{count:,} added, {len(store):,} documents in {directory}{_without(store)}")
 
 
 def update(
@@ -246,6 +247,11 @@ def compact(directory: Directory, as_json: JsonFlag = False) -> None:
     store = Store(directory)
     store.compact()
     _say(as_json, {"count": len(store)}, f"{len(store):,} documents in {directory}")
+
+
+def _without(store: Store) -> str:
+    """Returns how many documents have no vectors of a kind, for the end of a summary; empty where all have."""
+    return "".join(f"; {count:,} without {kind} vectors" for kind, count in store.empty.items())
 
 
 def _check_file(path: Path) -> None:

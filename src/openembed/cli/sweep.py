@@ -48,6 +48,7 @@ def sweep(
     quiet()
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     loaded = load_sweep(recipe, settings or (), seeds=_numbers(seeds), variants=chosen, smoke=smoke)
+    smoke = loaded.recipe.smoke
     out = out or Path("runs") / f"{file.name}-sweep{'-smoke' if smoke else ''}"
     base = base_folder(file.path, file.packaged, data)
     if not report_only:
@@ -95,11 +96,15 @@ class _Announcer:
 def _say(report: SweepReport, page: Path) -> None:
     from rich.table import Table
 
+    from openembed.report.page import SMOKE
+
     terminal = console()
     table = Table("claim", "paper", "difference", "verdict", box=None, pad_edge=False)
     for claim in report.claims:
         table.add_row(f"{claim.text} ({claim.metric})", claim.paper, _difference(claim.difference), claim.verdict)
     print_table(table)
+    if report.smoke:
+        terminal.print(SMOKE)
     for verdict, claims in report.verdicts.items():
         terminal.print(f"{verdict}: {len(claims)} of {len(report.claims)}", markup=False, highlight=False)
     terminal.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)

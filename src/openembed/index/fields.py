@@ -51,6 +51,10 @@ class Field(Protocol):
 
     def __init__(self, directory: Path, info: SegmentInfo, model: ModelInfo) -> None: ...
 
+    def empty(self) -> np.ndarray:
+        """Returns which documents have nothing that a search could find them by, bool (N)."""
+        ...
+
     def rows(self, positions_P: np.ndarray) -> Vectors:
         """Returns the vectors of these documents, as they can be added again."""
         ...
@@ -121,6 +125,10 @@ class DenseField:
         self.vectors_ND = map_file(directory / "vectors.f32", np.float32, shape)
         self.codes = map_codes(directory, *shape) if info.coded else None
         self.sketch: Sketch | None = map_sketch(directory, *shape) if info.sketch == VERSION else None
+
+    def empty(self) -> np.ndarray:
+        """Returns False of each document: every one has a place in the space."""
+        return np.zeros(len(self.vectors_ND), dtype=bool)
 
     def rows(self, positions_P: np.ndarray) -> np.ndarray:
         """Returns float32 (P, D)."""

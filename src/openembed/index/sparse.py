@@ -232,6 +232,10 @@ class SparseField:
         peaked = int(self.peak_rows_V.max(initial=-1)) + 1
         self.peaks = map_file(directory / "sparse.peaks.u8", np.dtype("u1"), (peaked, -(-count // GROUP)))
 
+    def empty(self) -> np.ndarray:
+        """Returns which documents have no term, bool (N)."""
+        return self.rows_N1[1:] == self.rows_N1[:-1]
+
     def rows(self, positions_P: np.ndarray) -> csr_matrix:
         """Returns the vectors of these documents, float32 (len, V)."""
         from scipy import sparse

@@ -126,6 +126,15 @@ class Store(Searches):
         return self.models.get("dense")
 
     @property
+    def empty(self) -> dict[Kind, int]:
+        """How many live documents have no term, or no token vector, by kind; kinds without such documents are left out."""
+        counts = {
+            kind: sum(int((segment.fields[kind].empty() & segment.live_N).sum()) for segment in self._segments)
+            for kind in self.models
+        }
+        return {kind: count for kind, count in counts.items() if count}
+
+    @property
     def analyzer(self) -> Analyzer:
         """How the texts become BM25 terms."""
         return self._analyzer
@@ -350,7 +359,16 @@ class Store(Searches):
             writer.close()
             kept = self._with_deleted(manifest, superseded)
             self._commit(manifest, (*kept, writer.info(name)))
+            self._warn_of_empty(self._segments[-1])
         return len(writer.ids)
+
+    def _warn_of_empty(self, segment: Segment) -> None:
+        """Says how many of a new segment's documents a kind of search will not find, whatever the query."""
+        for kind, field in segment.fields.items():
+            if count := int(field.empty().sum()):
+                told = "%s: %s of %s documents without any %s: search by mode %s will not find them"
+                part = "term in their sparse vectors" if kind == "sparse" else "token vector"
+                logger.warning(told, self.directory, f"{count:,}", f"{segment.count:,}", part, kind)
 
     def _merge_smallest(self) -> None:
         """Merges the smallest segments. What was added stays when this fails: the next addition tries again."""

@@ -245,6 +245,7 @@ class Recipe(Config):
     """Stages in order, by name. ``encoder`` is what train stages that start from ``untrained`` build, with ``seed``.
 
     ``sweep``: variants of the recipe to be compared (:mod:`openembed.recipe.sweep`); running the recipe itself ignores it.
+    ``smoke``: it is run as a toy (:mod:`openembed.recipe.smoke`), and its scores mean nothing.
     """
 
     name: str
@@ -255,6 +256,7 @@ class Recipe(Config):
     stage: dict[Name, StageConfig] = Field(min_length=1)
     expect: tuple[Expect, ...] = ()
     sweep: SweepConfig | None = None
+    smoke: bool = Field(False, exclude_if=lambda smoke: not smoke)
 
     def to_toml(self) -> str:
         """Returns the resolved recipe, every default written out; reading it back gives an equal recipe."""
@@ -270,7 +272,7 @@ def load_recipe(name_or_path: str | Path, settings: Iterable[str] = (), *, smoke
     file = read_recipe(name_or_path)
     table = override(file.table, settings)
     recipe = parse_recipe(RecipeFile(file.name, file.path, file.packaged, table))
-    if smoke:
+    if smoke or recipe.smoke:
         from openembed.recipe.smoke import shrink
 
         return shrink(recipe)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from openembed import __version__
 from openembed.data.mine import AUDIT
 from openembed.files import read_json, read_jsonl
-from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, FilterStage, MineStage, SearchStage, TrainStage
+from openembed.recipe.config import (
+    BM25,
+    UNTRAINED,
+    EvaluateStage,
+    FilterStage,
+    InitialiseStage,
+    MineStage,
+    Recipe,
+    SearchStage,
+    TrainStage,
+)
 from openembed.recipe.stages import METRICS, MINED_REPORT, SEARCHES, Workplace, folder_name
 from openembed.report import Cleaning, Cost, Hit, Removal, Report, Score, Search, TaskScores, TrainingRun
 
@@ -56,6 +65,9 @@ def build_report(place: Workplace, command: str = "") -> Report:
         recipe=recipe.to_toml(),
         environment=environment(place, command),
         mining=_audits(place),
+        comparisons=[(label(after), label(before)) for after, before in comparisons(recipe)],
+        finals=[label(final) for final in finals(recipe)],
+        smoke=recipe.smoke,
     )
 
 
@@ -76,7 +88,7 @@ def task_scores(place: Workplace) -> list[TaskScores]:
     for name, stage in place.recipe.stage.items():
         if not isinstance(stage, EvaluateStage):
             continue
-        p_values = _p_values(place.out / name, stage)
+        p_values = _p_values(place, name, stage)
         for task in stage.tasks:
             scores, costs, metric = {}, {}, ""
             for model in stage.models:
@@ -114,22 +126,66 @@ def _cleaning(place: Workplace) -> list[Cleaning]:
     return found
 
 
-def _p_values(folder: Path, stage: EvaluateStage) -> dict[str, dict[str, float]]:
-    """Task → system → p-value of the paired test between the last model of the stage and that system."""
+def _p_values(place: Workplace, name: str, stage: EvaluateStage) -> dict[str, dict[tuple[str, str], float]]:
+    """Task → (system, other) → p-value of their paired test, of every two that the report compares."""
     from openembed.evaluation.compare import compare_results
 
-    final = [model for model in stage.models if model != BM25][-1:]
-    found: dict[str, dict[str, float]] = {}
-    for other in stage.models:
+    folder, found = place.out / name, {}
+    against = [(model, BM25) for model in finals(place.recipe) or stage.models if model != BM25]
+    for after, before in [*comparisons(place.recipe), *against]:
+        if not {after, before} <= set(stage.models):
+            continue
         try:
-            compared = (
-                compare_results(folder / folder_name(other), folder / folder_name(final[0])) if other not in final else []
-            )
-        except (ValueError, IndexError):
+            compared = compare_results(folder / folder_name(before), folder / folder_name(after))
+        except ValueError:
             continue  # not evaluated yet, or nothing in common that could be paired
         for comparison in compared:
-            found.setdefault(comparison.task, {})[label(other)] = comparison.test.p_bootstrap
+            found.setdefault(comparison.task, {})[label(after), label(before)] = comparison.test.p_bootstrap
     return found
+
+
+def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
+    """Returns (after, before) for every train stage that is evaluated: it, and the nearest model it was made from that is.
+
+    A stage after others is held against what the first of them started from too, where that is no stage: it is what all
+    training together gained. What the untrained encoder was made from counts where nothing nearer is evaluated.
+    """
+    evaluated, pairs = _evaluated(recipe), []
+    for name in _trained(recipe):
+        made_from = [model for model in _origins(recipe, name) if model in evaluated]
+        backbone = recipe.encoder.backbone.path if recipe.encoder is not None else None
+        if not made_from and UNTRAINED in _origins(recipe, name) and backbone in evaluated:
+            made_from = [backbone]
+        base = [model for model in made_from if model not in recipe.stage]
+        pairs += [(name, before) for before in dict.fromkeys(made_from[:1] + base)]
+    return pairs
+
+
+def finals(recipe: Recipe) -> list[str]:
+    """Returns the train stages that are evaluated and that none of these goes on from."""
+    trained = _trained(recipe)
+    passed = {model for name in trained for model in _origins(recipe, name)}
+    return [name for name in trained if name not in passed]
+
+
+def _origins(recipe: Recipe, name: str) -> list[str]:
+    """The models that stage ``name`` was made from, the nearest first; the last is no stage."""
+    found = []
+    while (stage := recipe.stage.get(name)) is not None:
+        name = UNTRAINED if isinstance(stage, InitialiseStage) else stage.start
+        found.append(name)
+    return found
+
+
+def _trained(recipe: Recipe) -> list[str]:
+    evaluated = _evaluated(recipe)
+    return [name for name, stage in recipe.stage.items() if isinstance(stage, TrainStage) and name in evaluated]
+
+
+def _evaluated(recipe: Recipe) -> list[str]:
+    """The models of all evaluate stages, in the order given."""
+    models = [model for stage in recipe.stage.values() if isinstance(stage, EvaluateStage) for model in stage.models]
+    return list(dict.fromkeys(models))
 
 
 def label(model: str) -> str:
@@ -159,5 +215,4 @@ def environment(place: Workplace, command: str) -> dict[str, str]:
 
 def _systems(place: Workplace) -> list[str]:
     """The models of all evaluate stages: untrained first, then in the order given, BM25 last."""
-    models = [m for stage in place.recipe.stage.values() if isinstance(stage, EvaluateStage) for m in stage.models]
-    return sorted(dict.fromkeys(models), key=lambda model: (model == BM25, model != UNTRAINED))
+    return sorted(_evaluated(place.recipe), key=lambda model: (model == BM25, model != UNTRAINED))

@@ -3,9 +3,9 @@
 ``OUT/recipe.toml`` (resolved), ``OUT/report.html``, and a folder a stage with its outputs and ``state.json``: the hash of
 everything the stage depends on (its settings, the seed, its input files, the stages it reads) and whether it finished. A
 stage whose hash is the same and which finished is skipped; one that was interrupted goes on where its part can (training
-from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder. Training
-is not thrown away for it: a train stage's old folder is kept as ``<stage>.old``, until the next change replaces it. A
-folder that no run wrote is never touched.
+from its last checkpoint, evaluation after its last task); one whose hash differs starts from an empty folder, and that is
+said. Training is not thrown away for it: a train stage's old folder is kept as ``<stage>.old``, until the next change
+replaces it. A folder that no run wrote is never touched, nor one of another recipe's run, nor a real run by a smoke run.
 
 With several ranks, rank 0 runs the recipe and the others join it in the stages that train.
 """
@@ -39,6 +39,7 @@ from openembed.recipe.config import (
     stage_paths,
     tables,
 )
+from openembed.recipe.earlier import RECIPE, STATE, changes, check_folder
 from openembed.recipe.files import to_toml
 from openembed.recipe.stages import CHECKPOINTS, Workplace, run_stage
 from openembed.train.cached import PLACEMENT
@@ -46,7 +47,6 @@ from openembed.train.distributed import ALONE, OtherRankError, World
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.json"
 _REPORTING = {"save_every": True, "evaluate_every": True, "watch": True, "compute": PLACEMENT}
 """Settings of a train stage that leave the trained weights as they are: changing them does not train anew."""
 
@@ -75,9 +75,10 @@ def run_recipe(
     """Runs every stage of ``recipe`` into folder ``out``, writes ``out/report.html``, and returns what was done.
 
     Relative paths of the recipe count from ``base``. ``on_stage(name, "running" | "skipped" | a note)`` is called as
-    stages begin, and with what a stage has to say. Raises ``ValueError`` for a reference to a stage that is not there,
-    when another run holds ``out``, and what the stages raise. Every rank of ``world`` must call; ``out`` is a folder that
-    all can read, rank 0 alone writes and calls ``on_stage``, and the others return an empty list.
+    stages begin, and with what there is to say of them. Raises ``ValueError`` for a reference to a stage that is not there,
+    when another run holds ``out``, when ``out`` holds another recipe's or kind of run (see
+    :func:`openembed.recipe.earlier.check_folder`), and what the stages raise. Every rank of ``world`` must call; ``out`` is
+    a folder that all can read, rank 0 alone writes and calls ``on_stage``, and the others return an empty list.
     """
     problems = check_references(recipe)
     if problems:
@@ -101,7 +102,8 @@ def run_recipe(
 def _lead(place: Workplace, crew: _Crew, command: str, on_stage: Callable[[str, str], None] | None) -> list[StageDone]:
     recipe, out = place.recipe, place.out
     with exclusive(out):
-        with atomic_write(out / "recipe.toml") as file:
+        check_folder(out, recipe)
+        with atomic_write(out / RECIPE) as file:
             file.write(recipe.to_toml())
         done = run_stages(place, crew=crew, on_stage=on_stage)
         from openembed.recipe.report import build_report
@@ -252,13 +254,19 @@ def _run(place: Workplace, name: str, identity: str, crew: _Crew, on_stage: Call
         return StageDone(name, stage.do, folder, True, state["seconds"])
     if on_stage is not None:
         on_stage(name, "running")
+    settings = to_toml({"name": place.recipe.name, "seed": place.recipe.seed, **_stage_table(place, name)})
     if folder.exists() and not same:
-        _make_room(folder, training=isinstance(stage, TrainStage))
+        why = changes(folder / RECIPE, settings)
+        kept = _make_room(folder, training=isinstance(stage, TrainStage))
+        if state:
+            what = "its earlier output is replaced" if kept is None else f"the earlier training is kept in {kept}"
+            note = f"changed since it {'finished' if state.get('finished') else 'was interrupted'} ({why}); {what}"
+            logger.warning("stage %s: %s", name, note) if on_stage is None else on_stage(name, note)
     folder.mkdir(exist_ok=True)
     before = state.get("seconds", 0.0) if same else 0.0
     write_json(folder / STATE, {"hash": identity, "finished": False, "seconds": before})
-    with atomic_write(folder / "recipe.toml") as file:
-        file.write(to_toml({"name": place.recipe.name, "seed": place.recipe.seed, **_stage_table(place, name)}))
+    with atomic_write(folder / RECIPE) as file:
+        file.write(settings)
     started = time.perf_counter()
     with crew.joining(name) if isinstance(stage, TrainStage) else nullcontext():
         run_stage(_speaking(place, name, on_stage), name)
@@ -268,19 +276,19 @@ def _run(place: Workplace, name: str, identity: str, crew: _Crew, on_stage: Call
     return StageDone(name, stage.do, folder, False, seconds)
 
 
-def _make_room(folder: Path, *, training: bool) -> None:
-    """Empties a stage's folder, or moves it to ``<folder>.old``; ``ValueError`` when it is not a stage's."""
+def _make_room(folder: Path, *, training: bool) -> Path | None:
+    """Empties a stage's folder, or moves it to ``<folder>.old`` and returns that; ``ValueError`` when it is not a stage's."""
     if not (folder / STATE).is_file() and any(folder.iterdir()):
         raise ValueError(f"{folder}: exists and was not written by a run ({STATE} is missing); choose another --out or move it")
     if training and (folder / CHECKPOINTS).is_dir():
         old = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-        logger.warning("%s: settings or data changed; the earlier training is kept in %s", folder, old)
-        return
+        return old
     for item in folder.iterdir():  # the state goes last (it is overwritten), so that a crash here leaves a known folder
         if item.name != STATE:
             shutil.rmtree(item) if item.is_dir() else item.unlink()
+    return None
 
 
 def _stage_table(place: Workplace, name: str) -> dict:

@@ -17,12 +17,13 @@ from openembed.files import atomic_write
 from openembed.locks import exclusive
 from openembed.packaged import packaged
 from openembed.recipe.config import BM25, UNTRAINED, EvaluateStage, Recipe, TrainStage, needed_stages, parse_recipe
+from openembed.recipe.earlier import RECIPE, STAGES, check_folder
 from openembed.recipe.files import RecipeFile, override, read_recipe
 from openembed.recipe.run import StageDone, is_finished, run_stages, stage_hashes
 from openembed.recipe.stages import CHECKPOINTS, Workplace
 from openembed.recipe.sweep_config import SweepConfig
 
-STAGES, RUNS = "stages", "runs"
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def load_sweep(
     file = read_recipe(name_or_path)
     settings = tuple(settings)
     recipe = parse_recipe(RecipeFile(file.name, file.path, file.packaged, override(file.table, settings)))
-    config = recipe.sweep
+    smoke, config = smoke or recipe.smoke, recipe.sweep
     if config is None:
         raise ValueError(f"{file.path}: has no [sweep]; `openembed run` runs a recipe without variants")
     if not isinstance(recipe.stage.get(config.evaluate), EvaluateStage):
@@ -82,7 +83,7 @@ def load_sweep(
         for seed in seeds
         for name in dict.fromkeys(variants) or config.variant
     ]
-    return Sweep(config.model_copy(update={"seeds": seeds}), recipe, tuple(runs))
+    return Sweep(config.model_copy(update={"seeds": seeds}), recipe.model_copy(update={"smoke": smoke}), tuple(runs))
 
 
 def _variant(file: RecipeFile, settings: tuple[str, ...], config: SweepConfig, name: str, seed: int, smoke: bool) -> Recipe:
@@ -148,13 +149,15 @@ def run_sweep(
 ) -> None:
     """Does every run of ``sweep`` in folder ``out`` that is not done yet; ``on_run`` hears of each as it ends.
 
-    Relative paths of the recipe count from ``base``. Raises ``ValueError`` when another run holds ``out``, and what the
-    stages raise.
+    Relative paths of the recipe count from ``base``. Raises ``ValueError`` when another run holds ``out``, when what is there
+    is none of this sweep's (see :func:`openembed.recipe.earlier.check_folder`), and what the stages raise.
     """
     out, base = Path(out), Path(base)
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out):
-        with atomic_write(out / "recipe.toml") as file:
+        check_folder(out, sweep.recipe, sweep=True)
+        (out / STAGES).mkdir(exist_ok=True)  # says that it is a sweep's
+        with atomic_write(out / RECIPE) as file:
             file.write(sweep.recipe.model_copy(update={"sweep": sweep.config}).to_toml())
         for number, run in enumerate(sweep.runs, 1):
             started = time.perf_counter()

@@ -10,6 +10,7 @@ from openembed.evaluation.over_seeds import SeedScores, mean_scores, seed_scores
 from openembed.evaluation.runner import read_results
 from openembed.recipe.config import EvaluateStage
 from openembed.recipe.report import METRIC_NAMES, cost, environment
+from openembed.recipe.smoke import WARNING
 from openembed.recipe.stages import Workplace, folder_name
 from openembed.recipe.sweep import Sweep, SweepRun
 from openembed.recipe.sweep_config import OVERALL, Claim, SweepConfig
@@ -43,8 +44,9 @@ def sweep_report(sweep: Sweep, out: Path, base: Path, command: str = "", device:
     facts = environment(place, command)
     del facts["seed"]  # a sweep has several
     return SweepReport(
-        title=finished[0].recipe.title if finished[0].recipe.title.endswith("(smoke run)") else recipe.title or recipe.name,
-        summary=" ".join(recipe.description.split()),
+        title=finished[0].recipe.title if recipe.smoke else recipe.title or recipe.name,
+        summary=" ".join(f"{WARNING if recipe.smoke else ''} {recipe.description}".split()),
+        smoke=recipe.smoke,
         seeds=config.seeds,
         runs=(len(finished), len(sweep.runs)),
         measures={name: tuple(task for task in tasks if task in metrics) for name, tasks in config.measure.items()},

@@ -18,6 +18,7 @@ COMMON = frozenset({"the", "are", "and", "for", "who", "why", "how", "what", "do
 """Words of a question that would be highlighted everywhere."""
 
 
+SMOKE = "smoke: scores mean nothing"
 SIGNIFICANT = 0.05
 """Two systems are told apart when the p-value of their paired test is below this."""
 
@@ -35,7 +36,7 @@ class Score:
 class TaskScores:
     """One evaluation task: what every system scored. ``note`` says what the task is, in a few words.
 
-    ``p_values``: two-sided paired tests of the final model against each other system, where items could be paired.
+    ``p_values``: (system, other) → two-sided paired test, where it was made and items could be paired.
     ``costs``: what each system's quality costs, where documents were searched.
     """
 
@@ -43,7 +44,7 @@ class TaskScores:
     metric: str
     scores: Mapping[str, Score]
     note: str = ""
-    p_values: Mapping[str, float] = field(default_factory=dict)
+    p_values: Mapping[tuple[str, str], float] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @property
@@ -109,7 +110,9 @@ class Report:
     """Everything the page shows; a part left empty leaves its section with a line that says so.
 
     ``systems`` orders the columns of the headline table, the model's states first (untrained, stage 1, stage 2);
-    ``baseline`` names the column that is not the model. ``mining``: (name, audit) of every source that was mined.
+    ``baseline`` names the column that is not the model. ``comparisons``: (after, before) of every training to be judged;
+    ``finals``: the systems that the baseline is held against (all of the model's where there are none). ``mining``: (name,
+    audit) of every source that was mined. ``smoke``: the scores mean nothing.
     """
 
     title: str
@@ -123,6 +126,9 @@ class Report:
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     mining: Sequence[tuple[str, Audit]] = ()
+    comparisons: Sequence[tuple[str, str]] = ()
+    finals: Sequence[str] = ()
+    smoke: bool = False
 
     @property
     def states(self) -> list[str]:
@@ -131,34 +137,41 @@ class Report:
 
 
 def verdicts(report: Report) -> list[str]:
-    """Returns plain sentences: what training gained, and on which tasks the baseline is ahead of the final model."""
-    states = report.states
-    compared = [task for task in report.tasks if len(states) > 1 and {states[0], states[-1]} <= set(task.scores)]
-    lines = []
-    if compared:
-        pairs = {task.task: (task.scores[states[0]], task.scores[states[-1]]) for task in compared}
-        worse = [name for name, (before, after) in pairs.items() if after.value <= before.value]
-        close = [t.task for t in compared if t.task not in worse and _close(t, states[-1], states[0])]
-        better = len(pairs) - len(worse)
-        largest = max((t.p_values.get(states[0], 1.0) for t in compared), default=1.0)
-        tested = f" (paired tests, p ≤ {largest:.1g})" if not worse and not close and largest < SIGNIFICANT else ""
-        lines.append(f"After {states[-1]} the model is better than {states[0]} on {better} of {len(pairs)} tasks{tested}.")
-        lines += [f"It is better, but not beyond chance, on: {', '.join(close)}."] if close else []
-        lines += [f"It is not better on: {', '.join(worse)}."] if worse else []
-    for task in report.tasks:
-        if not states or not {states[-1], report.baseline} <= set(task.scores):
-            continue
-        mine, theirs = task.scores[states[-1]], task.scores[report.baseline]
-        if theirs.value > mine.value:
-            near = " (within chance)" if _close(task, states[-1], report.baseline) else ""
-            lines.append(
-                f"{report.baseline} is ahead of {states[-1]} on {task.task}: {theirs.value:.3f} against {mine.value:.3f}{near}."
-            )
-    if not any(line.startswith(f"{report.baseline} is ahead") for line in lines) and any(
-        report.baseline in task.scores for task in report.tasks
-    ):
-        lines.append(f"{report.baseline} is ahead on no task.")
-    return lines
+    """Returns plain sentences: what each training gained, and on which tasks the baseline is ahead of what it ended in."""
+    lines = [SMOKE] if report.smoke else []
+    lines += [line for after, before in report.comparisons for line in _gained(report.tasks, after, before)]
+    ahead = [
+        line
+        for system in report.finals or report.states
+        for task in report.tasks
+        if (line := _ahead(task, report.baseline, system))
+    ]
+    if not ahead and any(report.baseline in task.scores for task in report.tasks):
+        ahead = [f"{report.baseline} is ahead on no task."]
+    return lines + ahead
+
+
+def _gained(tasks: Sequence[TaskScores], after: str, before: str) -> list[str]:
+    """What training made of ``before``, in one line; none where no task has scores of both."""
+    both = [task for task in tasks if {after, before} <= set(task.scores)]
+    if not both:
+        return []
+    worse = [task.task for task in both if task.scores[after].value <= task.scores[before].value]
+    close = [task.task for task in both if task.task not in worse and _close(task, after, before)]
+    largest = max(task.p_values.get((after, before), 1.0) for task in both)
+    tested = f" (paired tests, p ≤ {largest:.1g})" if not worse and not close and largest < SIGNIFICANT else ""
+    line = f"After {after} the model is better than {before} on {len(both) - len(worse)} of {len(both)} tasks{tested}."
+    line += f" It is better, but not beyond chance, on: {', '.join(close)}." if close else ""
+    return [line + (f" It is not better on: {', '.join(worse)}." if worse else "")]
+
+
+def _ahead(task: TaskScores, baseline: str, system: str) -> str:
+    """That the baseline is ahead of ``system`` on a task; empty where it is not."""
+    if not {system, baseline} <= set(task.scores) or task.scores[baseline].value <= task.scores[system].value:
+        return ""
+    near = " (within chance)" if _close(task, system, baseline) else ""
+    mine, theirs = task.scores[system].value, task.scores[baseline].value
+    return f"{baseline} is ahead of {system} on {task.task}: {theirs:.3f} against {mine:.3f}{near}."
 
 
 def render(report: Report) -> str:
@@ -213,8 +226,8 @@ def highlight(text: str, query: str) -> str:
 
 def _close(task: TaskScores, system: str, other: str) -> bool:
     """True when the two cannot be told apart: by the paired test, or by their intervals where there is none."""
-    if other in task.p_values:
-        return task.p_values[other] >= SIGNIFICANT
+    if (system, other) in task.p_values:
+        return task.p_values[system, other] >= SIGNIFICANT
     return _overlap(task.scores[system], task.scores[other])
 
 

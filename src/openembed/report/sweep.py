@@ -63,7 +63,7 @@ class ClaimResult:
 class SweepReport:
     """Everything the page shows. ``metrics``: name → what it is; ``measures``: mean → its tasks; ``runs``: done, planned.
 
-    ``also``: those of ``metrics`` that are means of a further metric over all tasks.
+    ``also``: those of ``metrics`` that are means of a further metric over all tasks. ``smoke``: the scores mean nothing.
     """
 
     title: str
@@ -77,6 +77,7 @@ class SweepReport:
     claims: Sequence[ClaimResult]
     environment: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
+    smoke: bool = False
 
     @property
     def verdicts(self) -> dict[str, list[ClaimResult]]:

@@ -55,6 +55,10 @@ class TokenField:
             path = directory / "tokens.json"
             raise ValueError(f"{path}: width {self.segment.info.width} where the model has {model.width}; build the index anew")
 
+    def empty(self) -> np.ndarray:
+        """Returns which documents have no token vector, bool (N)."""
+        return self.segment.offsets_N1[1:] == self.segment.offsets_N1[:-1]
+
     def rows(self, positions_P: np.ndarray) -> TokenVectors:
         """Returns the token vectors of these documents."""
         return self.segment.vectors(np.asarray(positions_P, dtype=np.int64))
