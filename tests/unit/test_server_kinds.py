@@ -337,8 +337,8 @@ def test_each_mode_finds_what_the_store_finds(setup, encoders, mode, wanted):
     answer = post(client, "/v1/search", query=QUERY, mode=mode, k=4, filter=wanted)
     assert [hit["id"] for hit in answer["hits"]] == list(hits)
     assert np.allclose([hit["score"] for hit in answer["hits"]], list(hits.values()), atol=1e-5)
-    models = {"dense": "vectors", "sparse": "free", "tokens": "colbert"}
-    assert (answer["mode"], answer["model"]) == (mode, models.get(mode, "vectors"))
+    models = {"dense": "vectors", "sparse": "free", "tokens": "colbert", "bm25": None, "hybrid": "vectors"}
+    assert (answer["mode"], answer["model"]) == (mode, models[mode])
     assert hits
     assert "terms" not in answer["hits"][0]
 
