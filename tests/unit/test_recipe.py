@@ -71,7 +71,7 @@ def test_sources_are_filled_in_and_mined_ones_point_at_the_stage(path):
             "stage.one.stpes=5",
             r"small\.toml: stage\.one\.train\.stpes: Extra inputs are not permitted \(got 5\); did you mean 'steps'",
         ),
-        ("stage.one.optimizer.rl=1", r"stage\.one\.train\.optimizer\.rl: .*; did you mean 'lr'\?$"),
+        ("stage.one.optimizer.rl=1", r"stage\.one\.train\.optimizer\.rl: .*; known are .*lr.*$"),
         ("stage.eval.tasks=[{name='t', pth='t'}]", r"stage\.eval\.evaluate\.tasks\.0\.pth: .*; did you mean 'path'\?"),
         ("stage.one.optimizer.lr=fast", r"stage\.one\.train\.optimizer\.lr: .*valid number.*\(got 'fast'\)"),
         (

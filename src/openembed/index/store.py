@@ -462,9 +462,10 @@ class Store(Searches):
             return self.models[kind]
         if not self.models:
             raise ValueError(f"{self.directory}: was built without a model, so it serves BM25 only; index with a model")
-        held = " and ".join(self.models)
+        named = {"dense": "dense", "sparse": "sparse", "tokens": "token"}
+        held = " and ".join(named[each] for each in self.models)
         raise ValueError(
-            f"{self.directory}: has no {kind} vectors, only {held} ones; index with a model that gives {kind} ones"
+            f"{self.directory}: has no {named[kind]} vectors, only {held} ones; index with a model that gives {named[kind]} ones"
         )
 
     def _find(self, identifier: str) -> tuple[int, int] | None:
