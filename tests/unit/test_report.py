@@ -14,7 +14,7 @@ from openembed.recipe.report import comparisons, finals
 from openembed.report import Cost, Hit, Report, Score, Search, TaskScores, TrainingRun, render, verdicts, write_report
 from openembed.report.charts import thin, ticks
 from openembed.report.page import highlight
-from openembed.report.sections import padding_avoided, tokens_per_second, training_figures
+from openembed.report.sections import evaluation_figures, padding_avoided, tokens_per_second, training_figures
 from openembed.report.tradeoff import Point, frontier, log_ticks, scatter, tradeoff_figures
 
 SYSTEMS = ("untrained", "stage 1", "stage 2", "BM25")
@@ -224,6 +224,16 @@ def test_evaluation_over_time_uses_the_scores_taken_while_training():
     cells = re.findall(r"<tr><td>(step [^<]*|BM25)</td><td>([\d.]+)</td></tr>", page)
     expected = [("step 0", "0.1000"), ("step 1", "0.2000"), ("step 10", "0.3000"), ("step 15", "0.3500"), ("BM25", "0.7000")]
     assert cells == expected
+
+
+def test_evaluation_joins_a_model_with_the_one_it_was_made_from_alone():
+    """Of two stages that both start from the untrained model, the later one does not go on from the earlier."""
+    states, scores = ("untrained", "tail", "crisp"), {"untrained": 0.3, "tail": 0.1, "crisp": 0.5}
+    made_from = {"tail": "untrained", "crisp": "untrained"}
+    branching, chain = (evaluation_figures([], states, "BM25", {"t": scores}, made)[0].svg for made in (made_from, None))
+    starts = [points.split()[0] for points in re.findall(r'<polyline[^>]*points="([^"]+)"', branching)]
+    assert len(starts) == 2 and len(set(starts)) == 1
+    assert chain.count("<polyline") == 1
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=1000))

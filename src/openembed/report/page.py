@@ -187,7 +187,8 @@ def render(report: Report) -> str:
     stages = [(run.name, run.rows) for run in report.training]
     scores = {task.task: {name: score.value for name, score in task.scores.items()} for task in report.tasks}
     sections: dict[str, list[Figure]] = training_figures(stages)
-    sections["evaluation"] = evaluation_figures(stages, report.states, report.baseline, scores)
+    made_from = dict(reversed(report.comparisons))  # of several the first, which is the nearest
+    sections["evaluation"] = evaluation_figures(stages, report.states, report.baseline, scores, made_from)
     sections["costs"] = [
         figure
         for task in report.tasks

@@ -83,22 +83,32 @@ def tokens_per_second(row: Row) -> float | None:
 
 
 def evaluation_figures(
-    stages: Stages, states: Sequence[str], baseline: str, tasks: Mapping[str, Mapping[str, float]]
+    stages: Stages,
+    states: Sequence[str],
+    baseline: str,
+    tasks: Mapping[str, Mapping[str, float]],
+    made_from: Mapping[str, str] | None = None,
 ) -> list[Figure]:
     """Returns one chart a task: its score over the steps where training was scored on it, else over the model's states.
 
-    The baseline is a dashed line.
+    The baseline is a dashed line. ``made_from``: state → the one it was trained from; only such two are joined (None: each
+    and the next).
     """
     stages = [(name, rows) for name, rows in stages if rows]
     return [
         figure
         for task, scores in tasks.items()
-        if (figure := _evaluation_figure(stages, states, baseline, task, scores)) is not None
+        if (figure := _evaluation_figure(stages, states, baseline, task, scores, made_from)) is not None
     ]
 
 
 def _evaluation_figure(
-    stages: Stages, states: Sequence[str], baseline: str, task: str, scores: Mapping[str, float]
+    stages: Stages,
+    states: Sequence[str],
+    baseline: str,
+    task: str,
+    scores: Mapping[str, float],
+    made_from: Mapping[str, str] | None,
 ) -> Figure | None:
     series = _series(stages, lambda row: row.get("evaluation", {}).get(task))
     steps = [point for _, points in series for point in points]
@@ -112,6 +122,10 @@ def _evaluation_figure(
     if len(points) < 2:
         return None
     lines, legend = [Line("model", points, 0, marks=True)], [(0, "model")]
+    if made_from and not steps:
+        places = dict(zip(names, points, strict=True))
+        pairs = [(places[made_from[name]], places[name]) for name in names if made_from.get(name) in places]
+        lines = [Line("model", part, 0) for part in (*((point,) for point in points), *pairs)]
     rows = [(name, f"{value:.4f}") for name, (_, value) in zip(names, points, strict=True)]
     if baseline in scores:
         lines.append(Line(baseline, ((points[0][0], scores[baseline]), (points[-1][0], scores[baseline])), 1, dashed=True))
