@@ -232,7 +232,8 @@ def test_evaluation_joins_a_model_with_the_one_it_was_made_from_alone():
     made_from = {"tail": "untrained", "crisp": "untrained"}
     branching, chain = (evaluation_figures([], states, "BM25", {"t": scores}, made)[0].svg for made in (made_from, None))
     starts = [points.split()[0] for points in re.findall(r'<polyline[^>]*points="([^"]+)"', branching)]
-    assert len(starts) == 2 and len(set(starts)) == 1
+    assert len(starts) == 2
+    assert len(set(starts)) == 1
     assert chain.count("<polyline") == 1
 
 

@@ -462,10 +462,9 @@ class Store(Searches):
             return self.models[kind]
         if not self.models:
             raise ValueError(f"{self.directory}: was built without a model, so it serves BM25 only; index with a model")
-        named = {"dense": "dense", "sparse": "sparse", "tokens": "token"}
-        held = " and ".join(named[each] for each in self.models)
+        held, lacking = " and ".join(each.removesuffix("s") for each in self.models), kind.removesuffix("s")
         raise ValueError(
-            f"{self.directory}: has no {named[kind]} vectors, only {held} ones; index with a model that gives {named[kind]} ones"
+            f"{self.directory}: has no {lacking} vectors, only {held} ones; index with a model that gives {lacking} ones"
         )
 
     def _find(self, identifier: str) -> tuple[int, int] | None:
