@@ -17,6 +17,7 @@ import platform
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from scipy import sparse as sp
@@ -118,7 +119,10 @@ def seismic_index(documents):
     settings = {"n_postings": 4000, "centroid_fraction": 0.1, "summary_energy": 0.4, "max_fraction": 1.5, "num_threads": 1}
     _, fed, _ = clocked(lambda: dataset.add_documents_by_id(names, *given))
     index, built, cpu = clocked(lambda: seismic.SeismicIndex.build_from_dataset(dataset, **settings))
-    return index, {"build_s": round(fed + built, 1), "build_cpu_s": round(cpu, 1), "settings": settings}
+    with TemporaryDirectory() as folder:
+        index.save(f"{folder}/index")
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return index, {"build_s": round(fed + built, 1), "build_cpu_s": round(cpu, 1), "bytes": size, "settings": settings}
 
 
 def of_seismic(index, cut, factor):
