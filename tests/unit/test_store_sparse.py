@@ -126,7 +126,7 @@ def test_what_cannot_be_is_refused(store, encoders, tmp_path):
     tokens = TokenVectors.from_list([np.ones((2, 3), np.float32)])
     with pytest.raises(ValueError, match=r"got token vectors \(TokenVectors\), which Store.tokens takes; Store.sparse"):
         store.sparse(tokens)
-    with pytest.raises(ValueError, match=r"has no token vectors, only .*sparse ones"):
+    with pytest.raises(ValueError, match="has no token vectors, only sparse"):
         store.explain(tokens, [])
     with pytest.raises(
         ValueError, match=r"got TokenVectors for sparse vectors; this index needs a sparse matrix \(count, 97\)"
