@@ -35,6 +35,7 @@ from openembed.progress import progress as progress_bar
 from openembed.representations import Dense, Kind, Representation, Sparse, Tokens
 from openembed.tokenization import TextTokenizer, TokenizerConfig
 from openembed.vectors import Precision, VectorFormat, truncation_warning
+from openembed.versions import version
 
 logger = logging.getLogger(__name__)
 CPU_TOKEN_BUDGET = 1536
@@ -145,6 +146,8 @@ class Encoder(nn.Module):
             return None
         if self.kind != "sparse" or self.config.projections:
             raise ValueError("query_head looks queries up in the vocabulary; give a sparse head, and no projections")
+        if self.config.query_head.fold != getattr(self.config.head, "fold", False):
+            raise ValueError("head.fold and query_head.fold differ: queries and documents would not share terms; set both")
         query_head = self.config.query_head.build()
         query_head.attach(self.backbone, self.tokenizer)
         return query_head
@@ -368,7 +371,7 @@ class Encoder(nn.Module):
         """Returns the rows of one micro-batch, ``(R, D)`` float32, not normalised, differentiable: one a text, or one a token
         vector (see :meth:`rows_of`)."""
         if torch.is_grad_enabled():
-            self._fingerprint = None  # an optimizer may follow, and some do not count their changes
+            self._fingerprint = None  # training changes it at every step
         if packed.query and self.query_head is not None:
             return self.query_head(packed)
         reads = getattr(self.head, "reads_states", None)
@@ -399,7 +402,7 @@ class Encoder(nn.Module):
         at their defaults do not count, so a new setting leaves the fingerprints of existing models as they are.
         """
         state = self.state_dict()
-        versions = tuple((name, t.data_ptr(), t._version) for name, t in state.items())
+        versions = tuple(state), version(*state.values())
         if self._fingerprint is None or self._fingerprint[0] != versions:
             settings = chosen(self.config.model_copy(update={"tokenizer_path": None, "matryoshka": ()}))
             settings["backbone"] = {k: v for k, v in settings["backbone"].items() if k not in ORIGIN}

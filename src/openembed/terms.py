@@ -40,6 +40,8 @@ def top_terms(encoder: Encoder, text: str, k: int = 20, *, query: bool = False, 
     prompt = (encoder.query_prompt if query else encoder.document_prompt)(instruction=instruction)
     rows = encoder.tokenize([text], prompt)
     own = set(rows.ids[0][rows.pool_starts[0] :].tolist())
+    if (fold_V := getattr(encoder.head, "fold_V", None)) is not None:
+        own = {int(fold_V[token]) for token in own}
     total = float(found.data.sum())
     name = encoder.tokenizer.backend.id_to_token
     top = [(int(found.indices[place]), float(found.data[place])) for place in order]

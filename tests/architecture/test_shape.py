@@ -26,6 +26,7 @@ LAYERS = [
         "layouts",
         "nano",
         "words",
+        "versions",
     },
     {
         "representations",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from openembed.kernels.calls import Heads, Norm, PackedLinear, Rows, attention, norm_rows, taken
 from openembed.packing import Packed
+from openembed.versions import version
 
 Precision = Literal["exact", "int8"]
 
@@ -106,7 +107,7 @@ class _State:
     plan: Plan | None
     layers: tuple[_Layer, ...]
     parts: list[Any]
-    versions: list[tuple[int, int]]
+    version: tuple[object, ...]
 
 
 class FusedLayers:
@@ -146,15 +147,15 @@ class FusedLayers:
         modules = list(self._model.modules())
         self._holders = [d for m in modules for d in (m._modules, m._parameters, m._forward_hooks, m._forward_pre_hooks)]
         parts = [part for holder in self._holders for part in holder.values()]
-        versions = [_version(part) for part in parts if isinstance(part, Tensor)]
+        current = version(*(part for part in parts if isinstance(part, Tensor)))
         plan = self._read()
-        return _State(plan, () if plan is None else _packed(plan, self.precision), parts, versions)
+        return _State(plan, () if plan is None else _packed(plan, self.precision), parts, current)
 
     def _changed(self, state: _State) -> bool:
         parts = [part for holder in self._holders for part in holder.values()]
         if len(parts) != len(state.parts) or any(new is not old for new, old in zip(parts, state.parts, strict=True)):
             return True
-        return state.versions != [_version(part) for part in parts if isinstance(part, Tensor)]
+        return state.version != version(*(part for part in parts if isinstance(part, Tensor)))
 
     def serves(self, packed: Packed, *, bidirectional: bool) -> bool:
         """True when the plan is whole and no text is so long that a sliding window would hide part of it."""
@@ -188,11 +189,6 @@ def _serves(plan: Plan | None, packed: Packed, bidirectional: bool) -> bool:
     if plan is None or plan.window is None:
         return plan is not None
     return packed.layout.max_length - int(bidirectional) <= plan.window
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    """What changes when a tensor does; tensors made in inference mode do not count their changes."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def _packed(plan: Plan, precision: Precision) -> tuple[_Layer, ...]:

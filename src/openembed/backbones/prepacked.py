@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from openembed.backbones.int8 import Int8Weights
 from openembed.backbones.training_linear import linear
+from openembed.versions import version
 
 MAX_WEIGHT_BYTES = 2 * 2**30
 """Models with more float32 linear weights than this keep the plain layers: a second copy would cost too much memory."""
@@ -36,13 +37,13 @@ class PrepackedLinear(nn.Linear):
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.weight, self.bias = plain.weight, plain.bias
         self.training = plain.training
-        self._prepared: tuple[tuple[int, int], Tensor] | None = None
-        self._codes: tuple[tuple[int, int], Int8Weights] | None = None
+        self._prepared: tuple[object, Tensor] | None = None
+        self._codes: tuple[object, Int8Weights] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``x Wᵀ + b``."""
         if torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling():
-            self._prepared = self._codes = None  # an optimizer may follow, and some do not count their changes
+            self._prepared = self._codes = None  # training changes it at every step
         if self.int8 and self._without_gradient() and x.device.type == "cpu":
             return self._int8_weights()(x)
         if self.serves(x):
@@ -68,15 +69,15 @@ class PrepackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed_weight(), self.bias, activation, [], algorithm)
 
     def _int8_weights(self) -> Int8Weights:
-        version = (self.weight.data_ptr(), -1 if self.weight.is_inference() else self.weight._version)
-        if self._codes is None or self._codes[0] != version:
-            self._codes = (version, Int8Weights(self.weight, self.bias))
+        current = version(self.weight)
+        if self._codes is None or self._codes[0] != current:
+            self._codes = (current, Int8Weights(self.weight, self.bias))
         return self._codes[1]
 
     def _packed_weight(self) -> Tensor:
-        version = (self.weight.data_ptr(), -1 if self.weight.is_inference() else self.weight._version)
-        if self._prepared is None or self._prepared[0] != version:
-            self._prepared = (version, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None))
+        current = version(self.weight)
+        if self._prepared is None or self._prepared[0] != current:
+            self._prepared = (current, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None))
         return self._prepared[1]
 
     def __getstate__(self) -> dict[str, object]:

@@ -106,7 +106,7 @@ class TextBackbone(nn.Module):
         """Returns the last hidden state of every token, ``(T, D)``."""
         if self.fused is None or self.training or torch.is_grad_enabled():
             if self.fused is not None and torch.is_grad_enabled():
-                self.fused.forget()  # an optimizer may follow, and some do not count their changes
+                self.fused.forget()  # training changes it at every step
             return self.own_forward(packed)
         if packed.layout.attended_B is not None:  # expanded queries, too short to be worth a kernel
             return self.own_forward(packed)

@@ -65,6 +65,8 @@ def not_standard(encoder: Encoder, language_model: nn.Module | None) -> str:
         return "no language model of transformers computes these logits"
     if head.activation not in ACTIVATIONS.values():
         return f"it has no activation {head.activation}"
+    if head.fold:
+        return "it has no entries that count as one (fold)"
     if SideConfig() != head.document or (encoder.query_head is None and SideConfig() != head.query):
         return "it does not keep a part of the weights (top_k, gate, prune_ratio)"
     if tokenizer.query_length is not None or tokenizer.document_length is not None or tokenizer.expansion is not None:

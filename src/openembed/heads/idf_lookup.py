@@ -21,8 +21,9 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from openembed.config import Config
-from openembed.heads.vocabulary import excluded_tokens, own_tokens
+from openembed.heads.vocabulary import excluded_tokens, folded_tokens, own_tokens
 from openembed.packing import Packed
+from openembed.versions import version
 
 if TYPE_CHECKING:
     from openembed.backbones.text import TextBackbone
@@ -39,11 +40,13 @@ class IdfLookupConfig(Config):
     """Queries by lookup. ``trainable``: the table is trained; else it stays as it was made.
 
     ``exclude_special``: special and unused tokens weigh 0; those that the model puts before and after a text always do.
+    ``fold``: as the head of documents has it, which must be the same.
     """
 
     kind: Literal["idf_lookup"] = "idf_lookup"
     trainable: bool = False
     exclude_special: bool = True
+    fold: bool = False
 
     def build(self) -> IdfLookup:
         """Returns the head with a table of ones, once :meth:`IdfLookup.attach` has said how long it is."""
@@ -58,8 +61,9 @@ class IdfLookup(nn.Module):
     def __init__(self, config: IdfLookupConfig) -> None:
         super().__init__()
         self.config, self.width = config, 0
-        self._known: tuple[tuple[int, int], tuple[np.ndarray, bytes]] | None = None
+        self._known: tuple[object, tuple[np.ndarray, bytes]] | None = None
         self.register_buffer("excluded_V", None, persistent=False)
+        self.register_buffer("fold_V", None, persistent=False)
 
     def attach(self, backbone: TextBackbone, tokenizer: TextTokenizer) -> None:
         """Makes the table, for this backbone's vocabulary, and looks up which entries count."""
@@ -72,6 +76,7 @@ class IdfLookup(nn.Module):
         excluded_V = excluded_tokens(tokenizer, self.width) if self.config.exclude_special else torch.zeros(self.width).bool()
         excluded_V[[*tokenizer.prefix, *tokenizer.suffix]] = True
         self.excluded_V = excluded_V
+        self.fold_V = folded_tokens(tokenizer, excluded_V) if self.config.fold else None
 
     @torch.no_grad()
     def set_table(self, weights: np.ndarray) -> None:
@@ -87,8 +92,8 @@ class IdfLookup(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """Returns ``(B, V)`` float32, differentiable where the table is trained."""
         if torch.is_grad_enabled():
-            self._known = None  # an optimizer may follow, and some do not count their changes
-        rows_BV = own_tokens(packed, self.excluded_V) * self.table()
+            self._known = None  # training changes it at every step
+        rows_BV = own_tokens(packed, self.excluded_V, self.fold_V) * self.table()
         # A training step carries gradients back to every representation, of queries that do not learn too.
         return rows_BV if rows_BV.requires_grad or not torch.is_grad_enabled() else rows_BV.requires_grad_()
 
@@ -98,6 +103,8 @@ class IdfLookup(nn.Module):
         They are what :meth:`forward` gives, without its zeros, columns in order.
         """
         weights_V, counts = self._weights()
+        if self.fold_V is not None:
+            tokens = self.fold_V.cpu().numpy()[np.array(tokens, dtype=np.int64)].tolist()
         if len(ends) == 1:  # a dozen tokens: sets and lists take half the time of arrays
             found = np.array(sorted([token for token in set(tokens) if counts[token]]), dtype=np.int32)
             return _csr(weights_V[found], found, np.array((0, len(found)), dtype=np.int32), self.width)
@@ -116,11 +123,10 @@ class IdfLookup(nn.Module):
 
     def _weights(self) -> tuple[np.ndarray, bytes]:
         """:meth:`table` as an array, and a byte an entry that says whether it counts; made anew when the weights change."""
-        weight_V = self.weight_V
-        version = weight_V.data_ptr(), -1 if weight_V.is_inference() else weight_V._version
-        if self._known is None or self._known[0] != version:
+        current = version(self.weight_V)
+        if self._known is None or self._known[0] != current:
             table_V = self.table().detach().cpu().numpy()
-            self._known = version, (table_V, (table_V > 0).tobytes())
+            self._known = current, (table_V, (table_V > 0).tobytes())
         return self._known[1]
 
 
@@ -137,19 +143,23 @@ def _empty(rows: int, width: int) -> csr_matrix:
     return csr_matrix((rows, width), dtype=np.float32)
 
 
-def build_idf(tokenizer: TextTokenizer, documents: Iterable[str]) -> np.ndarray:
+def build_idf(tokenizer: TextTokenizer, documents: Iterable[str], fold_V: Tensor | None = None) -> np.ndarray:
     """Returns the inverse document frequency of every token id, float32 ``(tokenizer.vocabulary,)``.
 
         idf_v = ln( 1 + (N - n_v + 0.5) / (n_v + 0.5) )
 
     of N documents, n_v of which have token v; :data:`ABSENT` for tokens that none has. Raises ``ValueError`` for no documents.
+    ``fold_V``: what each token counts as, where spellings are one (:attr:`IdfLookup.fold_V`).
     """
+    counted_V = None if fold_V is None else fold_V.cpu().numpy()
     found_V, count, left = np.zeros(tokenizer.vocabulary, dtype=np.int64), 0, iter(documents)
     while texts := list(islice(left, COUNTED)):
         count += len(texts)
         ids, ends = tokenizer.bodies(texts)
         texts_T = np.repeat(np.arange(len(texts)), np.diff(ends, prepend=0))
-        distinct = np.unique(texts_T * len(found_V) + np.array(ids, dtype=np.int64)) % len(found_V)
+        ids_T = np.array(ids, dtype=np.int64)
+        ids_T = ids_T if counted_V is None else counted_V[ids_T]
+        distinct = np.unique(texts_T * len(found_V) + ids_T) % len(found_V)
         found_V += np.bincount(distinct, minlength=len(found_V))
     if not count:
         raise ValueError("inverse document frequencies need documents, and there are none")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from openembed.config import Config
 from openembed.heads.pooling import mean_pool
 from openembed.packing import Packed
+from openembed.versions import version
 
 
 class LatentAttentionConfig(Config):
@@ -77,7 +78,7 @@ class LatentAttention(nn.Module):
         states_TD = hidden_TD.to(self.latents.dtype)
         folded = not self.training and not torch.is_grad_enabled()
         if not folded:
-            self._folded = None  # an optimizer may follow, and some do not count their changes
+            self._folded = None  # training changes it at every step
         attended_TD = self._attend_folded(states_TD) if folded else self._attend(states_TD)
         states_TD = attended_TD + states_TD
         return self.feed_forward(self.norm_feed_forward(states_TD)) + states_TD
@@ -111,7 +112,7 @@ class LatentAttention(nn.Module):
             self.to_out.weight,
             *self.norm_latents.parameters(),
         )
-        versions = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
+        versions = version(*sources)
         if self._folded is None or self._folded[0] != versions:
             with torch.no_grad():
                 self._folded = (versions, *self._fold())

@@ -22,9 +22,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from openembed.config import Config
-from openembed.heads.vocabulary import bags, excluded_tokens, own_tokens
+from openembed.heads.vocabulary import bags, excluded_tokens, folded, folded_tokens, own_tokens
 from openembed.heads.vocabulary_pooling import Activation, max_pooled, packed_for, sum_pooled, working_bytes
 from openembed.packing import Packed, TokenRows
+from openembed.versions import version
 
 if TYPE_CHECKING:
     from openembed.backbones.text import TextBackbone
@@ -56,7 +57,9 @@ class SpladeConfig(Config):
     ``tied``: products with the backbone's input embeddings, else with a matrix of the head's own (it starts as their copy).
     ``bias``: one a vocabulary entry. ``offset``: start of one more learned bias for all of them, for decoders, whose logits
     may all be negative at first and give ReLU no gradient (:meth:`Splade.calibrate` finds one); None: none.
-    ``exclude_special``: entries that stand for no text have weight 0. ``bags``: training is told each text's own tokens.
+    ``exclude_special``: entries that stand for no text have weight 0. ``fold``: entries that differ in case or in the mark
+    before a word alone count as one (:func:`openembed.heads.vocabulary.folded_tokens`), for decoders, whose vocabularies have
+    "Sun", " Sun", "sun" and " sun": their largest weight. ``bags``: training is told each text's own tokens.
     """
 
     kind: Literal["splade"] = "splade"
@@ -71,6 +74,7 @@ class SpladeConfig(Config):
     bias: bool = True
     offset: float | None = None
     exclude_special: bool = True
+    fold: bool = False
     bags: bool = False
     query: SideConfig = SideConfig()
     document: SideConfig = SideConfig()
@@ -100,8 +104,9 @@ class Splade(nn.Module):
         self.config, self._hidden, self.width = config, width, 0
         self.dense = self.norm = self.matrix_VD = self.bias_V = self.offset = None
         self._backbone: tuple[TextBackbone, ...] = ()
-        self._packed: tuple[tuple[int, int, bool], Tensor | None] | None = None
+        self._packed: tuple[object, Tensor | None] | None = None
         self.register_buffer("excluded_V", None, persistent=False)
+        self.register_buffer("fold_V", None, persistent=False)
 
     @property
     def sided(self) -> bool:
@@ -130,6 +135,7 @@ class Splade(nn.Module):
             self.offset = nn.Parameter(torch.tensor(float(config.offset)))
         none = torch.zeros(self.width, dtype=torch.bool)
         self.excluded_V = excluded_tokens(tokenizer, self.width) if config.exclude_special else none
+        self.fold_V = folded_tokens(tokenizer, self.excluded_V) if config.fold else None
 
     @property
     def output_VD(self) -> Tensor:
@@ -147,7 +153,7 @@ class Splade(nn.Module):
     def forward(self, hidden_TD: Tensor | None, packed: Packed) -> Tensor:
         """Returns ``(B, V)`` float32; in training all weights, else what :class:`SideConfig` leaves of them."""
         if hidden_TD is None:
-            return own_tokens(packed, self.excluded_V).float()
+            return own_tokens(packed, self.excluded_V, self.fold_V).float()
         states_TD, lengths_B = self._pooled_states(hidden_TD, packed)
         inputs = states_TD, self.output_VD, self.biases(), lengths_B, self.config.activation
         if self.config.pooling == "max":  # a model in int8 multiplies by its vocabulary in bfloat16, as its attention does
@@ -155,24 +161,27 @@ class Splade(nn.Module):
             values_BV = max_pooled(*inputs, half=half, packed=self._packed_matrix(half))
         else:
             values_BV = sum_pooled(*inputs)
+        values_BV = folded(values_BV, self.fold_V)
         return values_BV if self.training else self._kept(values_BV, packed)
 
     def _packed_matrix(self, half: bool) -> Tensor | None:
         """The output matrix as the kernels read it, kept until it changes; None in training, where it does at every step."""
         matrix_VD = self.output_VD
         if self.training or torch.is_grad_enabled():
-            self._packed = None  # an optimizer may follow, and some do not count their changes
+            self._packed = None  # training changes it at every step
             return None
         if matrix_VD.is_inference() or torch.is_autocast_enabled(matrix_VD.device.type):
             return None
-        state = (matrix_VD.data_ptr(), matrix_VD._version, half)
+        state = version(matrix_VD), half
         if self._packed is None or self._packed[0] != state:
             self._packed = state, packed_for(matrix_VD, half=half)
         return self._packed[1]
 
     def bag(self, rows: TokenRows, device: torch.device) -> Tensor | None:
         """Returns each text's own tokens, bool ``(N, V)``, where ``bags`` asks for them."""
-        return bags(rows, self.excluded_V.to(device)) if self.config.bags else None
+        if not self.config.bags:
+            return None
+        return bags(rows, self.excluded_V.to(device), None if self.fold_V is None else self.fold_V.to(device))
 
     def working_bytes(self, tokens: int, autocast: torch.dtype | None) -> int:
         """Returns the most that training a micro-batch of so many tokens holds here for a moment, beside what it keeps."""
@@ -212,9 +221,9 @@ class Splade(nn.Module):
     def _kept(self, values_BV: Tensor, packed: Packed) -> Tensor:
         side = self.side(packed)
         if side.gate == "lexical":
-            values_BV = values_BV * own_tokens(packed, self.excluded_V)
+            values_BV = values_BV * own_tokens(packed, self.excluded_V, self.fold_V)
         if side.top_k is not None:
-            own_BV = own_tokens(packed, self.excluded_V) if side.keep_own else None
+            own_BV = own_tokens(packed, self.excluded_V, self.fold_V) if side.keep_own else None
             values_BV = values_BV * largest(values_BV, side.top_k, own_BV)
         if side.prune_ratio > 0:
             values_BV = values_BV * (values_BV > side.prune_ratio * values_BV.amax(1, keepdim=True))

@@ -1,4 +1,4 @@
-"""What a head over the vocabulary needs to know of it: which entries are no words, and which are a text's own.
+"""What a head over the vocabulary needs to know of it: entries that are no words, that spell the same, that a text has.
 
 Shapes: ``B`` texts, ``V`` vocabulary.
 """
@@ -31,21 +31,47 @@ def excluded_tokens(tokenizer: TextTokenizer, vocabulary: int) -> Tensor:
     return excluded_V
 
 
+def folded_tokens(tokenizer: TextTokenizer, excluded_V: Tensor) -> Tensor:
+    """Returns the entry that each entry counts as, int64 ``(V,)``: the first of all that spell the same.
+
+    Case, compatibility forms (NFKC) and the mark or space before a word do not tell spellings apart. Excluded entries and
+    bytes that are a part of a character count as themselves.
+    """
+    first: dict[str, int] = {}
+    fold_V = torch.arange(len(excluded_V))
+    for number in torch.nonzero(~excluded_V).flatten().tolist():
+        text = tokenizer.backend.decode([number], skip_special_tokens=False)
+        if "\ufffd" not in text:
+            fold_V[number] = first.setdefault(unicodedata.normalize("NFKC", text).casefold().strip(), number)
+    return fold_V
+
+
+def folded(values_BV: Tensor, fold_V: Tensor | None) -> Tensor:
+    """Returns weights of at least 0 with each entry's largest where it counts, and 0 elsewhere; as they are for None."""
+    if fold_V is None:
+        return values_BV
+    return torch.zeros_like(values_BV).scatter_reduce(1, fold_V.expand_as(values_BV), values_BV, "amax")
+
+
 def _visible(text: str) -> bool:
     return any(unicodedata.category(character)[0] not in "CZ" for character in text)
 
 
-def own_tokens(packed: Packed, excluded_V: Tensor) -> Tensor:
-    """Returns which entries are among each text's pooled tokens, bool ``(B, V)``; excluded ones never are."""
+def own_tokens(packed: Packed, excluded_V: Tensor, fold_V: Tensor | None = None) -> Tensor:
+    """Returns which entries are among each text's pooled tokens, bool ``(B, V)``; excluded ones never are.
+
+    ``fold_V``: what each token counts as (:func:`folded_tokens`).
+    """
     texts_T = torch.repeat_interleave(
         torch.arange(len(packed), device=packed.ids_T.device), packed.lengths_B, output_size=len(packed.ids_T)
     )
     kept_T = packed.pool_mask_T & ~excluded_V[packed.ids_T]
     bag_BV = torch.zeros(len(packed), len(excluded_V), dtype=torch.bool, device=packed.ids_T.device)
-    bag_BV[texts_T[kept_T], packed.ids_T[kept_T]] = True
+    ids_T = packed.ids_T[kept_T]
+    bag_BV[texts_T[kept_T], ids_T if fold_V is None else fold_V[ids_T]] = True
     return bag_BV
 
 
-def bags(rows: TokenRows, excluded_V: Tensor) -> Tensor:
+def bags(rows: TokenRows, excluded_V: Tensor, fold_V: Tensor | None = None) -> Tensor:
     """Returns :func:`own_tokens` of all ``rows``, of either side, on the device of ``excluded_V``."""
-    return own_tokens(pack(TokenRows(rows.ids, rows.pool_starts), device=excluded_V.device), excluded_V)
+    return own_tokens(pack(TokenRows(rows.ids, rows.pool_starts), device=excluded_V.device), excluded_V, fold_V)

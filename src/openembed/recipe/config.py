@@ -172,12 +172,14 @@ class FilterStage(FilterConfig):
 class TrainStage(TrainConfig):
     """Trains the model ``start``: ``untrained`` (the recipe's encoder), an earlier train stage, a folder or a hub id.
 
-    Every ``evaluate_every`` steps, and at the end, it is scored on the tasks ``watch``. A stage without ``seed`` in TOML
-    gets one derived from the recipe's seed and the stage's name.
+    ``calibrate``: the offset of its head over the vocabulary is first set so that this share of the weights of some of its
+    documents is above 0. Every ``evaluate_every`` steps, and at the end, it is scored on the tasks ``watch``. A stage without
+    ``seed`` in TOML gets one derived from the recipe's seed and the stage's name.
     """
 
     do: Literal["train"]
     start: str = UNTRAINED
+    calibrate: float | None = Field(None, gt=0, lt=1, exclude_if=lambda given: given is None)  # trained before it was there
     watch: tuple[TaskConfig, ...] = ()
 
     @property

@@ -235,7 +235,8 @@ def _idf(place: Workplace, stage: IdfStage, folder: Path) -> None:
     encoder = place.model(stage.start, dtype=torch.float32)
     if encoder.query_head is None:
         raise ValueError(f"{stage.start}: its queries are no lookup; give the encoder query_head = {{ kind = 'idf_lookup' }}")
-    values_V = build_idf(encoder.tokenizer, _texts(_plain_texts(place, stage, folder, "document")))
+    texts = _texts(_plain_texts(place, stage, folder, "document"))
+    values_V = build_idf(encoder.tokenizer, texts, encoder.query_head.fold_V)
     with atomic_write(folder / IDF, "wb") as file:
         np.save(file, values_V)
     encoder.query_head.set_table(values_V)
@@ -272,6 +273,7 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
     from openembed.data.sources import load_sources
     from openembed.evaluation.systems import EncoderSystem
     from openembed.train.loop import train
+    from openembed.train.vocabulary import calibrate
 
     world = place.world
 
@@ -279,6 +281,8 @@ def _train(place: Workplace, stage: TrainStage, folder: Path) -> None:
         rows = load_sources(map(place.located, stage.data.sources), seed=stage.seed)
         four_bits = place.recipe.encoder.backbone.quantization if place.recipe.encoder else None  # in later stages too
         encoder = place.model(stage.start, dtype=backbone_dtype(stage), quantization=four_bits)
+        if stage.calibrate is not None:
+            calibrate(encoder, rows, stage.calibrate, stage.compute.max_length)
         return rows, [_task(place, task) for task in stage.watch], encoder
 
     examples, watched, encoder = world.agree(load, leader_first=True)  # what must be downloaded is, once

@@ -1,4 +1,6 @@
-"""A start for a decoder without pretraining: token embeddings taken from a teacher, so that it begins as a bag of words.
+"""Starts for training: a decoder without pretraining as a bag of words, and a head over the vocabulary that ReLU leaves alive.
+
+A decoder's token embeddings are taken from a teacher.
 
 The static part is that of Model2Vec (Tulkens and van Dongen, 2024): the teacher encodes every token of the vocabulary
 alone, frequent tokens are weighted down by ``a / (a + p)`` (smooth inverse frequency, Arora et al., 2017). One coordinate
@@ -8,14 +10,24 @@ undo the weights, leaves them as they are. Shapes: V vocabulary, D hidden width,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from openembed.backbones.text import inference
 from openembed.data.teacher import TeacherVectors
 from openembed.encoder import Encoder
+from openembed.heads.splade import Splade
+from openembed.packing import pack
+from openembed.records import Example
 from openembed.tokenization import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+CALIBRATED = 64
+"""Documents whose weights set an offset."""
 
 CONTENT = 0.9
 """Share of a row's squared length that a token of weight 1 gives to its content; the rest is the reserved coordinate."""
@@ -68,3 +80,19 @@ def initialise(encoder: Encoder, vectors: TeacherVectors, teacher: Encoder, text
         linear.weight[-1, -1] = 0
         if linear.bias is not None:
             linear.bias.zero_()
+
+
+@torch.no_grad()
+def calibrate(encoder: Encoder, rows: Mapping[str, Sequence[Example]], share: float, max_length: int | None = None) -> None:
+    """Sets the offset of a head over the vocabulary so that ``share`` of the weights of some positives are above 0.
+
+    The positives are the first of every source, as many of each. Raises ``ValueError`` for a head without an offset.
+    """
+    if not isinstance(encoder.head, Splade):
+        raise ValueError(f"calibrate: only a head over the vocabulary has an offset; this model's kind is {encoder.kind}")
+    each = -(-CALIBRATED // len(rows))
+    texts = [example.positives[0].full_text for source in rows.values() for example in source[:each]]
+    with inference(encoder):
+        packed = pack(encoder.tokenize(texts, encoder.document_prompt(), max_length), device=encoder.device)
+        offset = encoder.head.calibrate(encoder.backbone(packed), packed, share)
+    logger.info("offset %.4g: %.3g of the weights of %d documents are above 0", offset, share, len(texts))
