@@ -11,7 +11,7 @@ the last retrieved score (``last``), by 0 (``zero``), or left out with its query
 that of exact MaxSim, and the share of retrieved tokens that lie in relevant documents.
 
 ``crisp`` (arXiv 2505.11471): a model trained with MaxSim on all vectors; its vectors clustered afterwards (post-hoc); the same
-model trained further with the clusters in place (CRISP), with the last vectors, with every so-manieth one, and with all
+model trained further with the clusters in place (CRISP), with the last vectors, with every k-th one, and with all
 vectors, which says what the further steps alone give.
 
 ``models``: the first of these curves for models of one's own, on BEIR folders. ``sweep``: those of the variants ``maxsim`` and

@@ -63,7 +63,7 @@ class TailConfig(Config):
 
 
 class SpacingConfig(Config):
-    """Every so-manieth vector of a text, the first one among them (the paper's k-spacing); 1: all."""
+    """Every k-th vector of a text, beginning with the first (the paper's k-spacing); 1: all."""
 
     kind: Literal["spacing"] = "spacing"
     queries: int = Field(2, ge=1)
