@@ -1,7 +1,7 @@
 """A self-contained sentence-transformers module for token vectors of an openembed checkpoint; it needs openembed nowhere.
 
 It leaves out the vectors of a prompt's tokens and keeps fewer vectors a text, as ``config.json`` beside it says: means of
-clusters, the last vectors, or every so-manieth. Shapes: ``L`` tokens of a text, ``K`` clusters, ``D`` width.
+clusters, the last vectors, or every k-th. Shapes: ``L`` tokens of a text, ``K`` clusters, ``D`` width.
 """
 
 from __future__ import annotations

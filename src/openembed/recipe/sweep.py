@@ -130,7 +130,7 @@ def _closure(recipe: Recipe, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RunDone:
-    """A finished run: the how-manieth of how many, what each stage took, and the seconds it took now."""
+    """A finished run: which of how many, what each stage took, and the seconds it took now."""
 
     number: int
     total: int
