@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ class IdfLookupConfig(Config):
     kind: Literal["idf_lookup"] = "idf_lookup"
     trainable: bool = False
     exclude_special: bool = True
-    fold: bool = False
+    fold: bool = Field(False, exclude_if=lambda given: not given)  # models were trained before it was there
 
     def build(self) -> IdfLookup:
         """Returns the head with a table of ones, once :meth:`IdfLookup.attach` has said how long it is."""

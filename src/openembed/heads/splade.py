@@ -74,7 +74,7 @@ class SpladeConfig(Config):
     bias: bool = True
     offset: float | None = None
     exclude_special: bool = True
-    fold: bool = False
+    fold: bool = Field(False, exclude_if=lambda given: not given)  # models were trained before it was there
     bags: bool = False
     query: SideConfig = SideConfig()
     document: SideConfig = SideConfig()
