@@ -3,9 +3,10 @@
 Penalties of the same weight leave documents of different lengths, and longer ones find more. Which terms are the weightiest
 is a choice where queries are weighted by idf: those of greatest weight, or of greatest weight times idf, which is what a query
 that has the term adds up; both are shown. By default: idf in the match against binary queries, which is what IDF-aware FLOPS
-is (arXiv 2411.04403). Everything is float32.
+is (arXiv 2411.04403). Models whose queries are encoded too have the first choice alone; their queries stay whole. All is float32.
 
     python benchmarks/equal_length.py --runs runs/systems --data A --data B --json equal-length.json
+    python benchmarks/equal_length.py --runs runs/systems --better echo --worse causal --stage splade --data A --json echo.json
 """
 
 import argparse
@@ -51,11 +52,12 @@ def ndcg(model: Path, folder: Path) -> tuple[dict[Cut, np.ndarray], float]:
     documents = encoder.encode_documents([document.full_text for document in corpus])
     asked, found = encoder.encode_queries([query.text for query in judged]), {}
     ids, names = [query.id for query in judged], [document.id for document in corpus]
-    factors = {
-        "weight": np.ones(documents.shape[1], dtype=np.float32),
-        "weight x idf": encoder.query_head.table().detach().numpy(),
-    }
+    factors = {"weight": np.ones(documents.shape[1], dtype=np.float32)}
+    if encoder.query_head is not None:
+        factors["weight x idf"] = encoder.query_head.table().detach().numpy()
     for terms, order in CUTS:
+        if order not in factors:
+            continue
         searched = exact.prepared(cut(documents, terms, factors[order]) if terms else documents)
         run = exact_search(asked, ids, searched, names, 100)
         scores = per_query(run, {name: qrels[name] for name in ids}, ("ndcg_at_10",))["ndcg_at_10"]
@@ -111,7 +113,9 @@ def main() -> None:
     }
     report: dict[str, object] = {"seeds": seeds, "data": tasks}
     report["terms"] = {name: float(np.mean([found[name, s, task][1] for s in seeds for task in tasks])) for name in names}
-    for kept in CUTS:
+    cuts = next(iter(found.values()))[0]
+    report["by set"] = {task: compare(found, names, seeds, [task], (0, "weight")) for task in tasks}
+    for kept in cuts:
         label = f"{kept[0]} by {kept[1]}" if kept[0] else "uncut"
         report[label] = compare(found, names, seeds, tasks, kept)
     print(json.dumps(report, indent=1))
