@@ -3,7 +3,7 @@
 Penalties of the same weight leave documents of different lengths, and longer ones find more. Which terms are the weightiest
 is a choice where queries are weighted by idf: those of greatest weight, or of greatest weight times idf, which is what a query
 that has the term adds up; both are shown. By default: idf in the match against binary queries, which is what IDF-aware FLOPS
-is (arXiv 2411.04403). Models whose queries are encoded too have the first choice alone; their queries stay whole. All is float32.
+is (arXiv 2411.04403). Models that encode queries have the first choice alone; their queries stay whole. All is float32.
 
     python benchmarks/equal_length.py --runs runs/systems --data A --data B --json equal-length.json
     python benchmarks/equal_length.py --runs runs/systems --better echo --worse causal --stage splade --data A --json echo.json
