@@ -1,6 +1,6 @@
 """What a document takes on the disk in a store, by system: bytes of the store's files less those of a store of words alone.
 
-The models are those of a finished sweep (first seed, int8, 128 tokens); the documents those of one BEIR folder.
+The models are those of a finished sweep (first seed, int8, 128 tokens unless it reads a text twice); the documents those of one BEIR folder.
 
     python benchmarks/index_bytes.py --runs runs/systems --data DATA/scifact --json bytes.json
 """
@@ -38,7 +38,8 @@ def main() -> None:
             model = args.runs / "runs" / variant / f"seed-{args.seed}" / stage / "model"
             if model.is_dir():
                 encoder = openembed.load(model, dtype="int8")
-                encoder.config = encoder.config.model_copy(update={"max_length": min(128, encoder.config.max_length)})
+                if encoder.config.tokenizer.repeat is None:
+                    encoder.config = encoder.config.model_copy(update={"max_length": min(128, encoder.config.max_length)})
                 place = Path(folder) / variant
                 Store.create(place, model=describe_model(str(model), encoder)).add(corpus, encoder)
                 found[variant] = {"vectors alone": (size(place) - words) / len(corpus), "with text": size(place) / len(corpus)}
