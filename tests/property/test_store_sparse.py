@@ -15,21 +15,21 @@ from openembed.index.manifest import ModelInfo, SegmentInfo
 from openembed.index.native import postings_library
 from openembed.index.sparse import Search, SparseField, SparseVectors, SparseWriter, row_scores
 
-PATHS = ["numpy", *(["lists", "bounds", "rows", "threads"] if postings_library() else ["rows"])]
+PATHS = ["numpy lists", "numpy rows", *(["lists", "bounds", "rows", "threads"] if postings_library() else [])]
 
 
 @contextmanager
 def forced(path):
     """Sends small inputs through one of the ways of searching."""
     with pytest.MonkeyPatch.context() as patch:
-        if path != "rows":
-            patch.setattr(sparse, "DIRECT", 0)
+        patch.setattr(sparse, "FEW", 1 if path.endswith("rows") else np.inf)
+        patch.setattr(sparse, "ROW", -(10**6))  # rows cost less than any list
         if path in ("bounds", "threads"):
             patch.setattr(sparse, "BOUNDED", 1)
         if path == "threads":
             patch.setattr(sparse, "AT_ONCE", 1)
             patch.setattr(sparse, "threads", lambda: 3)
-        if path == "numpy":
+        if path.startswith("numpy"):
             patch.setattr(sparse, "postings_library", lambda: None)
         yield
 
@@ -115,9 +115,10 @@ def test_large_segments_are_searched_as_by_numpy(tmp_path, skewed, precision, cu
     for share in (1.0, 0.5, 0.03):
         eligible_N = rng.random(vectors.shape[0]) < share
         segments = [SparseVectors(f, eligible_N[low:high]) for f, (low, high) in zip(fields, pairwise(cuts), strict=True)]
-        by_lists = sparse._Lists(segments)
+        parts = [sparse._Part.of(segment) for segment in segments]
+        by_lists = sparse._Numpy(parts)
         for k in (1, 10, 400):
-            compiled = sparse._Compiled(postings_library(), segments, k)
+            compiled = sparse._Compiled(postings_library(), parts, k)
             found = Search(segments, k)(queries, str)
             for row, hits in enumerate(found):
                 part = slice(queries.indptr[row], queries.indptr[row + 1])
@@ -194,7 +195,7 @@ def test_a_large_segment_after_a_small_one_whose_bounds_are_loose_loses_nothing(
         parts.append(SparseVectors(field_of(tmp_path / str(number), vectors), np.ones(size, dtype=bool)))
     for k in (2, 7, 50):
         compiled = Search(parts, k)
-        with forced("numpy"):
+        with forced("numpy lists"):
             plain = Search(parts, k)
         for _ in range(4):
             query = sp.csr_matrix((rng.random(width) * (rng.random(width) < 0.2)).astype(np.float32)[None])
