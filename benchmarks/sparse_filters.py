@@ -1,13 +1,13 @@
-"""Times sparse search of small indexes and under filters, by each of its ways: what it chooses, the lists, the documents' own rows.
+"""Times sparse search of small indexes and under filters, by each of its ways: as it chooses, by lists, by documents' own rows.
 
     python benchmarks/passages.py DATA
     python benchmarks/sparse_data.py DATA TOKENIZER.json --count 100000 --out SPARSE
     OMP_NUM_THREADS=1 python benchmarks/sparse_filters.py SPARSE --out benchmarks/sparse-filters-DATE.json
 
-The first documents of SPARSE, of which a random share is eligible; single queries of 8 and of 40 terms, ten best. Without a filter
-a search is made ready once and kept, as a store keeps it; under a filter it is made for each query. Ways take turns, round
-after round; microseconds of the processor, medians over queries and rounds, each beside the least and the greatest of the rounds'
-own medians. ``numpy`` ways are those without a compiler. All ways must find the same.
+The first documents of SPARSE, of which a random share is eligible; single queries of 8 and of 40 terms, ten best. Without a
+filter a search is made ready once and kept, as a store keeps it; under a filter it is made for each query. Ways take turns,
+round after round; microseconds of the processor, medians over queries and rounds, beside the least and the greatest of the
+rounds' own medians. ``numpy`` ways are those without a compiler. All ways must find the same.
 """
 
 import argparse
@@ -62,13 +62,14 @@ def compared(field, share, queries, rounds, rng):
     eligible = int(np.count_nonzero(segments[0].eligible_N))
     kept, taken, found = {}, {way: [] for way in ways_for(field, eligible)}, {}
     for turn in range(rounds + 1):  # the first is not counted
-        for way, times in taken.items():
+        names = list(taken)
+        for way in names[turn % len(names) :] + names[: turn % len(names)]:
             with forced(way):
                 if way not in kept:
                     kept[way] = sparse.Search(segments, K)
                 make = (lambda way=way: kept[way]) if share == 1 else lambda: sparse.Search(segments, K)
                 answers = [clocked(lambda query=query, make=make: make()(query, str)) for query in queries]
-            times.extend([[cpu * 1e6 for _, _, cpu in answers]] * bool(turn))
+            taken[way] += [[cpu * 1e6 for _, _, cpu in answers]] if turn else []
             if found.setdefault(share, [hits for hits, _, _ in answers]) != [hits for hits, _, _ in answers]:
                 raise SystemExit(f"{way} finds something else among {eligible} of {field.count} documents")
     return {"eligible": eligible} | {way: summary(np.array(times)) for way, times in taken.items()}
