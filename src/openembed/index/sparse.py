@@ -44,9 +44,10 @@ LEAST, MOST = 1e-18, 1e18
 NARROW = 1 << 16
 PRECISIONS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "uint8": np.dtype("u1")}
 GREATEST = {"float32": MOST, "float16": 65504.0, "uint8": 255 * 2.0**51}
-FEW, ROW = 8, 16
+FEW, ROW, APART = 10, 16, 8_192
 """Where no more than one in FEW documents is eligible, they are scored by their own rows if these cost less than the query's
-lists. A row costs as much as ROW postings, and each of its terms as one."""
+lists. A term of a row costs as much as a posting, and a row as ROW, and one more for each APART documents of the segment:
+the more there are, the further away it is."""
 GROUP, PEAKED = 8, 8
 """Bounds are kept for so many documents at once, for terms that a GROUP * PEAKED-th of the documents have."""
 BOUNDED = 4_096
@@ -338,7 +339,7 @@ class _Part:
             return cls(segment, eligible, None, 0)
         chosen = np.flatnonzero(segment.eligible_N)
         terms = int((field.rows_N1[chosen + 1] - field.rows_N1[chosen]).sum())
-        return cls(segment, eligible, chosen, terms + ROW * eligible)
+        return cls(segment, eligible, chosen, terms + eligible * (ROW + field.count // APART))
 
 
 class _Numpy:

@@ -21,7 +21,7 @@ typedef int32_t __attribute__((may_alias)) Bits; /* floats that are not negative
 #define RUN 64
 #define GROUPS 32768 /* whose bounds are added up at once */
 #define ROW_COST 96 /* RESCORED, in a row of documents */
-#define AHEAD 4 /* documents whose rows are fetched before they are needed */
+#define AHEAD 8 /* documents whose rows are fetched before they are needed */
 #define GROUP 8 /* documents that have one bound; a constant of the files */
 #define RESCORED 96 /* a document's score costs about as much as so many postings */
 #define SCANNED 1024 /* going through a block's sums costs about as much as so many postings */
@@ -294,12 +294,12 @@ static int search_segment(const Postings *postings, Query *query, Cursor *cursor
     return 0;
 }
 
-/* Asks for a document's row before it is needed. */
-static void fetch_row(const Postings *postings, int64_t document, int lines) {
+/* Asks for a document's row, and what follows it, before it is needed. */
+static void fetch_row(const Postings *postings, int64_t document) {
     int64_t from = postings->rows[document];
     const char *terms = (const char *)postings->terms + from * (postings->narrow ? 2 : 4);
     const char *weights = (const char *)postings->row_weights + from * postings->bytes;
-    for (int line = 0; line < lines; line++) {
+    for (int line = 0; line < 8; line++) {
         __builtin_prefetch(terms + line * 64);
         __builtin_prefetch(weights + line * 64);
     }
@@ -318,7 +318,8 @@ static int search_rows(const Postings *postings, Query *query) {
     RowScore score_of = row_score(postings), rough_of = rough_row_score(postings);
     double slack = (double)(query->count + 4) * 0x1p-23;
     for (int64_t i = 0; i < postings->chosen_count; i++) {
-        if (i + AHEAD < postings->chosen_count) fetch_row(postings, postings->chosen[i + AHEAD], 4);
+        if (i + 2 * AHEAD < postings->chosen_count) __builtin_prefetch(postings->rows + postings->chosen[i + 2 * AHEAD]);
+        if (i + AHEAD < postings->chosen_count) fetch_row(postings, postings->chosen[i + AHEAD]);
         float needed = least_sum(query->floor, 0, slack);
         if (consider(postings, query, postings->chosen[i], rough_of, score_of, needed)) return 1;
     }
@@ -387,7 +388,7 @@ static int visit(const Postings *postings, Query *query, const Bounds *bounds, f
         for (int64_t group = run * RUN; group < (run + 1) * RUN; group++)
             if (bounds->bounds[group] >= wanted && bounds->bounds[group] < below) groups[found++] = group;
         for (int64_t i = 0; i < found; i++) {
-            if (i + 2 < found) fetch_row(postings, groups[i + 2] * GROUP, 8);
+            if (i + 2 < found) fetch_row(postings, groups[i + 2] * GROUP);
             float needed = least_sum(query->floor, 0, slack);
             int64_t document = groups[i] * GROUP, end = document + GROUP < postings->count ? document + GROUP : postings->count;
             if (bounds->bounds[groups[i]] < needed) continue;
