@@ -14,6 +14,7 @@ query's terms: 8 bytes each, which an engine that reads them all has to bring fr
 
 import argparse
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -231,7 +232,8 @@ def engines_for(wanted, name, stores, documents, columns, queries):
     if "numba" in wanted:
         engines["numba lists"] = numba_lists(columns)
     if "bm25s" in wanted and name == "short":
-        engines |= {f"bm25s, {backend}": of_bm25s(columns, queries, backend) for backend in ("numpy", "numba")}
+        backends = [backend for backend in ("numpy", "numba") if find_spec(backend)]
+        engines |= {f"bm25s, {backend}": of_bm25s(columns, queries, backend) for backend in backends}
     return engines
 
 
@@ -243,6 +245,8 @@ def main():
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    missing = [name for name in ("numba", "bm25s", "seismic") if not find_spec(name)]
+    options.engines = [name for name in options.engines if name not in missing]
     documents = sp.load_npz(options.data / "documents.npz")
     store, built = our_store(options.data / "store", documents, "float32")
     report = {
