@@ -11,12 +11,11 @@ import argparse
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from sparse_data import clocked, finished
+from reports import clocked, environment, finished
 
 from openembed.documents import read_documents
 from openembed.index import lexical
@@ -65,7 +64,7 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     place = options.store or options.data / "bm25-store"
-    report = {"date": datetime.now(UTC).date().isoformat(), "count": options.count, "note": options.note}
+    report = {**environment("bm25s", "numba"), "count": options.count, "note": options.note}
     if not (place / "manifest.json").exists():
         shutil.rmtree(place, ignore_errors=True)
         rows = islice(read_documents(options.data / "passages.jsonl"), options.count)
@@ -91,7 +90,7 @@ def main():
         wall, cpu = np.median(times, axis=0) * 1e3
         equal = sum(a == b for a, b in zip(scores[name], scores["store"], strict=True))
         report[name] = {"median_ms": round(float(wall), 3), "median_cpu_ms": round(float(cpu), 3), "equal": equal}
-    report |= {"questions": len(questions), "load_average": os.getloadavg()}
+    report |= {"questions": len(questions), "load_average_after": os.getloadavg()}
     finished(report, options.out)
 
 

@@ -11,13 +11,11 @@ distance and orders them by float query × signs, ``hamming+int8 x4`` by int8. S
 from __future__ import annotations
 
 import argparse
-import datetime
 import logging
-import os
-import platform
 from pathlib import Path
 
 import numpy as np
+from reports import environment
 from scipy.stats import spearmanr
 
 import openembed
@@ -158,7 +156,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    results = {}
+    surroundings, results = environment("torch"), {}
     for name in given.models:
         encoder = openembed.load(model_folder(name))
         cache = VectorCache(given.cache, encoder.fingerprint, encoder.width)
@@ -168,8 +166,7 @@ def main() -> None:
         results[name] = with_losses(rows + sts(paired, encoder.width, given.data))
     print(table(results))
     if given.out is not None:
-        machine = {"platform": platform.platform(), "cores": os.cpu_count(), "numpy": np.__version__}
-        write_json(given.out, {"date": str(datetime.date.today()), "machine": machine, "results": results})
+        write_json(given.out, {**surroundings, "results": results})
 
 
 if __name__ == "__main__":

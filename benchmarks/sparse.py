@@ -7,21 +7,20 @@ Needs no torch. numba, bm25s and pyseismic-lsr take part where they are installe
 that whatever else the machine does meets all of them; medians and means of single queries are of the clock, ``cpu`` ones of
 the processor. Recall is of the ten best by float64 products. Seismic is approximate: of its settings those are shown that
 find .99 of the ten best, or the one that finds most. bm25s has no query weights; for short queries idf is put into its
-documents, for long ones it takes no part. ``postings`` is the mean number of postings of a query's terms: 8 bytes each, which
-an engine that reads them all has to bring from memory.
+documents, for long ones it takes no part. What is told of building it is the transposition by scipy and the weighing, and its
+bytes are those of its arrays, which cannot say what terms a document has. ``postings`` is the mean number of postings of a
+query's terms: 8 bytes each, which an engine that reads them all has to bring from memory.
 """
 
 import argparse
-import os
-import platform
 import shutil
-from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from reports import clocked, environment, finished
 from scipy import sparse as sp
-from sparse_data import clocked, finished
 
 from openembed.index import sparse
 from openembed.index.manifest import ModelInfo
@@ -30,12 +29,6 @@ from openembed.records import Document
 
 K, ROUND = 10, 25
 SETTINGS = [(cut, factor) for cut in (5, 10, 20, 40) for factor in (1.0, 0.9, 0.8, 0.7)]
-
-
-def machine():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
-    return f"{names[0]}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
 
 
 def row_of(matrix, row):
@@ -88,16 +81,27 @@ def numba_lists(columns):
     return search
 
 
+def bm25s_arrays(columns, queries):
+    weight_V = np.zeros(columns.shape[1], dtype=np.float32)
+    weight_V[queries.indices] = queries.data
+    data = columns.data * np.repeat(weight_V, np.diff(columns.indptr))
+    return {"data": data, "indices": columns.indices, "indptr": columns.indptr}
+
+
+def built_bm25s(documents, queries):
+    """What making and keeping bm25s' arrays of these documents costs."""
+    arrays, wall, cpu = clocked(lambda: bm25s_arrays(documents.tocsc(), queries))
+    sizes = {name: array.nbytes for name, array in arrays.items()}
+    return {"build_s": round(wall, 1), "build_cpu_s": round(cpu, 1), "bytes": sum(sizes.values()), "arrays": sizes}
+
+
 def of_bm25s(columns, queries, backend):
     """bm25s over scores that have the queries' term weights in them, the same weight for a term in every query."""
     import bm25s
 
-    weight_V = np.zeros(columns.shape[1], dtype=np.float32)
-    weight_V[queries.indices] = queries.data
-    scores = {"data": columns.data * np.repeat(weight_V, np.diff(columns.indptr)), "indices": columns.indices}
     index = bm25s.BM25(backend=backend)
     index.nonoccurrence_array = None
-    index.scores = scores | {"indptr": columns.indptr, "num_docs": columns.shape[0]}
+    index.scores = bm25s_arrays(columns, queries) | {"num_docs": columns.shape[0]}
     index.vocab_dict = {str(term): term for term in range(columns.shape[1])}
     if backend == "numba":
         index.activate_numba_scorer()
@@ -199,7 +203,8 @@ def effort(store, queries):
     """What our search looks at: postings added up and documents scored, of how many postings there are."""
     field = store._segments[0].fields["sparse"]
     segments = [sparse.SparseVectors(field, np.ones(field.count, dtype=bool))]
-    compiled, rows = sparse._Compiled(sparse.postings_library(), segments, K), []
+    parts = [sparse._Part.of(segment) for segment in segments]
+    compiled, rows = sparse._Compiled(sparse.postings_library(), parts, K), []
     lengths = np.diff(field.starts_V1)
     for row in range(queries.shape[0]):
         compiled(*row_of(queries, row))
@@ -227,7 +232,8 @@ def engines_for(wanted, name, stores, documents, columns, queries):
     if "numba" in wanted:
         engines["numba lists"] = numba_lists(columns)
     if "bm25s" in wanted and name == "short":
-        engines |= {f"bm25s, {backend}": of_bm25s(columns, queries, backend) for backend in ("numpy", "numba")}
+        backends = [backend for backend in ("numpy", "numba") if find_spec(backend)]
+        engines |= {f"bm25s, {backend}": of_bm25s(columns, queries, backend) for backend in backends}
     return engines
 
 
@@ -239,12 +245,12 @@ def main():
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    missing = [name for name in ("numba", "bm25s", "seismic") if not find_spec(name)]
+    options.engines = [name for name in options.engines if name not in missing]
     documents = sp.load_npz(options.data / "documents.npz")
     store, built = our_store(options.data / "store", documents, "float32")
     report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "load_average": os.getloadavg(),
+        **environment("scipy", "numba", "bm25s", "pyseismic-lsr"),
         "note": options.note,
         "count": documents.shape[0],
         "terms_a_document": round(documents.nnz / documents.shape[0], 1),
@@ -262,6 +268,10 @@ def main():
     if "seismic" in options.engines:
         index, report["build"]["seismic"] = seismic_index(documents)
         print(report["build"]["seismic"], flush=True)
+    if "bm25s" in options.engines:
+        short = sparse.checked(sp.load_npz(options.data / "short.npz")[: options.queries], documents.shape[1], str)
+        report["build"]["bm25s"] = built_bm25s(documents, short)
+        print(report["build"]["bm25s"], flush=True)
     for name in ("short", "long"):
         queries = sparse.checked(sp.load_npz(options.data / f"{name}.npz")[: options.queries], documents.shape[1], str)
         best = best_of(documents, queries)

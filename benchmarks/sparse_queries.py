@@ -4,16 +4,17 @@ Queries: real ones of four shared data sets, encoded by openembed's table lookup
 bm25s (its ``tokenize`` at its defaults, its ``Tokenizer``, and ``tokenize`` with an English stemmer), all together and one at a
 time. Logits: random states and vocabulary, pooled by openembed's kernel, by its torch code, and by multiplying, activating and
 taking the maximum of all logits; forwards, and forwards and backwards. Everything runs in turn in one process, round after
-round; ratios are taken within a round. Times are the process's own, so that other load disturbs them less.
+round; ratios are taken within a round. Times are the process's own, so that other load disturbs them less, and without Python's
+garbage collector, which otherwise falls upon whoever is being timed when it is due; it runs between any two.
 
-    OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 python benchmarks/sparse_queries.py --data ../shared/data --rounds 7 --json out.json
+    OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 python benchmarks/sparse_queries.py --data ../shared/data --json out.json
 """
 
 import argparse
+import gc
 import gzip
 import json
 import os
-import platform
 import random
 import statistics
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 import bm25s
 import Stemmer
 import torch
+from reports import environment, finished
 
 import openembed
 from openembed.encoder import Encoder
@@ -56,15 +58,22 @@ def lookup_encoder(documents):
 
 
 def seconds(run):
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    finally:
+        gc.enable()
 
 
 def rounds_of(engines, rounds, per):
-    """Returns for each engine the median seconds and the median and range of its ratio to the first, over rounds in turn."""
+    """Returns for each engine medians and ranges of its seconds, and of their ratio to the first's, over rounds in turn."""
     for run in engines.values():
         run()
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked at before every turn
     times = {name: [] for name in engines}
     for number in range(rounds):
         names = list(engines)
@@ -76,6 +85,8 @@ def rounds_of(engines, rounds, per):
         ratios = sorted(a / b for a, b in zip(values, times[first], strict=True))
         found[name] = {
             "median_s": statistics.median(values),
+            "low_s": min(values),
+            "high_s": max(values),
             f"ratio_to_{first}": {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]},
         }
     return found
@@ -152,23 +163,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of shared data sets")
     parser.add_argument("--queries", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=21, help="of queries")
+    parser.add_argument("--logit-rounds", type=int, default=7, help="of logits, whose rounds take seconds; 0: leave them out")
     parser.add_argument("--widths", type=int, nargs="*", default=[256, 384])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     queries = read_queries(options.data, options.queries)
-    report = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"torch": torch.__version__, "bm25s": bm25s.__version__, "openembed": openembed.__version__},
+    report = environment("torch", "bm25s", "PyStemmer", "tokenizers") | {
+        "threads": torch.get_num_threads(),
+        "seed": 0,
+        "rounds": options.rounds,
+        "logit_rounds": options.logit_rounds,
         "queries": {"count": len(queries), **query_rows(queries, lookup_encoder(queries), options.rounds)},
-        "logits": {f"width {width}": logit_rows(width, options.rounds) for width in options.widths},
-        "int8": {f"width {width}": int8_ceiling(width, options.rounds) for width in options.widths},
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    if options.logit_rounds:
+        widths = {f"width {width}": width for width in options.widths}
+        report["logits"] = {name: logit_rows(width, options.logit_rounds) for name, width in widths.items()}
+        report["int8"] = {name: int8_ceiling(width, options.logit_rounds) for name, width in widths.items()}
+    finished(report, options.json)
 
 
 if __name__ == "__main__":

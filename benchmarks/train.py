@@ -20,7 +20,6 @@ installed; no figure was ever taken on one.
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -28,6 +27,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import reports
 import torch
 from train_data import MODELS, build_model, generated_pairs, real_pairs
 
@@ -289,9 +289,7 @@ def _padded(lengths):
 
 
 def machine(options):
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{platform.machine()} {model}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s)"
+    return f"{reports.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s)"
 
 
 def main():

@@ -15,21 +15,21 @@ from openembed.index.manifest import ModelInfo, SegmentInfo
 from openembed.index.native import postings_library
 from openembed.index.sparse import Search, SparseField, SparseVectors, SparseWriter, row_scores
 
-PATHS = ["numpy", *(["lists", "bounds", "rows", "threads"] if postings_library() else ["rows"])]
+PATHS = ["numpy lists", "numpy rows", *(["lists", "bounds", "rows", "threads"] if postings_library() else [])]
 
 
 @contextmanager
 def forced(path):
     """Sends small inputs through one of the ways of searching."""
     with pytest.MonkeyPatch.context() as patch:
-        if path != "rows":
-            patch.setattr(sparse, "DIRECT", 0)
+        patch.setattr(sparse, "FEW", 1 if path.endswith("rows") else np.inf)
+        patch.setattr(sparse, "ROW", -(10**6))  # rows cost less than any list
         if path in ("bounds", "threads"):
             patch.setattr(sparse, "BOUNDED", 1)
         if path == "threads":
             patch.setattr(sparse, "AT_ONCE", 1)
             patch.setattr(sparse, "threads", lambda: 3)
-        if path == "numpy":
+        if path.startswith("numpy"):
             patch.setattr(sparse, "postings_library", lambda: None)
         yield
 
@@ -107,17 +107,19 @@ def skewed():
 @pytest.mark.parametrize("precision", ["float32", "float16", "uint8"])
 @pytest.mark.parametrize("cuts", [(0, 60_000), (0, 21_000, 23_000, 60_000)], ids=["one segment", "three"])
 def test_large_segments_are_searched_as_by_numpy(tmp_path, skewed, precision, cuts):
-    """Bit for bit, by bounds and by lists, under filters, for few and for many hits."""
+    """Bit for bit, by bounds, by lists and by rows, under filters, for few and for many hits."""
     vectors, queries = skewed
     fields = [field_of(tmp_path / str(low), vectors[low:high], precision) for low, high in pairwise(cuts)]
     rng = np.random.default_rng(12)
     ways = set()
-    for share in (1.0, 0.5, 0.03):
+    for share in (1.0, 0.5, 0.03, 0.002):
         eligible_N = rng.random(vectors.shape[0]) < share
         segments = [SparseVectors(f, eligible_N[low:high]) for f, (low, high) in zip(fields, pairwise(cuts), strict=True)]
-        by_lists = sparse._Lists(segments)
+        parts = [sparse._Part.of(segment) for segment in segments]
+        with forced("numpy lists"):
+            by_lists = sparse._Numpy([sparse._Part.of(segment) for segment in segments])
         for k in (1, 10, 400):
-            compiled = sparse._Compiled(postings_library(), segments, k)
+            compiled = sparse._Compiled(postings_library(), parts, k)
             found = Search(segments, k)(queries, str)
             for row, hits in enumerate(found):
                 part = slice(queries.indptr[row], queries.indptr[row + 1])
@@ -125,8 +127,29 @@ def test_large_segments_are_searched_as_by_numpy(tmp_path, skewed, precision, cu
                 assert hits == sparse.best_first(*by_lists(terms, weights), k, str)
                 compiled(terms, weights)
                 postings = sum(len(f.postings(term)[0]) for f in fields for term in terms.tolist())
-                ways.add(compiled.searches.touched < postings)
-    assert ways == {True, False}  # documents of the best groups, and whole lists
+                rows = compiled.searches.rescored == np.count_nonzero(eligible_N)
+                ways.add("rows" if rows else "bounds" if compiled.searches.touched < postings else "lists")
+    assert ways == {"rows", "bounds", "lists"}
+
+
+@pytest.mark.skipif(postings_library() is None, reason="no compiler")
+def test_rows_are_read_where_they_cost_less_than_lists(tmp_path, skewed):
+    """A small index goes by its lists, and under a filter that leaves much; only what is little of a large one goes by rows."""
+    vectors, queries = skewed
+    small, large = field_of(tmp_path / "small", vectors[:500]), field_of(tmp_path / "large", vectors)
+    terms, weights = queries.indices[: queries.indptr[1]], queries.data[: queries.indptr[1]]
+
+    def counted(field, every):
+        part = sparse._Part.of(SparseVectors(field, np.arange(field.count) % every == 0))
+        compiled = sparse._Compiled(postings_library(), [part], 10)
+        plain = sparse._Numpy([part])
+        plain(terms, weights)
+        compiled(terms, weights)
+        return compiled.searches.touched > 0, compiled.searches.rescored == part.eligible, len(plain._rows)
+
+    assert counted(small, 1) == (True, False, 0)
+    assert counted(large, 2)[1:] == (False, 0)
+    assert counted(large, 1000) == (False, True, 1)
 
 
 def test_more_ties_than_there_is_room_for(tmp_path):
@@ -194,7 +217,7 @@ def test_a_large_segment_after_a_small_one_whose_bounds_are_loose_loses_nothing(
         parts.append(SparseVectors(field_of(tmp_path / str(number), vectors), np.ones(size, dtype=bool)))
     for k in (2, 7, 50):
         compiled = Search(parts, k)
-        with forced("numpy"):
+        with forced("numpy lists"):
             plain = Search(parts, k)
         for _ in range(4):
             query = sp.csr_matrix((rng.random(width) * (rng.random(width) < 0.2)).astype(np.float32)[None])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 LISTS = "starts", "documents", "weights", "largest", "units"
-POINTERS = *LISTS, "rows", "terms", "row_weights", "peak_rows", "peaks", "eligible"
+POINTERS = *LISTS, "rows", "terms", "row_weights", "peak_rows", "peaks", "eligible", "chosen"
 
 
 class Postings(ctypes.Structure):
@@ -18,8 +18,7 @@ class Postings(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in POINTERS),
-        ("count", ctypes.c_int64),
-        ("first", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("count", "first", "chosen_count", "chosen_cost")),
         ("bytes", ctypes.c_int32),
         ("narrow", ctypes.c_int32),
     ]

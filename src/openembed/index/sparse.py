@@ -44,8 +44,10 @@ LEAST, MOST = 1e-18, 1e18
 NARROW = 1 << 16
 PRECISIONS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "uint8": np.dtype("u1")}
 GREATEST = {"float32": MOST, "float16": 65504.0, "uint8": 255 * 2.0**51}
-DIRECT = 1_024
-"""This few eligible documents are scored by their own rows."""
+FEW, ROW, APART = 10, 16, 8_192
+"""Where no more than one in FEW documents is eligible, they are scored by their own rows if these cost less than the query's
+lists. A term of a row costs as much as a posting, and a row as ROW, and one more for each APART documents of the segment:
+the more there are, the further away it is."""
 GROUP, PEAKED = 8, 8
 """Bounds are kept for so many documents at once, for terms that a GROUP * PEAKED-th of the documents have."""
 BOUNDED = 4_096
@@ -278,7 +280,7 @@ class SparseField:
         peaks = self.peaks.ctypes.data if len(self.peaks) else None
         pointers = [array.ctypes.data for array in (*lists, *rows, self.peak_rows_V)]
         size, narrow = self.weights.dtype.itemsize, int(self.terms.dtype.itemsize == 2)
-        return Postings(*pointers, peaks, None, self.count, 0, size, narrow)
+        return Postings(*pointers, peaks, None, None, self.count, 0, 0, 0, size, narrow)
 
 
 @dataclass(frozen=True)
@@ -295,14 +297,13 @@ class Search:
     def __init__(self, segments: Sequence[SparseVectors], k: int) -> None:
         self._k = k
         library = postings_library()
-        eligible = sum(int(np.count_nonzero(segment.eligible_N)) for segment in segments)
-        self._find: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-        if eligible <= DIRECT:
-            self._find = _Direct(segments)
-        elif library is None:
-            self._find = _Lists(segments)
+        parts = [_Part.of(segment) for segment in segments]
+        eligible = sum(part.eligible for part in parts)
+        self._find: _Numpy | _Compiled
+        if library is None or not eligible:
+            self._find = _Numpy(parts)
         else:
-            self._find = _Compiled(library, segments, min(k, eligible))
+            self._find = _Compiled(library, parts, min(k, eligible))
 
     def __call__(self, queries_QV: csr_matrix, id_of: Callable[[int], str]) -> list[list[tuple[int, float]]]:
         """Returns for each query (in canonical form) its best documents as (position, score), best first.
@@ -321,55 +322,78 @@ class Search:
         return [found(row) for row in range(count)]
 
 
-class _Direct:
-    """Scores the few eligible documents by their rows."""
+@dataclass(frozen=True)
+class _Part:
+    """A segment, how many of its documents may be found, and which, where they are so few that their rows may cost less."""
 
-    def __init__(self, segments: Sequence[SparseVectors]) -> None:
-        starts = np.cumsum([0, *(segment.field.count for segment in segments)])
-        chosen = [np.flatnonzero(segment.eligible_N) for segment in segments]
-        positions = [part + start for part, start in zip(chosen, starts, strict=False)]
-        self._positions = np.concatenate([np.empty(0, dtype=np.int64), *positions])
-        self._rows = [segment.field.rows(part) for segment, part in zip(segments, chosen, strict=True)]
+    segment: SparseVectors
+    eligible: int
+    chosen: np.ndarray | None
+    cost: int
+    """Of the chosen rows, in postings."""
+
+    @classmethod
+    def of(cls, segment: SparseVectors) -> _Part:
+        field, eligible = segment.field, int(np.count_nonzero(segment.eligible_N))
+        if not 0 < eligible * FEW <= field.count:
+            return cls(segment, eligible, None, 0)
+        chosen = np.flatnonzero(segment.eligible_N)
+        terms = int((field.rows_N1[chosen + 1] - field.rows_N1[chosen]).sum())
+        return cls(segment, eligible, chosen, terms + eligible * (ROW + field.count // APART))
+
+
+class _Numpy:
+    """Adds up whole lists, or few documents' rows, without a compiler: the same float64 sums, in order of the terms."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = parts
+        self._rows: dict[int, csr_matrix] = {}
 
     def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.concatenate([np.empty(0, np.float32), *(row_scores(rows, terms, weights) for rows in self._rows)])
-        return self._positions[scores > 0], scores[scores > 0]
-
-
-class _Lists:
-    """Adds up whole lists, without a compiler: the same float64 sums, since every document has its terms in order."""
-
-    def __init__(self, segments: Sequence[SparseVectors]) -> None:
-        self._segments = segments
-
-    def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        positions, scores, start = [], [], 0
-        for segment in self._segments:
-            sums_N = np.zeros(segment.field.count)
-            for term, weight in zip(terms.tolist(), weights, strict=True):
-                documents, impacts = segment.field.postings(term)
-                sums_N[documents] += impacts.astype(np.float64) * np.float64(weight)
-            of_segment = sums_N.astype(np.float32)
-            found = np.flatnonzero((of_segment > 0) & segment.eligible_N)
+        positions, scores, start = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)], 0
+        for number, part in enumerate(self._parts):
+            field = part.segment.field
+            lists = int((field.starts_V1[terms + 1] - field.starts_V1[terms]).sum())
+            by_rows = part.chosen is not None and part.cost < lists + field.count * 3 // 2  # as the compiled search has it
+            found, of_found = self._by_rows(number, terms, weights) if by_rows else _by_lists(part.segment, terms, weights)
             positions.append(found + start)
-            scores.append(of_segment[found])
-            start += segment.field.count
+            scores.append(of_found)
+            start += field.count
         return np.concatenate(positions), np.concatenate(scores)
+
+    def _by_rows(self, number: int, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part = self._parts[number]
+        if number not in self._rows:
+            self._rows[number] = part.segment.field.rows(part.chosen)
+        scores = row_scores(self._rows[number], terms, weights)
+        return part.chosen[scores > 0], scores[scores > 0]
+
+
+def _by_lists(segment: SparseVectors, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    sums_N = np.zeros(segment.field.count)
+    for term, weight in zip(terms.tolist(), weights, strict=True):
+        documents, impacts = segment.field.postings(term)
+        sums_N[documents] += impacts.astype(np.float64) * np.float64(weight)
+    of_segment = sums_N.astype(np.float32)
+    found = np.flatnonzero((of_segment > 0) & segment.eligible_N)
+    return found, of_segment[found]
 
 
 class _Compiled:
     """Finds the k best with ``kernels/postings.c``."""
 
-    def __init__(self, library: ctypes.CDLL, segments: Sequence[SparseVectors], k: int) -> None:
-        self._library, self._count = library, len(segments)
-        self._fields = [segment.field for segment in segments]  # what the library is given points into their files
-        self._eligible = [np.ascontiguousarray(segment.eligible_N).view(np.uint8) for segment in segments]
-        self._segments = (Postings * self._count)(*(segment.field.native for segment in segments))
-        first, most = 0, max(segment.field.count for segment in segments)
-        for part, eligible_N in zip(self._segments, self._eligible, strict=True):
-            part.eligible, part.first = eligible_N.ctypes.data, first
-            first += part.count
-        self.searches = Searches(library, k, most, segments[0].field.width)
+    def __init__(self, library: ctypes.CDLL, parts: Sequence[_Part], k: int) -> None:
+        self._library, self._count = library, len(parts)
+        self._parts = parts  # what the library is given points into their files and arrays
+        self._eligible = [np.ascontiguousarray(part.segment.eligible_N).view(np.uint8) for part in parts]
+        self._segments = (Postings * self._count)(*(part.segment.field.native for part in parts))
+        first, fields = 0, [part.segment.field for part in parts]
+        for given, eligible_N, part in zip(self._segments, self._eligible, parts, strict=True):
+            given.eligible, given.first = eligible_N.ctypes.data, first
+            if part.chosen is not None:
+                given.chosen, given.chosen_count, given.chosen_cost = part.chosen.ctypes.data, part.eligible, part.cost
+            first += given.count
+        self.searches = Searches(library, k, max(field.count for field in fields), fields[0].width)
 
     def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         terms = np.ascontiguousarray(terms, dtype=np.int32)
@@ -382,6 +406,4 @@ def row_scores(rows_NV: csr_matrix, terms: np.ndarray, weights: np.ndarray) -> n
     """Returns float32 (N,): scores of vectors given as rows, summed in float64 in order of the terms."""
     dense_V = np.zeros(rows_NV.shape[1])
     dense_V[terms] = weights
-    owners = np.repeat(np.arange(rows_NV.shape[0]), np.diff(rows_NV.indptr))
-    parts = dense_V[rows_NV.indices] * rows_NV.data.astype(np.float64)
-    return np.bincount(owners, weights=parts, minlength=rows_NV.shape[0]).astype(np.float32)
+    return (rows_NV @ dense_V).astype(np.float32)

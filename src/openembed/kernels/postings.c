@@ -21,6 +21,7 @@ typedef int32_t __attribute__((may_alias)) Bits; /* floats that are not negative
 #define RUN 64
 #define GROUPS 32768 /* whose bounds are added up at once */
 #define ROW_COST 96 /* RESCORED, in a row of documents */
+#define AHEAD 8 /* documents whose rows are fetched before they are needed */
 #define GROUP 8 /* documents that have one bound; a constant of the files */
 #define RESCORED 96 /* a document's score costs about as much as so many postings */
 #define SCANNED 1024 /* going through a block's sums costs about as much as so many postings */
@@ -37,7 +38,9 @@ typedef struct {
     const int32_t *peak_rows; /* of each term: its row of ``peaks``, or -1 */
     const uint8_t *peaks;     /* (rows, groups): largest weight in each GROUP documents, in 1/255 of ``largest``, rounded up */
     const uint8_t *eligible;  /* of each document: 0 or 1 */
+    const int64_t *chosen;    /* the eligible documents, ascending, where they are few; or NULL */
     int64_t count, first;     /* documents, and the number of the first one */
+    int64_t chosen_count, chosen_cost; /* what scoring them costs, in postings */
     int32_t bytes, narrow;    /* of a weight: 4, 2 or 1; terms are uint16 */
 } Postings;
 
@@ -276,7 +279,7 @@ static int search_segment(const Postings *postings, Query *query, Cursor *cursor
     RowScore score_of = row_score(postings);
     for (int64_t base = 0; base < postings->count && lists && cursors[0].rest >= query->floor; base += BLOCK) {
         int64_t size = postings->count - base < BLOCK ? postings->count - base : BLOCK;
-        memset(block->sums, 0, sizeof(block->sums));
+        memset(block->sums, 0, (size + RUN - 1) / RUN * RUN * sizeof(float));
         double rest = add_up(postings, query, cursors, lists, block, base, size, slack);
         int64_t found = gather(block, size, postings->eligible + base, least_sum(query->floor, rest, slack));
         raise_floor(query, block, found, slack);
@@ -289,6 +292,47 @@ static int search_segment(const Postings *postings, Query *query, Cursor *cursor
         }
     }
     return 0;
+}
+
+/* Asks for a document's row, and what follows it, before it is needed. */
+static void fetch_row(const Postings *postings, int64_t document) {
+    int64_t from = postings->rows[document];
+    const char *terms = (const char *)postings->terms + from * (postings->narrow ? 2 : 4);
+    const char *weights = (const char *)postings->row_weights + from * postings->bytes;
+    for (int line = 0; line < 8; line++) {
+        __builtin_prefetch(terms + line * 64);
+        __builtin_prefetch(weights + line * 64);
+    }
+}
+
+/* Takes in a document unless its rough score says that it reaches no ``needed``. */
+static int consider(const Postings *postings, Query *query, int64_t document, RowScore rough_of, RowScore score_of, float needed) {
+    query->rescored++;
+    if (rough_of(postings, query, document) < needed) return 0;
+    float score = score_of(postings, query, document);
+    return score > 0 && score >= query->floor && push(query, postings->first + document, score);
+}
+
+/* Scores the few that are eligible by their own rows. */
+static int search_rows(const Postings *postings, Query *query) {
+    RowScore score_of = row_score(postings), rough_of = rough_row_score(postings);
+    double slack = (double)(query->count + 4) * 0x1p-23;
+    for (int64_t i = 0; i < postings->chosen_count; i++) {
+        if (i + 2 * AHEAD < postings->chosen_count) __builtin_prefetch(postings->rows + postings->chosen[i + 2 * AHEAD]);
+        if (i + AHEAD < postings->chosen_count) fetch_row(postings, postings->chosen[i + AHEAD]);
+        float needed = least_sum(query->floor, 0, slack);
+        if (consider(postings, query, postings->chosen[i], rough_of, score_of, needed)) return 1;
+    }
+    return 0;
+}
+
+/* Whether the rows of the few that are eligible cost less than the query's lists, of which bounds leave a part unread, and than
+ * going through all documents' sums or bounds. */
+static int rows_are_cheaper(const Postings *postings, const Query *query) {
+    if (!postings->chosen) return 0;
+    int64_t lists = 0;
+    for (int64_t i = 0; i < query->count; i++) lists += postings->starts[query->terms[i] + 1] - postings->starts[query->terms[i]];
+    return postings->chosen_cost < lists / (postings->peaks ? 2 : 1) + postings->count * 3 / 2;
 }
 
 typedef struct {
@@ -334,17 +378,6 @@ static void bound_groups(const Postings *postings, Cursor *cursors, int64_t list
     }
 }
 
-/* Asks for a group's rows before they are needed. */
-static void fetch_rows(const Postings *postings, int64_t group) {
-    int64_t from = postings->rows[group * GROUP];
-    const char *terms = (const char *)postings->terms + from * (postings->narrow ? 2 : 4);
-    const char *weights = (const char *)postings->row_weights + from * postings->bytes;
-    for (int line = 0; line < 8; line++) {
-        __builtin_prefetch(terms + line * 64);
-        __builtin_prefetch(weights + line * 64);
-    }
-}
-
 /* Scores the documents of the groups with bounds from ``least`` (or the floor) to below ``below``. */
 static int visit(const Postings *postings, Query *query, const Bounds *bounds, float least, float below, double slack) {
     RowScore score_of = row_score(postings), rough_of = rough_row_score(postings);
@@ -355,16 +388,13 @@ static int visit(const Postings *postings, Query *query, const Bounds *bounds, f
         for (int64_t group = run * RUN; group < (run + 1) * RUN; group++)
             if (bounds->bounds[group] >= wanted && bounds->bounds[group] < below) groups[found++] = group;
         for (int64_t i = 0; i < found; i++) {
-            if (i + 2 < found) fetch_rows(postings, groups[i + 2]);
+            if (i + 2 < found) fetch_row(postings, groups[i + 2] * GROUP);
             float needed = least_sum(query->floor, 0, slack);
             int64_t document = groups[i] * GROUP, end = document + GROUP < postings->count ? document + GROUP : postings->count;
             if (bounds->bounds[groups[i]] < needed) continue;
             for (; document < end; document++) {
                 if (!postings->eligible[document]) continue;
-                query->rescored++;
-                if (rough_of(postings, query, document) < needed) continue;
-                float score = score_of(postings, query, document);
-                if (score > 0 && score >= query->floor && push(query, postings->first + document, score)) return 1;
+                if (consider(postings, query, document, rough_of, score_of, needed)) return 1;
             }
         }
     }
@@ -421,8 +451,9 @@ EXPORT int openembed_postings_search(const Postings *segments, int64_t count, Qu
         int64_t runs = runs_of(segments[i].count);
         float *bounds = (float *)(cursors + query->count);
         Bounds room = {bounds, bounds + runs * RUN, bounds + runs * (RUN + 1), 0, 0};
-        failed = segments[i].peaks ? search_groups(&segments[i], query, cursors, &room, block)
-                                   : search_segment(&segments[i], query, cursors, block);
+        if (rows_are_cheaper(&segments[i], query)) failed = search_rows(&segments[i], query);
+        else if (segments[i].peaks) failed = search_groups(&segments[i], query, cursors, &room, block);
+        else failed = search_segment(&segments[i], query, cursors, block);
     }
     for (int64_t i = 0; i < query->count; i++) query->dense[query->terms[i]] = 0;
     return failed;
@@ -465,7 +496,7 @@ static int bm25_segment(const Words *words, Query *query, int64_t *ats, Block *b
     for (int64_t i = 0; i < words->list_count; i++) ats[i] = 0;
     for (int64_t base = 0; base < words->count; base += BLOCK) {
         int64_t size = words->count - base < BLOCK ? words->count - base : BLOCK, most = 0;
-        memset(block->sums, 0, sizeof(block->sums));
+        memset(block->sums, 0, (size + RUN - 1) / RUN * RUN * sizeof(float));
         for (int64_t i = 0; i < words->list_count; i++) {
             const List *list = &words->lists[i];
             int64_t end = seek(list->documents, ats[i], list->size, base + BLOCK);
