@@ -10,8 +10,8 @@ from openembed.server.schemas.fields import Count, Free, InputType, Request, Tex
 
 
 class SearchRequest(Request):
-    """``POST /v1/search``. ``index`` and ``mode`` of None: the first index, and the best it can. ``explain``: with the terms
-    that make each score (modes ``sparse`` and ``bm25``, and the better of these where none is given)."""
+    """``POST /v1/search``. ``index`` and ``mode`` of None: the first index, and the best it can. ``explain``: with what
+    makes each score (modes ``sparse``, ``tokens`` and ``bm25``; where none is given, the first of these that there is)."""
 
     query: Text
     index: str | None = None
@@ -60,7 +60,10 @@ class TermShare(BaseModel):
 
 
 class TokenMatch(BaseModel):
-    """A token of the query, the document's that it ``met``, their product, and where both are among the token vectors."""
+    """A token of the query, the document's that it ``met``, their product, and where both are among the token vectors.
+
+    ``met_span``: (start, end) of the one met in the document's title, a space and its text, in code points; null where it is
+    not of them (special tokens) or not known (pooled vectors)."""
 
     term: str
     met: str
@@ -68,11 +71,12 @@ class TokenMatch(BaseModel):
     share: float
     position: int
     met_position: int
+    met_span: tuple[int, int] | None
 
 
 class Hit(BaseModel):
     """A document found. ``snippet``: (start, end) of the part of its text that shows most of the query, in code points.
-    ``terms``: with ``explain``, those that made the score, greatest first."""
+    ``terms``: with ``explain``, those that made the score, or tokens that met, greatest first."""
 
     rank: int
     id: str
