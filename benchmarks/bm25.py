@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from sparse_data import clocked, finished
+from measuring import clocked, finished
 
 from openembed.documents import read_documents
 from openembed.index import lexical

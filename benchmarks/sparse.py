@@ -20,8 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from measuring import clocked, finished
 from scipy import sparse as sp
-from sparse_data import clocked, finished
 
 from openembed.index import sparse
 from openembed.index.manifest import ModelInfo

@@ -8,15 +8,10 @@ piece brings the eight pieces most associated with it in the same passages (log-
 its weight times the strength of the association. A short query is a question's eight rarest pieces weighed by idf, as an
 inference-free model has it; a long one those of its 40 weightiest after the same expansion, as SPLADE's queries are. What is
 synthetic here is the expansion alone; it decides how many postings there are, and their skew is that of the words it draws on.
-
-Also what ``benchmarks/sparse.py`` and ``benchmarks/bm25.py`` share: taking times, writing reports.
 """
 
 import argparse
 import json
-import resource
-import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -25,22 +20,6 @@ from scipy import sparse
 
 K1, B, SHARE, ASSOCIATED, SAMPLE = 0.9, 0.4, 0.4, 8, 100_000
 SHORT, LONG = 8, 40
-
-
-def clocked(action):
-    """What ``action`` gives, and its seconds of the clock and of the processor."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = action()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
-
-
-def finished(report, out):
-    """Writes the report of a benchmark, with the most memory it had, to standard output and to ``out`` where there is one."""
-    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    text = json.dumps(report, indent=2)
-    sys.stdout.write(text + "\n")
-    if out:
-        out.write_text(text + "\n")
 
 
 def texts_of(path, count):

@@ -22,6 +22,7 @@ from pathlib import Path
 import bm25s
 import Stemmer
 import torch
+from measuring import finished
 
 import openembed
 from openembed.encoder import Encoder
@@ -165,10 +166,7 @@ def main():
         "logits": {f"width {width}": logit_rows(width, options.rounds) for width in options.widths},
         "int8": {f"width {width}": int8_ceiling(width, options.rounds) for width in options.widths},
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    finished(report, options.json)
 
 
 if __name__ == "__main__":
