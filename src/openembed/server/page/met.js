@@ -10,7 +10,7 @@ function metNodes({ title, text, terms }) {
   const about = `Each token of the query meets the document’s nearest to it in meaning, and adds the product of their vectors${rest}. `
     + "All shares sum to 100 %.";
   return [element("h4", {}, "Tokens that meet"), element("ol", { class: "top met", "aria-label": "Tokens that meet" }, ...items),
-    element("p", { class: "soft" }, about), ...metText((title ? `${title} ${text}` : text).trim(), pairs)];
+    element("p", { class: "soft" }, about), ...metText(title ? `${title} ${text}`.trim() : text, pairs)];
 }
 
 /** Returns the pairs with the same word that meets the same token as one: queries are filled up with many of one token. */
