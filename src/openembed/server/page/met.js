@@ -1,5 +1,7 @@
 // Which token of the query meets which of a document, when a score is the sum of what they make together.
 
+const SEEN = 0.45; // the least heat, so that every token met is seen
+
 /** Returns the pairs that make a score, those that add most first, over the document's text with the tokens met in it. */
 function metNodes({ title, text, terms }) {
   if (!terms.length) return [element("p", { class: "soft" }, "No token of this document has a vector.")];
@@ -39,7 +41,8 @@ function metText(text, pairs) {
   const scale = fullHeat(tokens);
   const draw = (token, words) => {
     const tip = `${words} ← ${token.asking.join(", ")}: ${percent(token.weight)}`;
-    return tokenElement(token.weight < 0 ? "less" : "more", words, tip, token.weight / scale);
+    const heat = Math.max(SEEN, Math.abs(token.weight) / scale);
+    return tokenElement(token.weight < 0 ? "less" : "more", words, tip, heat);
   };
   return [heatSection("Document", count(tokens.length, "token") + " met", tokenNodes(text, tokens, draw))];
 }
