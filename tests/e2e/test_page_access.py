@@ -76,7 +76,8 @@ def shown(page, server):
 
     def show(state, *, width=1280, height=900, mobile=False):
         server.errors = {"broken": (500, {"message": "the server failed; its log says why"}, {})}
-        server.indexes = ALL if state == "tokens" else TWO
+        if state == "tokens":
+            server.indexes = ALL
         page.viewport(width, height, mobile=mobile)
         url, until = STATES[state]
         page.goto(server.url + url)
