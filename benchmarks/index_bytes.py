@@ -1,6 +1,7 @@
 """What a document takes on the disk in a store, by system: bytes of the store's files less those of a store of words alone.
 
-The models are those of a finished sweep (first seed, int8, 128 tokens unless it reads a text twice); the documents those of one BEIR folder.
+The models are those of a finished sweep (first seed, int8, 128 tokens unless it reads a text twice), the documents those of one
+BEIR folder.
 
     python benchmarks/index_bytes.py --runs runs/systems --data DATA/scifact --json bytes.json
 """

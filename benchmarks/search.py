@@ -10,17 +10,15 @@ clock's, since it tells more on a machine that does other things too. Recall is 
 """
 
 import argparse
-import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from reports import clocked, finished
 
 from openembed.documents import read_documents
 from openembed.index import dense, sketch
@@ -38,22 +36,16 @@ print(time.perf_counter() - start)
 """
 
 
-def clocks(action):
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = action()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
-
-
 def single(action, queries_QD, count):
     for query_D in queries_QD[:3]:
         action(query_D[None])
-    taken = [clocks(lambda query_D=query_D: action(query_D[None]))[1:] for query_D in queries_QD[:count]]
+    taken = [clocked(lambda query_D=query_D: action(query_D[None]))[1:] for query_D in queries_QD[:count]]
     (wall, cpu), (slow, _) = np.median(taken, axis=0) * 1e3, np.quantile(taken, 0.95, axis=0) * 1e3
     return {"single_ms": round(float(wall), 3), "single_cpu_ms": round(float(cpu), 3), "single_p95_ms": round(float(slow), 3)}
 
 
 def batch(action, queries_QD):
-    found, wall, cpu = clocks(lambda: action(queries_QD))
+    found, wall, cpu = clocked(lambda: action(queries_QD))
     return found, {"batch_qps": round(len(queries_QD) / wall, 1), "batch_cpu_qps": round(len(queries_QD) / cpu, 1)}
 
 
@@ -74,7 +66,7 @@ def of_faiss(name, documents_ND, queries_QD, best, ids):
 
     faiss.omp_set_num_threads(threads())
     index = faiss.index_factory(documents_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
-    _, build, _ = clocks(lambda: (index.train(documents_ND[:100_000]), index.add(documents_ND)))
+    _, build, _ = clocked(lambda: (index.train(documents_ND[:100_000]), index.add(documents_ND)))
     (_, found), speed = batch(lambda part_QD: index.search(part_QD, K), queries_QD)
     rows = {"recall": recall([[ids[n] for n in row] for row in found.tolist()], best), **speed}
     return rows | single(lambda part_QD: index.search(part_QD, K), queries_QD, 30) | {"build_s": round(build, 1)}
@@ -89,13 +81,13 @@ def of_graph(library, documents_ND, queries_QD, best, ids):
         faiss.omp_set_num_threads(threads())
         index = faiss.index_factory(documents_ND.shape[1], "HNSW32_SQ8", faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = EF_BUILD
-        _, build_s, build_cpu_s = clocks(lambda: (index.train(documents_ND[:100_000]), index.add(documents_ND)))
+        _, build_s, build_cpu_s = clocked(lambda: (index.train(documents_ND[:100_000]), index.add(documents_ND)))
     else:
         from usearch.index import Index
 
         index = Index(ndim=documents_ND.shape[1], metric="ip", dtype="i8", connectivity=32, expansion_add=EF_BUILD)
         keys = np.arange(len(documents_ND))
-        _, build_s, build_cpu_s = clocks(lambda: index.add(keys, documents_ND, threads=threads()))
+        _, build_s, build_cpu_s = clocked(lambda: index.add(keys, documents_ND, threads=threads()))
 
     def search(query_QD):
         if library == "faiss":
@@ -120,7 +112,7 @@ def build(options, documents_ND):
     shutil.rmtree(place, ignore_errors=True)
     model = ModelInfo(name="openembed-nano", fingerprint="benchmark", width=documents_ND.shape[1])
     rows = islice(read_documents(options.data / "passages.jsonl"), options.count)
-    store, wall, cpu = clocks(lambda: Store.create(place, rows, documents_ND, model=model))
+    store, wall, cpu = clocked(lambda: Store.create(place, rows, documents_ND, model=model))
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return store, {"build_s": round(wall, 1), "build_cpu_s": round(cpu, 1), "disk_bytes_a_document": round(size / len(store))}
 
@@ -133,8 +125,8 @@ def filters(store, query_D):
         "10<=words<20, not from books": {"words": {"gte": 10, "lt": 20}, "not": {"source": "prose-books"}},
         "words=50 (few)": {"words": 50},
     }.items():
-        masks, wall, _ = clocks(lambda condition=condition: store._eligible(condition))
-        times = [clocks(lambda condition=condition: store.dense(query_D[None], K, filter=condition))[1] for _ in range(7)]
+        masks, wall, _ = clocked(lambda condition=condition: store._eligible(condition))
+        times = [clocked(lambda condition=condition: store.dense(query_D[None], K, filter=condition))[1] for _ in range(7)]
         matching = int(sum(mask_N.sum() for mask_N in masks))
         rows[name] = {
             "matching": matching,
@@ -149,11 +141,11 @@ def changes(store, documents_ND):
     from openembed.records import Document
 
     added = [Document(f"new{n}", f"a new text {n}") for n in range(10)]
-    _, add_s, _ = clocks(lambda: store.add(added, vectors=documents_ND[:10]))
-    _, delete_s, _ = clocks(lambda: store.delete([document.id for document in added]))
+    _, add_s, _ = clocked(lambda: store.add(added, vectors=documents_ND[:10]))
+    _, delete_s, _ = clocked(lambda: store.delete([document.id for document in added]))
     texts = [document.text for document in islice(store.documents(), 20)]
     store.bm25(texts[:1], K)
-    _, bm25_s, _ = clocks(lambda: store.bm25(texts, K))
+    _, bm25_s, _ = clocked(lambda: store.bm25(texts, K))
     return {"add_10_s": round(add_s, 3), "delete_10_s": round(delete_s, 3), "bm25_ms": round(bm25_s / len(texts) * 1e3, 2)}
 
 
@@ -188,11 +180,7 @@ def main():
     report["reopen_s"] = round(
         float(subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout), 3
     )
-    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    finished(report, options.out)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ installed in.
 """
 
 import argparse
-import json
 import shutil
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from reports import clocked, finished
 
 from openembed.files import read_json, write_json
 from openembed.index.native import threads
@@ -38,12 +37,6 @@ ENCODINGS = {
     "fde 2,560 of 5,120 (40, 3, 16)": EncodingSettings(repetitions=40, planes=3, inner=16, final=2_560),
     "fde 10,240 (20, 5, 16)": EncodingSettings(repetitions=20, planes=5, inner=16),
 }
-
-
-def clocks(action):
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = action()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def load(folder, name, mode=None):
@@ -68,7 +61,7 @@ def build(place, documents, settings):
             writer.add(documents.select(range(start, min(start + CHUNK, len(documents)))))
         return writer.close()
 
-    _, wall, cpu = clocks(write)
+    _, wall, cpu = clocked(write)
     tokens = len(documents.values_TD)
     sizes = {path.name: path.stat().st_size / tokens for path in place.iterdir()}
     groups = {"vectors": "tokens.", "residuals": "residuals.", "encodings": "encodings."}
@@ -87,7 +80,7 @@ def measured(action, queries, best, count):
     taken, found = [], []
     for row in range(count):
         query = queries.select([row])
-        result, wall, cpu = clocks(lambda query=query: action(query))
+        result, wall, cpu = clocked(lambda query=query: action(query))
         taken.append((wall, cpu))
         found += result
     wall, cpu = np.median(taken, axis=0) * 1e3
@@ -141,7 +134,7 @@ def limits(segment, queries):
     import torch
 
     block = torch.ones(64 * 2**20)
-    reads = min(clocks(lambda: block.sum())[1] for _ in range(5))
+    reads = min(clocked(lambda: block.sum())[1] for _ in range(5))
     bandwidth = block.numel() * 4 / reads
     n = float(queries.lengths_N.mean())
     tokens, width = segment.info.tokens, segment.info.width
@@ -166,13 +159,15 @@ def searching(segment, method=None):
 def of_exact(place, documents, queries, report):
     """Measures exact search, reranking and XTR without a codec; returns the true ten best."""
     segment, row = build(place / "exact", documents, TokenSettings(bits=None))
-    best, wall, _ = clocks(lambda: search(queries, parts(segment), K, str))
+    best, wall, _ = clocked(lambda: search(queries, parts(segment), K, str))
     row |= measured(searching(segment), queries, best, len(queries))
     report["exact, float16"] = row | {"batch_ms_a_query": round(wall / len(queries) * 1e3, 2)}
     report["limits"] = limits(segment, queries)
     random = np.random.default_rng(1)
     chosen = [random.choice(len(documents), 1000, replace=False) for _ in range(len(queries))]
-    taken = [clocks(lambda n=n: rerank(queries.select([n]), parts(segment), [chosen[n]], str))[1:] for n in range(len(queries))]
+    taken = [
+        clocked(lambda n=n: rerank(queries.select([n]), parts(segment), [chosen[n]], str))[1:] for n in range(len(queries))
+    ]
     wall, cpu = np.median(taken, axis=0) * 1e3
     report["rerank of 1000 documents"] = {"ms": round(float(wall), 2), "cpu_ms": round(float(cpu), 2)}
     report["xtr 1000 tokens, exact retrieval"] = measured(searching(segment, Xtr(1000)), queries, best, len(queries) // 4)
@@ -224,7 +219,7 @@ def of_pooling(documents, queries, report):
     best = [[(int(n), 0.0) for n in np.argsort(-row)[:K]] for row in true_QN]
     for factor in (2, 4):
         for method in ("ward", "k_means"):
-            pooled, _, cpu = clocks(lambda factor=factor, method=method: pool_tokens(chosen, factor, method=method))
+            pooled, _, cpu = clocked(lambda factor=factor, method=method: pool_tokens(chosen, factor, method=method))
             scores_QN = TokenMatrix.of(pooled).bounded(panel, every)[0]
             found = [[(int(n), 0.0) for n in np.argsort(-row)[:K]] for row in scores_QN]
             report[f"pooling by {factor}, {method}"] = {"cpu_ms_a_document": round(cpu, 2), "recall": recall(found, best)}
@@ -259,10 +254,7 @@ def main():
     report["torch, one product and segment_reduce"] = of_torch(documents, queries, best, min(20, len(queries)))
     if options.pylate:
         report["pylate's colbert_scores"] = of_pylate(options.pylate, documents, queries, best, min(20, len(queries)))
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    finished(report, options.out)
 
 
 if __name__ == "__main__":

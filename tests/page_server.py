@@ -167,7 +167,8 @@ class PageServer:
         model = next(entry["model"] for entry in self.indexes if entry["name"] == index)
         found = [_hit(rank, *hit, body["query"], mode) for rank, hit in enumerate(hits[: body["k"]], 1)]
         if body.get("explain"):
-            found = [hit | {"terms": _terms(body["query"], hit["score"])} for hit in found]
+            parts = _met if mode == "tokens" else _terms
+            found = [hit | {"terms": parts(body["query"], hit)} for hit in found]
         return {"query": body["query"], "index": index, "mode": mode, "model": model, "took_ms": took, "hits": found}
 
     def contributions(self, body):
@@ -199,8 +200,25 @@ def _score(document, query, index, mode):
     return {"dense": cosine, "tokens": 8 * cosine}.get(mode, cosine / 30)
 
 
-def _terms(query, score):
+def _met(query, hit):
+    """What each word of the query meets, itself where the document has it; the query is filled up with four [MASK]."""
+    full = f"{hit['title']} {hit['text']}".strip()
+    spans = [match.span() for match in re.finditer(r"\S+", full)]
+    words = [full[low:high].lower() for low, high in spans]
+    names = [*re.findall(r"\w+", query.lower()), *["[MASK]"] * 4]
+    whole = sum(1 / (number + 1.5) for number in range(len(names)))
+    rows = []
+    for number, name in enumerate(names):
+        place = words.index(name) if name in words else len(name) % len(words)
+        met, span = ("[CLS]", None) if number == len(names) - 1 else (full[slice(*spans[place])], spans[place])
+        row = {"term": name, "met": met, "score": 1 / (number + 1.5), "share": 1 / (number + 1.5) / whole}
+        rows.append(row | {"position": number, "met_position": place + 1 if span else 0, "met_span": span})
+    return rows
+
+
+def _terms(query, hit):
     """Terms of a score, as many as the query has words and a rest of small ones."""
+    score = hit["score"]
     names = [*re.findall(r"\w+", query.lower()), "##s", *(f"related{n}" for n in range(30))]
     weights = [1 / (place + 1) for place in range(len(names))]
     shares = [weight / sum(weights) for weight in weights]

@@ -13,6 +13,8 @@ from openembed.index.tokens.native import token_library
 from openembed.token_vectors import TokenVectors
 
 PATHS = ["numpy", *(["kernels", "threads"] if token_library() else [])]
+COUNT, WIDTH = 400, 24
+paths = pytest.mark.parametrize("path", PATHS)
 
 
 @contextmanager

@@ -109,6 +109,7 @@ def test_nothing_found_offers_a_way_on(page, server):
     server.asked.clear()
     page.click(".notice button")
     page.wait("document.querySelector('.modes input:checked').value === 'dense'")
+    page.wait("!document.querySelector('[aria-busy]')")
     assert server.searches()[-1]["mode"] == "dense"
 
 
@@ -220,9 +221,11 @@ def test_chips_filter_and_are_removed(page, server):
     assert page.value("document.querySelector('#conditions').contains(document.activeElement)")
     page.click("#conditions button")
     page.wait("document.querySelectorAll('#conditions button').length === 1")
+    page.wait(RESULTS)
     assert server.searches()[-1]["filter"] == {"lang": "en"}
     page.click("#conditions button")
     page.wait("document.querySelector('#conditions').hidden")
+    page.wait(RESULTS)
     assert "filter" not in server.searches()[-1]
 
 
@@ -232,6 +235,7 @@ def test_parts_of_an_object_are_chips_of_their_own(page, server):
     assert {"place.country NO", "place.coordinates 78.9", "place.coordinates 18"} <= set(chips)
     page.value("[...document.querySelectorAll('.chip')].find(chip => chip.textContent === 'place.country NO').click()")
     page.wait("document.querySelector('#conditions button')")
+    page.wait("!document.querySelector('[aria-busy]')")
     assert server.searches()[-1]["filter"] == {"place.country": "NO"}
 
 

@@ -1,12 +1,13 @@
 """The search page for eyes, fingers and assistive technology: contrast, names, sizes, phones, print, motion."""
 
 import pytest
-from page_server import TWO
+from page_server import ALL, TWO
 
 PHONE = (360, 740)
 STATES = {
     "welcome": ("", "document.querySelector('.welcome dt')"),
     "results": ("?q=glacier&k=50", "document.querySelector('.hit')"),
+    "tokens": ("?q=glacier&k=50&mode=tokens", "document.querySelector('.hit')"),
     "compare": (
         "?q=glacier&k=50&mode=dense&mode2=bm25&index2=papers-minilm",
         "document.querySelector('.shift.up, .shift.alone')",
@@ -75,6 +76,8 @@ def shown(page, server):
 
     def show(state, *, width=1280, height=900, mobile=False):
         server.errors = {"broken": (500, {"message": "the server failed; its log says why"}, {})}
+        if state == "tokens":
+            server.indexes = ALL
         page.viewport(width, height, mobile=mobile)
         url, until = STATES[state]
         page.goto(server.url + url)

@@ -8,20 +8,34 @@ import time
 import urllib.request
 
 import pytest
+import torch
 from page_server import DOCUMENTS
+
+import openembed
+from openembed.encoder import Encoder
+from openembed.heads import TokenProjectionConfig
 
 pytest.importorskip("openembed.server.app", reason="the HTTP server's packages are absent: install openembed[serve]")
 
 RESULTS = "document.querySelector('.hit') && !document.querySelector('[aria-busy]')"
 
 
+def with_token_vectors(name):
+    """A model with a random head that gives a vector a token in place of its own."""
+    dense = openembed.load(name)
+    config = dense.config.model_copy(update={"head": TokenProjectionConfig(width=48), "projections": (), "matryoshka": ()})
+    torch.manual_seed(0)
+    return Encoder(config, dense.tokenizer, dense.backbone, config.head.build(dense.backbone.width))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two indexes of the difficult documents: one with vectors, one of words alone."""
+    """Three indexes of the difficult documents: one with vectors, one with a vector a token, one of words alone."""
     folder = tmp_path_factory.mktemp("page")
+    with_token_vectors("openembed-nano").save(folder / "colbert")
     lines = [json.dumps({**document, "_id": document["id"]}) for document in DOCUMENTS]
     (folder / "docs.jsonl").write_text("\n".join(lines))
-    for name, options in (("meanings", []), ("words", ["--model", "bm25"])):
+    for name, options in (("meanings", []), ("tokens", ["--model", "colbert"]), ("words", ["--model", "bm25"])):
         command = [sys.executable, "-m", "openembed", "index", "docs.jsonl", "-o", name, *options]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder
@@ -29,8 +43,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(folder):
-    """The address of a server of both indexes that takes requests."""
-    command = [sys.executable, "-m", "openembed", "serve", "meanings", "words", "--port", "0"]
+    """The address of a server of these indexes that takes requests."""
+    command = [sys.executable, "-m", "openembed", "serve", "meanings", "tokens", "words", "--port", "0"]
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -110,6 +124,35 @@ def test_the_tokens_of_a_difficult_document(tab, url):
     for whole, seen in zip(("field notes 🧊", f"{document['title']} {document['text']}"), shown, strict=True):
         assert whole in seen, "special tokens aside the text is complete, each character once"
     assert not tab.value(f"{emoji}.querySelector('.unread')")
+
+
+def explained(url, query, identifier):
+    """What the server itself says made the score of a document."""
+    body = json.dumps({"query": query, "index": "tokens", "mode": "tokens", "k": 20, "explain": True}).encode()
+    request = urllib.request.Request(url + "v1/search", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return next(hit["terms"] for hit in json.load(answer)["hits"] if hit["id"] == identifier)
+
+
+def test_the_tokens_that_meet_in_a_difficult_document(tab, url):
+    """Real offsets fall on the words they name, behind emoji of several code points too, and the text stays complete."""
+    document = DOCUMENTS[4]
+    full = f"{document['title']} {document['text']}"
+    terms = explained(url, "we drilled twelve metres", document["id"])
+    words = [(row["met"].lstrip("▁Ġ"), full[slice(*row["met_span"])].strip()) for row in terms if row["met_span"]]
+    named = [(name, word) for name, word in words if name.isascii() and name.isalpha()]
+    assert named
+    assert all(name.lower() == word.lower() for name, word in named)
+    tab.goto(f"{url}?q=we+drilled+twelve+metres&mode=tokens&index=tokens&k=20")
+    tab.wait(RESULTS, 30)
+    emoji = "[...document.querySelectorAll('.hit')].find(node => node.textContent.includes('emoji-'))"
+    tab.value(f"{emoji}.querySelector('.why').click()")
+    tab.wait(f"{emoji}.querySelector('.pair')", 30)
+    pairs = tab.value(f"[...{emoji}.querySelectorAll('.pair')].map(node => node.textContent)")
+    assert len(pairs) == min(24, len({(row["term"], row["met_position"]) for row in terms}))
+    assert tab.value(f"{emoji}.querySelector('.tokens').textContent") == full
+    marked = tab.value(f"[...{emoji}.querySelectorAll('.token')].map(node => node.textContent)")
+    assert {word for _, word in named} <= set(marked)
 
 
 def test_two_indexes_side_by_side(tab, url):

@@ -5,10 +5,9 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_paths import PATHS, brute_force, drawn, fast_maxsim, forced, maxsim, segment
+from token_paths import PATHS, brute_force, drawn, fast_maxsim, forced, maxsim, paths, segment
 
 from openembed.index.tokens.files import TokenSettings
 from openembed.index.tokens.muvera import Encoded, EncodingSettings
@@ -132,7 +131,7 @@ def test_a_coded_segment_beside_one_that_is_not_ranks_as_one_segment_rescored(se
         shutil.rmtree(part.directory)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@paths
 def test_a_score_does_not_depend_on_how_it_was_found(path):
     random = np.random.default_rng(5)
     documents, queries = drawn(random, 300, 16, 40), drawn(random, 20, 16, 40, shortest=1)

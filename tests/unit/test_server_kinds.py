@@ -391,6 +391,9 @@ def test_explain_says_which_tokens_meet(setup, encoders):
         names = ["[CLS]", *store.document(hit["id"]).full_text.split(), "[SEP]"]
         for row in hit["terms"]:
             assert row["met"] == names[row["met_position"]]
+            special = row["met"].startswith("[")
+            assert (row["met_span"] is None) == special
+            assert special or store.document(hit["id"]).full_text[slice(*row["met_span"])] == row["met"]
             assert row["score"] == pytest.approx(float(query[row["position"]] @ document[row["met_position"]]), abs=1e-3)
         named = sorted(hit["terms"], key=lambda row: row["position"])
         assert [row["term"] for row in named] == ["[CLS]", *QUERY.split(), "[SEP]", *["[MASK]"] * (len(query) - 6)]

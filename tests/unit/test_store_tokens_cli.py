@@ -80,6 +80,9 @@ def test_explain_says_which_tokens_meet(index, model, monkeypatch):
         assert {term["position"]: term["term"] for term in terms} == dict(enumerate(names))
         theirs = [encoder.tokenizer.backend.id_to_token(i) for i in encoder.tokenize([hit["text"]]).ids[0]]
         assert all(term["met"] == theirs[term["met_position"]] for term in terms)
+        placed = [term for term in terms if term["met_span"]]
+        assert {term["met"] for term in terms} - {term["met"] for term in placed} <= {"[CLS]", "[SEP]"}
+        assert all(hit["text"][slice(*term["met_span"])].lower() == term["met"].removeprefix("##") for term in placed)
     shown = CliRunner().invoke(app, ["search", str(index), "the red planet", "--explain", "-k", "1"]).stdout
     best = found["hits"][0]["terms"][0]
     assert f"{best['term']} → {best['met']} {best['score']:.2f}" in shown

@@ -7,7 +7,7 @@ from token_models import TEXTS, token_encoder
 
 import openembed
 from openembed.heads.token_pooling import ClustersConfig
-from openembed.index.encoding import vector_names
+from openembed.index.encoding import vector_tokens
 from openembed.token_vectors import TokenVectors
 
 COLBERT = {
@@ -59,17 +59,22 @@ def test_a_text_of_skipped_tokens_alone_keeps_them(tmp_path):
         token_encoder(tmp_path, head={"kind": "token_projection", "skip": ["Ġ."]})
 
 
-def test_the_token_of_each_vector_is_named(colbert, plain):
-    names = vector_names(colbert, TEXTS, colbert.document_prompt(), None, queries=False)
-    assert [len(each) for each in names] == colbert.encode_documents(TEXTS).lengths_N.tolist()
-    assert names[0] == ["[CLS]", "[unused1]", "w1", "w2", "w3", "[SEP]"]
-    (query,) = vector_names(colbert, ["w1, w2"], colbert.query_prompt(), None, queries=True)
-    assert query == ["[CLS]", "[unused0]", "w1", ",", "w2", "[SEP]", "[MASK]", "[MASK]", "[MASK]"]
+def test_the_token_of_each_vector_is_named_and_placed(colbert, plain):
+    found = vector_tokens(colbert, TEXTS, colbert.document_prompt(), None, queries=False)
+    assert [len(each) for each in found] == colbert.encode_documents(TEXTS).lengths_N.tolist()
+    assert [token.name for token in found[0]] == ["[CLS]", "[unused1]", "w1", "w2", "w3", "[SEP]"]
+    for text, tokens in zip(TEXTS, found, strict=True):
+        for name, span in tokens:
+            assert (span is None) == name.startswith("[")
+            assert span is None or text[slice(*span)].lower() == name
+    (query,) = vector_tokens(colbert, ["w1, w2"], colbert.query_prompt(), None, queries=True)
+    assert [token.name for token in query] == ["[CLS]", "[unused0]", "w1", ",", "w2", "[SEP]", "[MASK]", "[MASK]", "[MASK]"]
+    assert [token.span for token in query] == [None, None, (0, 2), (2, 3), (4, 6), None, None, None, None]
     pooled = plain.with_pool(ClustersConfig(queries=0, documents=4))
-    names = vector_names(pooled, TEXTS, "", None, queries=False)
-    assert [each is None for each in names] == [True, True, False, True, True, True]
-    assert vector_names(object(), ["a", "b"], "", None, queries=False) == [None, None]
-    assert vector_names(plain, [], "", None, queries=False) == []
+    found = vector_tokens(pooled, TEXTS, "", None, queries=False)
+    assert [each is None for each in found] == [True, True, False, True, True, True]
+    assert vector_tokens(object(), ["a", "b"], "", None, queries=False) == [None, None]
+    assert vector_tokens(plain, [], "", None, queries=False) == []
 
 
 def test_queries_are_expanded_and_cut_to_one_length(colbert):

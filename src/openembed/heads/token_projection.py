@@ -96,11 +96,11 @@ class TokenProjection(nn.Module):
         pooled = {query: self.config.pool.counts(counts_N, query=query) for query in (False, True)}
         return np.where(_queries(rows), pooled[True], pooled[False])
 
-    def tokens_of(self, rows: TokenRows) -> list[np.ndarray | None]:
-        """Returns the ids of the tokens whose vectors each text has, in their order; None for a text whose are pooled."""
-        kept_T, counts_N = self._kept(rows)
-        kept = np.split(np.concatenate([np.empty(0, np.int64), *rows.ids])[kept_T], np.cumsum(counts_N)[:-1])
-        return [ids if len(ids) == count else None for ids, count in zip(kept[: len(rows)], self.rows_of(rows), strict=True)]
+    def places_of(self, rows: TokenRows) -> list[np.ndarray | None]:
+        """Returns where in its row the token of each vector of a text stands, in order; None for a text whose are pooled."""
+        kept_T, _ = self._kept(rows)
+        kept = [np.flatnonzero(kept) for kept in np.split(kept_T, np.cumsum(rows.lengths)[:-1])][: len(rows)]
+        return [places if len(places) == count else None for places, count in zip(kept, self.rows_of(rows), strict=True)]
 
     def forward(self, hidden_TD: Tensor, packed: Packed) -> Tensor:
         """Returns the vectors of all texts end to end, ``(R, D)`` float32."""

@@ -6,7 +6,7 @@ An encoder says by its ``kind`` what it gives; one that says nothing gives dense
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import issparse
@@ -17,6 +17,14 @@ from openembed.records import Document
 from openembed.token_vectors import TokenVectors
 
 AT_ONCE = 1024
+
+
+class VectorToken(NamedTuple):
+    """The token of a token vector: its name, and its characters (start, end) of the text; None where it is not of the text."""
+
+    name: str
+    span: tuple[int, int] | None
+
 
 Encoders = EncodesDocuments | Iterable[EncodesDocuments] | None
 """One encoder, or one of each kind that a store has."""
@@ -53,19 +61,26 @@ def term_names(encoder: Any) -> Callable[[int], str]:
     return str if backend is None else lambda term: backend.id_to_token(term) or str(term)
 
 
-def vector_names(
+def vector_tokens(
     encoder: Any, texts: Sequence[str], prompt: str, max_length: int | None, *, queries: bool
-) -> list[list[str] | None]:
-    """Returns for each text under a literal ``prompt`` the tokens that its token vectors are of, by ``term_names``.
+) -> list[list[VectorToken] | None]:
+    """Returns for each text under a literal ``prompt`` the tokens that its token vectors are of, called as by ``term_names``.
 
     None for a text whose vectors are pooled, and for all where the encoder does not say it.
     """
-    tokens_of = getattr(getattr(encoder, "head", None), "tokens_of", None)
-    if tokens_of is None:
+    places_of = getattr(getattr(encoder, "head", None), "places_of", None)
+    if places_of is None:
         return [None] * len(texts)
-    sides = np.full(len(texts), queries) if encoder.sided else None
-    found, name = tokens_of(encoder.tokenize(texts, prompt, max_length, queries=sides)), term_names(encoder)
-    return [None if ids is None else [name(i) for i in ids.tolist()] for ids in found]
+    name, limit = term_names(encoder), encoder.row_limit(max_length)
+    rows = encoder.tokenize(texts, prompt, max_length, queries=np.full(len(texts), queries) if encoder.sided else None)
+    found: list[list[VectorToken] | None] = []
+    for text, ids, places in zip(texts, rows.ids, places_of(rows), strict=True):
+        if places is None:
+            found.append(None)
+            continue
+        spans = dict(enumerate(encoder.tokenizer.offsets(text, prompt, limit, query=queries)))
+        found.append([VectorToken(name(int(ids[place])), spans.get(place)) for place in places.tolist()])
+    return found
 
 
 def count_of(vectors: Vectors) -> int:

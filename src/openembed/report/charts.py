@@ -50,8 +50,8 @@ def line_chart(
     lines = [Line(item.name, thin(item.points), item.color, item.dashed, item.marks) for item in lines if item.points]
     xs = [x for item in lines for x, _ in item.points] or [0.0, 1.0]
     ys = [y for item in lines for _, y in item.points] or [0.0, 1.0]
-    frame = _Frame.around(xs, ys, y_range)
-    parts = [*frame.axes(x_label, x_ticks=x_ticks), *_dividers(frame, dividers)]
+    frame = _around(xs, ys, y_range)
+    parts = [*_axes(frame, x_label, x_ticks=x_ticks), *_dividers(frame, dividers)]
     for item in lines:
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in item.points)
         dash = ' stroke-dasharray="5 4"' if item.dashed else ""
@@ -74,8 +74,8 @@ def density_chart(
     low, high = x_range
     shares = [(name, _shares(counts), color) for name, counts, color in curves if sum(counts) > 0]
     top = max((max(values) for _, values, _ in shares), default=1.0)
-    frame = _Frame(low, high, 0.0, top * 1.05)
-    parts = frame.axes(x_label, y_ticks=False)
+    frame = Frame(low, high, 0.0, top * 1.05)
+    parts = _axes(frame, x_label, y_ticks=False)
     for name, values, color in shares:
         step = (high - low) / len(values)
         corners = [(low, 0.0)]
@@ -122,39 +122,48 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """The plotting area and its scales."""
+class Frame:
+    """The plotting area: the ends of its scales, the height of the chart, and the room below it."""
 
     x_low: float
     x_high: float
     y_low: float
     y_high: float
+    height: int = HEIGHT
+    below: int = BOTTOM
 
-    @classmethod
-    def around(cls, xs: Sequence[float], ys: Sequence[float], fixed: tuple[float | None, float | None]) -> _Frame:
-        low, high = min(ys), max(ys)
-        room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-        low = fixed[0] if fixed[0] is not None else low - room
-        high = fixed[1] if fixed[1] is not None else high + room
-        if high <= low:
-            high = low + 1.0
-        x_low, x_high = min(xs), max(xs)
-        return cls(x_low, x_high if x_high > x_low else x_low + 1.0, low, high)
+    @property
+    def bottom(self) -> int:
+        """Where the horizontal axis lies."""
+        return self.height - self.below
 
     def x(self, value: float) -> float:
+        """Returns where ``value`` lies from left to right."""
         share = (value - self.x_low) / (self.x_high - self.x_low)
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
+        """Returns where ``value`` lies from top to bottom."""
         share = (value - self.y_low) / (self.y_high - self.y_low)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        return self.bottom - share * (self.bottom - TOP)
 
-    def axes(self, x_label: str, *, x_ticks: bool = True, y_ticks: bool = True) -> list[str]:
-        bottom = HEIGHT - BOTTOM
-        parts = grid(ticks(self.y_low, self.y_high) if y_ticks else [], self.y)
-        for value in ticks(self.x_low, self.x_high, 6) if x_ticks else []:
-            parts.append(f'<text x="{self.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{number(value)}</text>')
-        return parts + base_line(bottom, x_label, HEIGHT)
+
+def _around(xs: Sequence[float], ys: Sequence[float], fixed: tuple[float | None, float | None]) -> Frame:
+    low, high = min(ys), max(ys)
+    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    low = fixed[0] if fixed[0] is not None else low - room
+    high = fixed[1] if fixed[1] is not None else high + room
+    if high <= low:
+        high = low + 1.0
+    x_low, x_high = min(xs), max(xs)
+    return Frame(x_low, x_high if x_high > x_low else x_low + 1.0, low, high)
+
+
+def _axes(frame: Frame, x_label: str, *, x_ticks: bool = True, y_ticks: bool = True) -> list[str]:
+    parts = grid(ticks(frame.y_low, frame.y_high) if y_ticks else [], frame.y)
+    for value in ticks(frame.x_low, frame.x_high, 6) if x_ticks else []:
+        parts.append(f'<text x="{frame.x(value):.1f}" y="{frame.bottom + 15}" text-anchor="middle">{number(value)}</text>')
+    return parts + base_line(frame.bottom, x_label, frame.height)
 
 
 def grid(values: Sequence[float], y_of: Callable[[float], float]) -> list[str]:
@@ -176,7 +185,7 @@ def base_line(bottom: float, label: str, height: int) -> list[str]:
     return parts
 
 
-def _dividers(frame: _Frame, dividers: Sequence[Divider]) -> list[str]:
+def _dividers(frame: Frame, dividers: Sequence[Divider]) -> list[str]:
     parts = []
     for item in dividers:
         x = frame.x(item.x)

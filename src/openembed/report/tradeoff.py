@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from xml.sax.saxutils import escape
 
-from openembed.report.charts import COLORS, LEFT, RIGHT, TOP, WIDTH, base_line, grid, number, svg_frame, ticks
+from openembed.report.charts import COLORS, LEFT, RIGHT, WIDTH, Frame, base_line, grid, number, svg_frame, ticks
 from openembed.report.sections import Figure
 
-HEIGHT, BOTTOM = 260, 38
+HEIGHT, BELOW = 260, 38
 LETTER, LINE = 7.0, 13
 """Width and height of a label's letters, about."""
 
@@ -76,8 +76,8 @@ def tradeoff_figures(
 
 def scatter(title: str, points: Sequence[Point], x_label: str) -> str:
     """Returns an SVG scatter plot over a logarithmic axis; a dashed line joins the :func:`frontier`."""
-    frame = _Frame.around(points)
-    parts = frame.axes(x_label)
+    frame = _around(points)
+    parts = _axes(frame, x_label)
     steps = [(frame.x(p.x), frame.y(p.y)) for p in frontier(points)]
     corners = [corner for (_, y), (x, top) in pairwise(steps) for corner in ((x, y), (x, top))]
     corners = [steps[0], *corners, (WIDTH - RIGHT, steps[-1][1])]
@@ -108,34 +108,28 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-@dataclass(frozen=True)
-class _Frame:
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-
-    @classmethod
-    def around(cls, points: Sequence[Point]) -> _Frame:
-        logs = [math.log10(point.x) for point in points]
-        ys = [y for point in points for y in (point.y, point.low, point.high) if y is not None]
-        room = max((max(logs) - min(logs)) * 0.1, 0.05)
-        above = (max(ys) - min(ys)) * 0.1 or 0.05
-        return cls(min(logs) - room, max(logs) + room, min(ys) - above, max(ys) + above)
+class _LogFrame(Frame):
+    """A plotting area whose horizontal scale is logarithmic; its ends are powers of ten."""
 
     def x(self, value: float) -> float:
-        return LEFT + (math.log10(value) - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+        return super().x(math.log10(value))
 
-    def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
-    def axes(self, x_label: str) -> list[str]:
-        bottom, parts = HEIGHT - BOTTOM, grid(ticks(self.y_low, self.y_high, 7), self.y)
-        for value in log_ticks(10**self.x_low, 10**self.x_high):
-            x = f"{self.x(value):.1f}"
-            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
-            parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
-        return parts + base_line(bottom, f"{x_label} (logarithmic)", HEIGHT)
+def _around(points: Sequence[Point]) -> _LogFrame:
+    logs = [math.log10(point.x) for point in points]
+    ys = [y for point in points for y in (point.y, point.low, point.high) if y is not None]
+    room = max((max(logs) - min(logs)) * 0.1, 0.05)
+    above = (max(ys) - min(ys)) * 0.1 or 0.05
+    return _LogFrame(min(logs) - room, max(logs) + room, min(ys) - above, max(ys) + above, HEIGHT, BELOW)
+
+
+def _axes(frame: _LogFrame, x_label: str) -> list[str]:
+    parts = grid(ticks(frame.y_low, frame.y_high, 7), frame.y)
+    for value in log_ticks(10**frame.x_low, 10**frame.x_high):
+        x = f"{frame.x(value):.1f}"
+        parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{frame.bottom}" y2="{frame.bottom + 4}"/>')
+        parts.append(f'<text x="{x}" y="{frame.bottom + 16}" text-anchor="middle">{number(value)}</text>')
+    return parts + base_line(frame.bottom, f"{x_label} (logarithmic)", HEIGHT)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -159,7 +153,7 @@ def _labels(points: Sequence[tuple[str, float, float]]) -> list[str]:
         for step in (1, -1, 2, -2, 3, -3):
             sides += [(x + 8, y + 4 + step * LINE), (x - 8 - wide, y + 4 + step * LINE)]
         boxes = [(left, base - LINE + 3, left + wide, base + 3) for left, base in sides]
-        inside = [box for box in boxes if box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM]
+        inside = [box for box in boxes if box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BELOW]
         free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
         box = (free or inside or boxes)[0]
         taken.append(box)

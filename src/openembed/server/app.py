@@ -17,19 +17,16 @@ from openembed.server.errors import ApiError, internal, of_status, refused
 from openembed.server.gate import Gate
 from openembed.server.metrics import Metrics
 from openembed.server.routes import documents, embeddings, rerank, search, sparse, status, tokens
-from openembed.server.schemas import (
-    AddRequest,
-    ContributionsRequest,
-    DeleteRequest,
+from openembed.server.schemas.documents import AddRequest, DeleteRequest
+from openembed.server.schemas.embeddings import (
     EmbeddingsRequest,
     EmbedRequest,
     MultiVectorRequest,
     PoolingRequest,
-    RerankRequest,
-    SearchRequest,
     SparseRequest,
-    TeiRerankRequest,
 )
+from openembed.server.schemas.rerank import RerankRequest, TeiRerankRequest
+from openembed.server.schemas.search import ContributionsRequest, SearchRequest
 from openembed.server.settings import Settings
 
 BODIES = (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from openembed.encoded import Encoded
-from openembed.index.encoding import term_names, vector_names
+from openembed.index.encoding import VectorToken, term_names, vector_tokens
 from openembed.index.manifest import Kind
 from openembed.index.searching import Condition, Hits, check_k
 from openembed.steps.fuse import fused_depth, reciprocal_rank
@@ -99,8 +99,9 @@ def explained(
 
     By terms (sparse, bm25) each has ``term``, ``score``, its ``share`` of the document's score, and the weights in ``query``
     and ``document`` whose product the score is. By tokens each token of the query has, beside ``term``, ``score`` and
-    ``share``, the document's token that it ``met``, and the positions of both among their token vectors, which stand for
-    tokens that cannot be named. Raises what ``check_explained`` and ``Store.explain`` do.
+    ``share``, the document's token that it ``met``, the positions of both among their token vectors, which stand for tokens
+    that cannot be named, and as ``met_span`` the (start, end) of the one met in the document's ``full_text``, None where it
+    is not of it. Raises what ``check_explained`` and ``Store.explain`` do.
     """
     check_explained(mode)
     if mode == "tokens":
@@ -121,27 +122,29 @@ def _met(
     store: Store, query: str, vectors: TokenVectors, identifiers: Sequence[str], naming: Naming
 ) -> dict[str, list[dict[str, Any]]]:
     encoder, model = naming.encoder, store.models["tokens"]
-    (own,) = vector_names(encoder, [query], naming.prompt, model.max_length, queries=True)
+    (own,) = vector_tokens(encoder, [query], naming.prompt, model.max_length, queries=True)
     prompt = encoder.document_prompt(None, model.document_instruction) if hasattr(encoder, "document_prompt") else ""
     texts = [store.document(identifier).full_text for identifier in identifiers]
-    names = vector_names(encoder, texts, prompt, model.max_length, queries=False)
+    tokens = vector_tokens(encoder, texts, prompt, model.max_length, queries=False)
     rows = {}
-    for (identifier, parts), theirs in zip(store.explain(vectors, identifiers).items(), names, strict=True):
+    for (identifier, parts), theirs in zip(store.explain(vectors, identifiers).items(), tokens, strict=True):
         whole = sum(part.score for part in parts)
+        met = [_token(theirs, part.document, part.tokens) for part in parts]
         rows[identifier] = [
             {
-                "term": _named(own, p.query, vectors.lengths_N[0]),
-                "met": _named(theirs, p.document, p.tokens),
-                "score": p.score,
-                "share": p.score / whole if whole else 0.0,
-                "position": p.query,
-                "met_position": p.document,
+                "term": _token(own, part.query, vectors.lengths_N[0]).name,
+                "met": token.name,
+                "score": part.score,
+                "share": part.score / whole if whole else 0.0,
+                "position": part.query,
+                "met_position": part.document,
+                "met_span": token.span,
             }
-            for p in parts
+            for part, token in zip(parts, met, strict=True)
         ]
     return rows
 
 
-def _named(names: list[str] | None, position: int, count: int) -> str:
-    """A token's name; its position where there are no names, or not as many as vectors, which were pooled since then."""
-    return str(position) if names is None or len(names) != count else names[position]
+def _token(tokens: list[VectorToken] | None, position: int, count: int) -> VectorToken:
+    """A vector's token; its position for a name where there are no tokens, or not as many as vectors, pooled since then."""
+    return VectorToken(str(position), None) if tokens is None or len(tokens) != count else tokens[position]

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("dom", "text", "filter", "api", "state", "tokens", "hit", "pane", "compare", "keys", "app")
+SCRIPTS = ("dom", "text", "filter", "api", "state", "tokens", "met", "hit", "pane", "compare", "keys", "app")
 """The page's scripts in the order in which they become one module."""
 
 

@@ -86,7 +86,7 @@ async function toggleWhy(node, pane, hit) {
   button.setAttribute("aria-expanded", String(!panel.hidden));
   if (panel.hidden || panel.dataset.asked) return;
   panel.dataset.asked = "yes";
-  if (hit.terms) return panel.replaceChildren(...termNodes(hit.terms));
+  if (hit.terms) return panel.replaceChildren(...(pane.answer.mode === "tokens" ? metNodes(hit) : termNodes(hit.terms)));
   const { index, query } = pane.answer;
   const asked = { index, query, instruction: state.instruction, hit, cache: pane.explained, signal: pane.request.signal };
   if (!(await explain(panel, asked))) delete panel.dataset.asked; // opened again, it is asked again

@@ -7,8 +7,8 @@ const MEANINGS = {
   bm25: ["BM25", "finds by words: rare words that stand in both count most."],
   hybrid: ["Hybrid", "does all of it and fuses the rankings by rank."],
 };
-const BY_TERMS = ["sparse", "bm25"]; // a score is a sum over terms, which each hit brings with it
-const BY_TOKENS = ["dense", "hybrid"]; // which tokens made the dense vectors is asked for
+const SUMS = ["sparse", "tokens", "bm25"]; // a score is a sum, over terms or over tokens that meet, which each hit brings with it
+const BY_VECTORS = ["dense", "hybrid"]; // which tokens made the dense vectors is asked for
 const SKELETON_AFTER = 150;
 
 const panes = [];
@@ -77,7 +77,7 @@ async function searchPane(pane) {
 
 function searchBody(pane) {
   const body = { query: state.query, ...state.panes[pane.number], k: state.k };
-  if (BY_TERMS.includes(body.mode)) body.explain = true;
+  if (SUMS.includes(body.mode)) body.explain = true;
   if (state.conditions.length) body.filter = filterOf(state.conditions);
   if (state.instruction) body.instruction = state.instruction;
   return body;
@@ -107,8 +107,8 @@ function drawAnswer(pane, answer) {
   clearPane(pane);
   pane.answer = answer;
   pane.outcome = `${count(answer.hits.length, "result")} in ${duration(answer.took_ms.total)}, ${MEANINGS[answer.mode][0]}`;
-  pane.explains = BY_TERMS.includes(answer.mode)
-    || (BY_TOKENS.includes(answer.mode) && Boolean(indexNamed(answer.index)?.contributions));
+  pane.explains = SUMS.includes(answer.mode)
+    || (BY_VECTORS.includes(answer.mode) && Boolean(indexNamed(answer.index)?.contributions));
   part(pane, "line").hidden = false;
   part(pane, "summary").replaceChildren(...summary(answer));
   part(pane, "measure").textContent = answer.hits.length ? MEASURES[answer.mode].name : "";

@@ -60,29 +60,36 @@ function heat(name, text, answer) {
   const tokens = wholeCharacters(answer.tokens);
   const pooled = tokens.filter((token) => token.pooled);
   const scale = fullHeat(pooled);
-  const label = `Tokens of the ${name.toLowerCase()}`;
-  const line = element("p", { class: "tokens", role: "list", dir: "auto", "aria-label": label });
-  line.append(...tokenNodes(text, tokens, scale, pooled.length));
-  line.querySelector(".token")?.setAttribute("tabindex", "0");
-  const heading = element("h4", {}, name, element("span", { class: "soft" }, ` ${count(pooled.length, "pooled token")}`));
-  return element("section", { class: "heat" }, heading, line, topList(text, pooled));
+  const nodes = tokenNodes(text, tokens, (token, words) => tokenNode(token, words, scale, pooled.length));
+  const rest = nodes.pop();
+  if (rest.trim()) nodes.push(element("span", { class: "unread", title: "Beyond what the model reads" }, rest));
+  return heatSection(name, count(pooled.length, "pooled token"), nodes, topList(text, pooled));
 }
 
-/** Returns the text as nodes: tokens in elements, what lies between as it is, and what no token covers as unread. */
-function tokenNodes(text, tokens, scale, pooled) {
+/** Returns a text under its name as a list of tokens, one of them a tab stop, with what stands below it. */
+function heatSection(name, note, nodes, ...below) {
+  const label = `Tokens of the ${name.toLowerCase()}`;
+  const line = element("p", { class: "tokens", role: "list", dir: "auto", "aria-label": label }, ...nodes);
+  line.querySelector(".token")?.setAttribute("tabindex", "0");
+  const heading = element("h4", {}, name, element("span", { class: "soft" }, ` ${note}`));
+  return element("section", { class: "heat" }, heading, line, ...below);
+}
+
+/** Returns the text as nodes: tokens as `draw(token, words)` gives them, what lies between as it is; last, what comes after them. */
+function tokenNodes(text, tokens, draw) {
   const points = codePoints(text);
   const nodes = [];
   let cursor = 0;
   for (const token of tokens) {
-    const node = tokenNode(token, wording(token, points), scale, pooled);
+    const node = draw(token, wording(token, points));
     if (placed(token, cursor, points.length)) {
-      nodes.push(points.slice(cursor, token.start), node);
+      const own = points.slice(token.start, token.end);
+      const [lead] = own.trim() ? /^\s*/.exec(own) : [""]; // of many tokenizers a token has the space before it
+      nodes.push(points.slice(cursor, token.start) + lead, node);
       cursor = token.end;
     } else nodes.push(node, " ");
   }
-  const rest = points.slice(cursor, points.length);
-  if (rest.trim()) nodes.push(element("span", { class: "unread", title: "Beyond what the model reads" }, rest));
-  return nodes;
+  return [...nodes, points.slice(cursor, points.length)];
 }
 
 /** True when a token has characters of the text, after those already shown. */
@@ -101,11 +108,17 @@ const plainTerm = (name) => name.replace(/^(##|[▁Ġ])(?=.)/u, "");
 
 function tokenNode(token, words, scale, pooled) {
   const kind = !token.pooled ? "apart" : token.weight < 0 ? "less" : "more";
-  const node = element("span", { class: `token ${kind}`, role: "listitem", tabindex: "-1" }, words);
-  node.dataset.tip = token.pooled
+  const tip = token.pooled
     ? `${words}: ${percent(token.weight)}, ${Math.abs(token.weight * pooled).toFixed(1)} × the average token`
     : `${words}: read, not pooled`;
-  if (token.pooled) node.style.setProperty("--heat", (token.weight / scale) ** 2); // squared: what stands out is seen
+  return tokenElement(kind, words, tip, token.pooled ? token.weight / scale : 0);
+}
+
+/** Returns a token of a text, its tooltip and its heat, from -1 to 1. */
+function tokenElement(kind, words, tip, heat) {
+  const node = element("span", { class: `token ${kind}`, role: "listitem", tabindex: "-1" }, words);
+  node.dataset.tip = tip;
+  node.style.setProperty("--heat", heat ** 2); // squared: what stands out is seen
   return node;
 }
 
@@ -123,9 +136,13 @@ function topList(text, pooled) {
 }
 
 function topItem(words, weight, largest) {
+  return element("li", {}, element("bdi", {}, words), barNode(weight, largest), element("span", { class: "value" }, percent(weight)));
+}
+
+function barNode(weight, largest) {
   const bar = element("span", { class: `bar ${weight < 0 ? "less" : "more"}`, "aria-hidden": "true" });
   bar.style.setProperty("--share", Math.abs(weight) / largest);
-  return element("li", {}, element("bdi", {}, words), bar, element("span", { class: "value" }, percent(weight)));
+  return bar;
 }
 
 function legend() {

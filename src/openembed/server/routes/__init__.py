@@ -8,7 +8,7 @@ from fastapi import Request
 
 from openembed.config import Config
 from openembed.server.catalog import Catalog
-from openembed.server.schemas import ErrorAnswer
+from openembed.server.schemas.fields import ErrorAnswer
 from openembed.server.settings import Settings
 
 REFUSALS: dict[int | str, dict[str, Any]] = {

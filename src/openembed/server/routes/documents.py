@@ -19,7 +19,8 @@ from openembed.server.catalog import ServedIndex
 from openembed.server.engine import Prompt
 from openembed.server.errors import ApiError, refused
 from openembed.server.routes import REFUSALS, catalog, described, settings
-from openembed.server.schemas import AddAnswer, AddRequest, DeleteAnswer, DeleteRequest, ErrorAnswer, StoredDocument
+from openembed.server.schemas.documents import AddAnswer, AddRequest, DeleteAnswer, DeleteRequest, StoredDocument
+from openembed.server.schemas.fields import ErrorAnswer
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["documents"])

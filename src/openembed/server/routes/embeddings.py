@@ -9,7 +9,8 @@ from openembed.server.body import answer, encoded_base64, encoded_rows, read, sh
 from openembed.server.engine import Answer, Engine, Prompt
 from openembed.server.errors import CONFLICT, ApiError, refused
 from openembed.server.routes import REFUSALS, catalog, described, settings
-from openembed.server.schemas import EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest, Prompted, SparseRequest
+from openembed.server.schemas.embeddings import EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest, SparseRequest
+from openembed.server.schemas.fields import Prompted
 
 router = APIRouter(tags=["embeddings"])
 

@@ -18,7 +18,7 @@ from openembed.server.engine import Prompt
 from openembed.server.errors import ApiError
 from openembed.server.routes import REFUSALS, catalog, described, settings
 from openembed.server.routes.embeddings import prefix
-from openembed.server.schemas import RerankAnswer, RerankRequest, TeiRank, TeiRerankRequest
+from openembed.server.schemas.rerank import RerankAnswer, RerankRequest, TeiRank, TeiRerankRequest
 from openembed.token_vectors import TokenVectors
 
 router = APIRouter(tags=["rerank"])

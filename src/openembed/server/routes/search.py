@@ -19,10 +19,10 @@ from openembed.server.engine import Prompt
 from openembed.server.errors import CONFLICT, ApiError, refused
 from openembed.server.routes import REFUSALS, catalog, described, settings
 from openembed.server.routes.embeddings import prefix
-from openembed.server.schemas import (
+from openembed.server.schemas.fields import ErrorAnswer
+from openembed.server.schemas.search import (
     ContributionsAnswer,
     ContributionsRequest,
-    ErrorAnswer,
     IndexesAnswer,
     SearchAnswer,
     SearchRequest,

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from openembed.server.body import answer, encoded_terms, read
 from openembed.server.routes import REFUSALS, catalog, described
 from openembed.server.routes.embeddings import encode, named_prompt
-from openembed.server.schemas import SparseRequest, TermWeight
+from openembed.server.schemas.embeddings import SparseRequest, TermWeight
 
 router = APIRouter(tags=["embeddings"])
 

@@ -12,7 +12,7 @@ from openembed.server.catalog import ROUTES
 from openembed.server.engine import Engine
 from openembed.server.errors import ApiError
 from openembed.server.routes import REFUSALS, catalog
-from openembed.server.schemas import HealthAnswer, Model, ModelsAnswer
+from openembed.server.schemas.status import HealthAnswer, Model, ModelsAnswer
 
 router = APIRouter(tags=["status"])
 

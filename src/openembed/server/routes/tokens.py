@@ -12,7 +12,7 @@ from openembed.server.body import answer, encoded_base64, encoded_matrices, read
 from openembed.server.errors import refused
 from openembed.server.routes import REFUSALS, catalog, described
 from openembed.server.routes.embeddings import encode, prompt_of, usage
-from openembed.server.schemas import MultiVectorAnswer, MultiVectorRequest, PoolingAnswer, PoolingRequest
+from openembed.server.schemas.embeddings import MultiVectorAnswer, MultiVectorRequest, PoolingAnswer, PoolingRequest
 
 router = APIRouter(tags=["embeddings"])
 

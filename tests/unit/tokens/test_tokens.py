@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from token_paths import PATHS, clustered, drawn, fast_maxsim, forced, segment
+from token_paths import COUNT, PATHS, WIDTH, clustered, drawn, fast_maxsim, forced, paths, segment
 
 from openembed.index.tokens import clusters, warp
 from openembed.index.tokens.clusters import k_means, nearest
@@ -22,24 +22,7 @@ from openembed.index.tokens.warp import Warp, nearest_holding
 from openembed.index.tokens.xtr import Retrieved, Xtr, retrieve, retrieve_coded, scores_of
 from openembed.token_vectors import TokenVectors
 
-COUNT, WIDTH = 400, 24
 CODED = {"coded_from": 100, "clusters": 64}
-paths = pytest.mark.parametrize("path", PATHS)
-
-
-@pytest.fixture(scope="module")
-def documents():
-    return clustered(np.random.default_rng(0), COUNT, WIDTH)
-
-
-@pytest.fixture(scope="module")
-def queries():
-    return clustered(np.random.default_rng(0), 12, WIDTH, longest=40)
-
-
-@pytest.fixture(scope="module")
-def everyone():
-    return np.ones(COUNT, dtype=bool)
 
 
 def coded(documents, bits, unit=None):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from token_paths import PATHS, clustered, forced, segment
+from token_paths import COUNT, PATHS, WIDTH, forced, paths, segment
 
 from openembed.index.tokens import muvera
 from openembed.index.tokens.codec import Codec, encode_tokens
@@ -12,24 +12,6 @@ from openembed.index.tokens.files import TokenSegment, TokenSettings
 from openembed.index.tokens.muvera import EncodingSettings, encode_fixed
 from openembed.index.tokens.plaid import Plaid
 from openembed.token_vectors import TokenVectors
-
-COUNT, WIDTH = 400, 24
-paths = pytest.mark.parametrize("path", PATHS)
-
-
-@pytest.fixture(scope="module")
-def documents():
-    return clustered(np.random.default_rng(0), COUNT, WIDTH)
-
-
-@pytest.fixture(scope="module")
-def queries():
-    return clustered(np.random.default_rng(0), 12, WIDTH, longest=40)
-
-
-@pytest.fixture(scope="module")
-def everyone():
-    return np.ones(COUNT, dtype=bool)
 
 
 @pytest.fixture(scope="module")
