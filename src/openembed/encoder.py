@@ -23,10 +23,11 @@ from torch.nn import functional as F
 
 from openembed.backbones.text import BackboneConfig, TextBackbone, inference
 from openembed.config import Config, chosen, parse
-from openembed.encoded import Encoded, Gathered, GatheredDense, gathered
+from openembed.encoded import CALLED, Encoded, Gathered, GatheredDense, gathered
 from openembed.heads import HeadConfig
 from openembed.heads.idf_lookup import IdfLookup, IdfLookupConfig
 from openembed.heads.projection import ProjectionConfig
+from openembed.heads.splade import SideConfig, SpladeConfig
 from openembed.heads.token_pooling import TokenPoolConfig
 from openembed.heads.token_projection import TokenProjectionConfig
 from openembed.layouts import check_layout
@@ -388,11 +389,32 @@ class Encoder(nn.Module):
         """
         if not isinstance(self.config.head, TokenProjectionConfig):
             raise ValueError(f"pool: only vectors a token can be pooled, this model's are {self.kind}")
-        config = self.config.head.model_copy(update={"pool": pool})
-        head = config.build(self.backbone.width)
-        head.load_state_dict(self.head.state_dict(), assign=True)
-        other = Encoder(self.config.model_copy(update={"head": config}), self.tokenizer, self.backbone, head.to(self.device))
-        return other.train(self.training)
+        return self._with_head(self.config.head.model_copy(update={"pool": pool}))
+
+    def with_gates(self, *, query: SideConfig | None = None, document: SideConfig | None = None) -> Encoder:
+        """Returns this encoder keeping other parts of its weights over the vocabulary; both share the model's.
+
+        ``query``, ``document``: what is kept of a side, all of it anew; None leaves the side as it is. With the gate
+        ``bag_of_words`` that side runs no model. Raises ``ValueError`` for an encoder without such a head, for queries that
+        are looked up, and for settings that go ill together.
+        """
+        head = self.config.head
+        if not isinstance(head, SpladeConfig):
+            raise ValueError(f"gates: only weights over the vocabulary have them, this model gives {CALLED[self.kind]}")
+        if query is not None and self.query_head is not None:
+            raise ValueError("query: this model looks its queries up and runs no model for them; give document alone")
+        sides = {"query": query or head.query, "document": document or head.document}
+        changed = {name: side.model_dump() for name, side in sides.items()}
+        return self._with_head(parse(SpladeConfig, {**head.model_dump(), **changed}, "gates"))
+
+    def _with_head(self, config: HeadConfig) -> Encoder:
+        """This encoder with other settings of a head of the same weights, which both then have."""
+        changed = self.config.model_copy(update={"head": config})
+        other = Encoder(changed, self.tokenizer, self.backbone, config.build(self.backbone.width))
+        for name, part in self.named_children():
+            if part is not self.backbone:
+                getattr(other, name).load_state_dict(part.state_dict(), assign=True)
+        return other.to(self.device).train(self.training)
 
     @property
     def fingerprint(self) -> str:
