@@ -66,21 +66,47 @@ def convert(
         bool,
         typer.Option("--named-prompts", help="pylate: also where prompts are text, which PyLate adds by name alone."),
     ] = False,
+    query_gate: Annotated[
+        str | None,
+        typer.Option(help="Weights over a vocabulary: what queries keep of them; bag_of_words (no model is run), lexical, ..."),
+    ] = None,
+    document_gate: Annotated[
+        str | None, typer.Option(help='The same of documents; parametric: all weights; "top_k=64,keep_own=true": the largest.')
+    ] = None,
     head: HeadOption = None,
     dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, float16.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write MODEL to the folder OUT in another layout; what that layout cannot say is refused by name."""
+    """Write MODEL to the folder OUT in another layout, or with other gates; what a layout cannot say is refused by name."""
     import openembed
     from openembed.layouts import check_layout
 
     check_layout(out, to, named_prompts=named_prompts)  # before seconds are spent on loading
+    given = {"query": query_gate, "document": document_gate}
+    gates = {side: _gate(f"--{side}-gate", text) for side, text in given.items() if text is not None}
     encoder = openembed.load(model, "cpu", dtype, head={"kind": head} if head else None)
+    encoder = encoder.with_gates(**gates) if gates else encoder
     encoder.save(out, layout=to, named_prompts=named_prompts)
     if as_json:
         print_json({"model": model, "out": str(out), "layout": to, "kind": encoder.kind})
     else:
         sys.stdout.write(f"{out}: {model} in the layout of {to}\n")
+
+
+def _gate(option: str, text: str) -> Any:
+    """Returns what an option says of a side: the name of a gate, or settings of it (``top_k=64,keep_own=true``)."""
+    import tomllib
+
+    from openembed.config import parse
+    from openembed.heads.splade import SideConfig
+
+    try:
+        settings = tomllib.loads(text.replace(",", "\n")) if "=" in text else {"gate": text}
+    except tomllib.TOMLDecodeError:
+        raise ValueError(
+            f'{option} {text!r} cannot be read; write a gate, or settings such as "top_k=64,keep_own=true"'
+        ) from None
+    return parse(SideConfig, settings, option)
 
 
 def terms(

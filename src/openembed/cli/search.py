@@ -119,6 +119,10 @@ def search(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what makes each score: terms (sparse, bm25), or which tokens meet (tokens).")
     ] = False,
+    rerank: Annotated[
+        str | None, typer.Option(help="Model of any kind that orders what is found; it encodes these documents now.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="Documents found for --rerank.")] = 100,
     model: OtherModel = None,
     task: Annotated[str | None, typer.Option(help="A task of the model's table.")] = None,
     instruction: Instruction = None,
@@ -144,11 +148,19 @@ def search(
     if explain:
         check_explained(mode)
     condition, kinds = _condition(where, filter), kinds_of(mode, store.models)
+    prompted = {"task": task, "instruction": instruction}
     if mode == BM25:
-        _refuse_unused("words are searched here, by BM25", {"--model": model, "--task": task, "--instruction": instruction})
+        unused = {} if rerank else {f"--{name}": value for name, value in prompted.items()}
+        _refuse_unused("words are searched here, by BM25", {"--model": model, **unused})
+    if rerank:
+        _check_rerank(k, candidates, explain)
     encoders = load_for(store, kinds, model, device, dtype) if mode != BM25 else []
     vectors = {kind_of(encoder): encoded_queries(store, encoder, [query], task, instruction) for encoder in encoders}
-    hits = ranked(store, mode, query, vectors, k, filter=condition, exact=exact or None)
+    hits = ranked(store, mode, query, vectors, candidates if rerank else k, filter=condition, exact=exact or None)
+    score = SCORES[mode]
+    if rerank:
+        hits, score = _reranked(store, query, list(hits), load_model(rerank, device, dtype), prompted)
+        hits = dict(list(hits.items())[:k])
     rows = [(identifier, score, store.document(identifier)) for identifier, score in hits.items()]
     naming = Naming(encoders[0], encoders[0].query_prompt(task, instruction)) if encoders else Naming()
     terms = explained(store, mode, query, vectors, list(hits), naming) if explain else {}
@@ -163,7 +175,22 @@ def search(
         | ({"terms": terms[i]} if explain else {})
         for rank, (i, score, d) in enumerate(rows, 1)
     ]
-    print_json({"query": query, "mode": mode, "score": SCORES[mode], "hits": found})
+    print_json({"query": query, "mode": mode, "score": score, "hits": found})
+
+
+def _check_rerank(k: int, candidates: int, explain: bool) -> None:
+    if explain:
+        raise ValueError("--explain tells the scores of the index's own search; leave --rerank out")
+    if candidates < k:
+        raise ValueError(f"--candidates {candidates} are fewer than the {k} documents asked for; give as many or more")
+
+
+def _reranked(store: Store, query: str, found: list[str], encoder: Encoder, prompted: Mapping[str, Any]) -> tuple[Any, str]:
+    """Returns what was found in order of the encoder's scores, and what these are."""
+    from openembed.steps.rerank import rerank
+
+    (hits,) = rerank(store, encoder, [query], [found], **prompted)
+    return hits, SCORES[encoder.kind]
 
 
 def add(

@@ -27,7 +27,7 @@ from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
 from openembed.recipe.source_tables import MINED, expanded_stage, named_sources
 from openembed.recipe.sweep_config import SweepConfig
 from openembed.seeds import derive
-from openembed.steps import StepConfig
+from openembed.steps import RerankConfig, StepConfig
 from openembed.train.loop import ObjectiveConfig, TrainConfig
 
 UNTRAINED, BM25 = "untrained", "bm25"
@@ -321,7 +321,10 @@ def model_references(stage: StageConfig) -> dict[str, str]:
             return {f"models.{index}": model for index, model in enumerate(stage.models)}
         case IndexStage():
             return {"model": stage.model}
-        case SearchStage() | FilterStage():
+        case SearchStage():
+            steps = enumerate(stage.steps)
+            return {f"steps.{n}.model": s.model for n, s in steps if isinstance(s, RerankConfig) and s.model is not None}
+        case FilterStage():
             return {}
 
 

@@ -358,7 +358,7 @@ def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
 def _search(place: Workplace, stage: SearchStage, folder: Path) -> None:
     from openembed.index.store import Store
     from openembed.records import Query
-    from openembed.steps import Search
+    from openembed.steps import RerankConfig, Search
 
     store = Store(place.out / stage.index / STORE)
     index = place.recipe.stage[stage.index]
@@ -366,7 +366,10 @@ def _search(place: Workplace, stage: SearchStage, folder: Path) -> None:
     encoder = None if index.model == BM25 else place.model(index.model)
     search = Search(tuple(Query(str(number), text) for number, text in enumerate(stage.queries)))
     for step in stage.steps:
-        search = step.build(store, encoder)(search)
+        if isinstance(step, RerankConfig) and step.model is not None:
+            search = step.model_copy(update={"model": None}).build(store, place.model(step.model))(search)
+        else:
+            search = step.build(store, encoder)(search)
     answers = []
     for query in search.queries:
         hits = []

@@ -109,19 +109,22 @@ class TokensConfig(Config):
             queries = _encoded(tokens, self, store, search)
             if self.candidates is None:
                 return _with_hits(search, store.tokens(queries, self.k, filter=self.filter))
-            if any(query.id not in search.run for query in search.queries):
-                raise ValueError(
-                    "candidates orders what a step before has found, and there is none; put a dense, sparse or bm25 step "
-                    "first, or leave candidates out"
-                )
-            found = [list(search.run[query.id])[: self.candidates] for query in search.queries]
-            ordered = store.rerank(queries, found)
+            ordered = store.rerank(queries, found_before(search, self.candidates))
             return _with_hits(search, [dict(islice(hits.items(), self.k)) for hits in ordered])
 
         return step
 
 
 RetrieveConfig = Annotated[DenseConfig | SparseConfig | TokensConfig | Bm25Config, Field(discriminator="kind")]
+
+
+def found_before(search: Search, count: int) -> list[list[str]]:
+    """Returns the first ``count`` documents that the step before has found for each query; ``ValueError`` where none was."""
+    if any(query.id not in search.run for query in search.queries):
+        raise ValueError(
+            "candidates are what a step before has found, and there is none; put a dense, sparse or bm25 step first"
+        )
+    return [list(search.run[query.id])[:count] for query in search.queries]
 
 
 def _encoder_of(kind: Kind, store: Store, given: Encoders) -> Any:
