@@ -2,12 +2,12 @@
 
     python benchmarks/vdr_modes.py --runs runs/systems --data A --data B --scores scores.json --json modes.json
 
-For every seed of a sweep's variant ``vdr`` and for the same head untrained, nDCG@10 of query → document: model → model, words →
-model (asking runs no model), model → words (indexing runs none), the same with 100 documents reranked by the model, and words →
-words; of the model's weights the largest 64, 256 and 768 are kept, and the text's own. ``--without-entry``: a sweep of the same
-variant with ``entry_weight = 0``, for what the entry loss does. Each text is encoded once (int8, 128 tokens) with 768 weights, of
-which fewer are taken; seconds are the processor's, lists for search included. Also the heaviest terms of a few texts, and how much
-of a text they hold. What is measured is kept in ``--scores``: run again, it goes on.
+For every seed of a sweep's variant ``vdr``, and for the same head untrained, nDCG@10 of query → document: model → model, words
+→ model (asking runs no model), model → words (indexing runs none), the same with 100 documents reranked by the model, words →
+words; of the model's weights the largest 64, 256 and 768 are kept, and the text's own. ``--without-entry``: a sweep of the
+same variant with ``entry_weight = 0``. Each text is encoded once (int8, 128 tokens) with 768 weights, of which fewer are
+taken; seconds are the processor's. Also the heaviest terms of a few texts, and what those of all documents hold. What is
+measured is kept in ``--scores``: run again, it goes on.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ BOTH, ASKED, INDEXED, RERANK, WORDS = (
 )
 TEXTS = {"scifact": "13", "medquad": "q00085", "textbooks": "q0", "cranfield": "3"}
 """A short query of each data set, whose terms are shown."""
-MARGIN = 0.03
-"""Words as queries are to score within this of the model's."""
-
+HELD = ("own", "commonest", "expanded", "expanded_elsewhere")
 BAG = SideConfig(gate="bag_of_words")
 WIDEST = SideConfig(top_k=max(SIZES), keep_own=True)
 
@@ -200,7 +199,7 @@ def compared(known: dict[str, Any], kinds: dict[str, list[str]], tasks: list[str
     for mode in (INDEXED, RERANK):
         found[f"{mode} - {BOTH}, {SHOWN}"] = of(f"{mode} {SHOWN}") - of(f"{BOTH} {SHOWN}")
     for mode in (BOTH, ASKED):
-        for less, more in zip(SIZES, SIZES[1:], strict=False):
+        for less, more in pairwise(SIZES):
             found[f"{mode}, {more} - {less}"] = of(f"{mode} {more}") - of(f"{mode} {less}")
         found[f"{mode}, trained - untrained, {SHOWN}"] = of(f"{mode} {SHOWN}") - of(f"{mode} {SHOWN}", "untrained")
     for mode in (BOTH, ASKED, INDEXED, RERANK):
@@ -224,7 +223,7 @@ def shown_terms(models: dict[str, Callable[[], openembed.Encoder]], data: list[P
 
 
 def mean_part(known: dict[str, Any], names: list[str], part: str) -> dict[str, float]:
-    """Returns the mean over models of a part's values, summed over data sets where they are seconds."""
+    """Returns the mean over models of a part's values."""
     found: dict[str, float] = {}
     for key in known[names[0]][part]:
         found[key] = float(np.mean([known[name][part][key] for name in names]))
@@ -251,9 +250,6 @@ def report_of(known: dict[str, Any], kinds: dict[str, list[str]], tasks: list[st
     return report
 
 
-HELD = ("own", "commonest", "expanded", "expanded_elsewhere")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="output of a sweep with the variant vdr")
@@ -273,7 +269,7 @@ def main() -> None:
             each(known, args.scores, f"{kind} {seed}", lambda path=path: openembed.load(path, dtype="int8"), args.data)
     each(known, args.scores, "untrained", lambda: untrained(first, args.untrained), args.data)
     kinds, tasks = {kind: list(models) for kind, models in found.items()}, [folder.name for folder in args.data]
-    settings = {"sizes": SIZES, "reranked": RERANKED, "max_length": MAX_LENGTH, "dtype": "int8", "margin": MARGIN}
+    settings = {"sizes": SIZES, "reranked": RERANKED, "max_length": MAX_LENGTH, "dtype": "int8"}
     shown = {"untrained": lambda: untrained(first, args.untrained), "trained": lambda: openembed.load(first, dtype="int8")}
     report = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
