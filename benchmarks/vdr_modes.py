@@ -198,6 +198,7 @@ def compared(known: dict[str, Any], kinds: dict[str, list[str]], tasks: list[str
     found = {f"{ASKED} - {BOTH}, {size}": of(f"{ASKED} {size}") - of(f"{BOTH} {size}") for size in SIZES}
     for mode in (INDEXED, RERANK):
         found[f"{mode} - {BOTH}, {SHOWN}"] = of(f"{mode} {SHOWN}") - of(f"{BOTH} {SHOWN}")
+    found[f"{RERANK} - {INDEXED}, {SHOWN}"] = of(f"{RERANK} {SHOWN}") - of(f"{INDEXED} {SHOWN}")
     for mode in (BOTH, ASKED):
         for less, more in pairwise(SIZES):
             found[f"{mode}, {more} - {less}"] = of(f"{mode} {more}") - of(f"{mode} {less}")
