@@ -48,7 +48,7 @@ def alike(found, expected):
 
 
 def by_the_card(folder, *, logarithms, table=True):
-    """Queries and documents as OpenSearch's cards compute them from the language model and ``idf.json``; as naver's code without."""
+    """Queries and documents as OpenSearch's cards compute them from the files; without a table as naver's code does."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
     batch = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False)

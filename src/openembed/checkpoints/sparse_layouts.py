@@ -73,7 +73,7 @@ def _refused(encoder: Encoder, layout: str) -> Iterator[str]:
     elif query_head is None:
         yield f"query_head is not set (OpenSearch looks queries up in {IDF_NAME}; layout 'splade' has none)"
     elif not head.exclude_special and (names := _weighed_specials(encoder, query_head)):
-        yield f"head.exclude_special = false (OpenSearch's code drops {', '.join(names)} from documents, and queries ask for it)"
+        yield f"head.exclude_special = false (OpenSearch's code drops {', '.join(names)} from documents, and queries ask)"
     yield from _refused_prompts(encoder.config.prompts, name)
 
 
