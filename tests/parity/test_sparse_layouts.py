@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_training import tiny_encoder
+from tokenizers import decoders
 from typer.testing import CliRunner
 from vocabulary import SENTENCES, SPECIAL, sparse_encoder
 
@@ -185,6 +186,14 @@ def test_what_a_layout_cannot_say_is_refused_by_name(lookup, tmp_path, setting):
     with pytest.raises(ValueError, match=setting):
         lookup(**parts).save(tmp_path / "out", layout=layout)
     assert not (tmp_path / "out").exists()
+
+
+def test_tokens_that_read_otherwise_than_they_are_called_are_refused(lookup, tmp_path):
+    """OpenSearch looks a query's tokens up in ``idf.json`` by their decoded text."""
+    encoder = lookup()
+    encoder.tokenizer.backend.decoder = decoders.Replace("##", "")
+    with pytest.raises(ValueError, match="the tokenizer .OpenSearch knows a token by what it reads as alone: '##[a-z]' reads"):
+        encoder.save(tmp_path / "out", layout="opensearch")
 
 
 def test_all_that_is_refused_is_said_at_once(lookup, tmp_path):

@@ -74,6 +74,8 @@ def _refused(encoder: Encoder, layout: str) -> Iterator[str]:
         yield f"query_head is not set (OpenSearch looks queries up in {IDF_NAME}; layout 'splade' has none)"
     elif not head.exclude_special and (names := _weighed_specials(encoder, query_head)):
         yield f"head.exclude_special = false (OpenSearch's code drops {', '.join(names)} from documents, and queries ask)"
+    if layout == "opensearch" and query_head is not None and (other := _read_otherwise(encoder, query_head)):
+        yield f"the tokenizer (OpenSearch knows a token by what it reads as alone: {other})"
     yield from _refused_prompts(encoder.config.prompts, name)
 
 
@@ -89,6 +91,17 @@ def _weighed_specials(encoder: Encoder, query_head: IdfLookup) -> list[str]:
     table_V = query_head.table().detach().cpu()
     added = encoder.tokenizer.backend.get_added_tokens_decoder()
     return [token.content for number, token in sorted(added.items()) if token.special and table_V[number] > 0]
+
+
+def _read_otherwise(encoder: Encoder, query_head: IdfLookup) -> str:
+    """A token with a weight that reads as another text than its name; empty where there is none."""
+    table_V, backend = query_head.table().detach().cpu().tolist(), encoder.tokenizer.backend
+    for name, number in backend.get_vocab(with_added_tokens=True).items():
+        if number < len(table_V) and table_V[number] > 0:
+            text = backend.decode([number], skip_special_tokens=False)
+            if text != name:
+                return f"{name!r} reads {text!r}"
+    return ""
 
 
 def _write(encoder: Encoder, folder: Path, language_model: nn.Module) -> None:
