@@ -192,7 +192,7 @@ def test_tokens_that_read_otherwise_than_they_are_called_are_refused(lookup, tmp
     """OpenSearch looks a query's tokens up in ``idf.json`` by their decoded text."""
     encoder = lookup()
     encoder.tokenizer.backend.decoder = decoders.Replace("##", "")
-    with pytest.raises(ValueError, match="the tokenizer .OpenSearch knows a token by what it reads as alone: '##[a-z]' reads"):
+    with pytest.raises(ValueError, match=r"the tokenizer .OpenSearch knows a token by what it reads as alone: '##[a-z]' reads"):
         encoder.save(tmp_path / "out", layout="opensearch")
 
 
