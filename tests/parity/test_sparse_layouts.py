@@ -9,7 +9,7 @@ import torch
 from tiny_training import tiny_encoder
 from tokenizers import decoders
 from typer.testing import CliRunner
-from vocabulary import SENTENCES, SPECIAL, sparse_encoder
+from vocabulary import SENTENCES, SPECIAL, bert, sparse_encoder, word_pieces
 
 import openembed
 from openembed.cli import app
@@ -17,7 +17,7 @@ from openembed.cli import app
 st = pytest.importorskip("sentence_transformers")
 transformers = pytest.importorskip("transformers")
 
-TEXTS = [*SENTENCES, "", "wine? " * 40, "zzz judo 7", "the [MASK] of wine"]
+TEXTS = [*SENTENCES, "", "wine? " * 40, "zzz judo 7"]
 HEAD = {"transform": "mlm", "transform_activation": "gelu"}
 LOOKUP = {"kind": "idf_lookup"}
 
@@ -28,7 +28,10 @@ def lookup(tmp_path):
 
     def make(head=None, **parts):
         (tmp_path / "tokenizer").mkdir(exist_ok=True)
-        encoder = sparse_encoder(tmp_path / "tokenizer", {**HEAD, **(head or {})}, **{"query_head": LOOKUP, **parts})
+        backend = word_pieces()
+        backbone = {"architecture": bert(backend, vocab_size=backend.get_vocab_size()), "attention": "model"}
+        parts = {"query_head": LOOKUP, "backbone": backbone, **parts}
+        encoder = sparse_encoder(tmp_path / "tokenizer", {**HEAD, **(head or {})}, **parts)
         with torch.no_grad():
             encoder.head.bias_V.normal_(generator=torch.Generator().manual_seed(1))
         if encoder.query_head is not None:
@@ -129,7 +132,7 @@ def test_idf_json_names_every_token_as_the_tables_module_reads_it(lookup, tmp_pa
     assert stored["wine"] == float(str(table[encoder.tokenizer.backend.token_to_id("wine")]))
     assert stored["[CLS]"] == 0
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    read = SparseStaticEmbedding.from_json(str(tmp_path / "out/idf.json"), tokenizer).weight.numpy()
+    read = SparseStaticEmbedding.from_json(str(tmp_path / "out/idf.json"), tokenizer).weight.detach().numpy()
     np.testing.assert_array_equal(read, table[: len(read)])
 
 
@@ -150,6 +153,13 @@ def test_what_our_own_layout_writes_opens_as_navers_too(lookup, tmp_path):
     alike(by_the_card(tmp_path / "out", logarithms=1, table=False), rows(encoder))
 
 
+def test_a_table_shorter_than_the_vocabulary_is_not_written_for_sentence_transformers(lookup, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        lookup(backbone=PADDED).save(tmp_path / "out")
+    assert "an entry for each of 80 tokens" in caplog.text
+    assert not (tmp_path / "out/modules.json").exists()
+
+
 def test_long_texts_are_cut_alike(lookup, tmp_path):
     encoder = lookup(max_length=9)
     encoder.save(tmp_path / "out", layout="opensearch")
@@ -157,7 +167,9 @@ def test_long_texts_are_cut_alike(lookup, tmp_path):
     alike(by_the_card(tmp_path / "out", logarithms=1)[1:], rows(encoder)[1:])
 
 
+PADDED = {"architecture": bert(word_pieces()), "attention": "model"}
 REFUSED = {
+    "backbone's vocab_size = 83 ": ("opensearch", {"backbone": PADDED}),
     "head.activation = 'elu1p'": ("opensearch", {"head": {"activation": "elu1p"}}),
     "head.activation = 'log1p_log1p_relu'": ("splade", {"head": {"activation": "log1p_log1p_relu"}, "query_head": None}),
     "head.pooling = 'sum'": ("opensearch", {"head": {"pooling": "sum"}}),

@@ -16,7 +16,7 @@ from openembed.backbones.text import has_causal_layers
 from openembed.checkpoints.sentence_transformers_export import literal_prompts, write_tokenizer
 from openembed.checkpoints.sparse import ACTIVATIONS, ROUTER_NAME
 from openembed.encoder import Encoder
-from openembed.files import write_json
+from openembed.files import read_json, write_json
 from openembed.heads.splade import SideConfig
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def write_sparse_files(encoder: Encoder, folder: Path, language_model: nn.Module
 
     reasons = list(refused(encoder, language_model))
     write_tokenizer(encoder.tokenizer, folder, frame=True)
+    settings = read_json(folder / "tokenizer_config.json")  # the limit is for those who take the language model alone
+    write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": encoder.max_length})
     if reasons:
         logger.info("%s: sentence-transformers cannot open this sparse encoder: %s", folder, "; ".join(reasons))
         return
@@ -72,6 +74,9 @@ def refused(encoder: Encoder, language_model: nn.Module | None) -> Iterator[str]
     for side in ("query", "document"):
         if getattr(head, side) != SideConfig() and not (side == "query" and encoder.query_head is not None):
             yield f"head.{side} (no part of the weights is left out: top_k, gate, prune_ratio)"
+    tokens = encoder.tokenizer.backend.get_vocab_size()
+    if encoder.query_head is not None and encoder.width != tokens:
+        yield f"backbone's vocab_size = {encoder.width} (tables for queries have an entry for each of {tokens} tokens)"
     causal = has_causal_layers(backbone.model)
     if backbone.bidirectional and causal and backbone.opens_masks:
         yield "backbone.attention = 'bidirectional' (the model's own code hides later tokens)"

@@ -109,8 +109,8 @@ def _write(encoder: Encoder, folder: Path, language_model: nn.Module) -> None:
         language_model.save_pretrained(folder)
     encoder.tokenizer.save(folder)
     write_sparse_files(encoder, folder, language_model)
-    settings = read_json(folder / "tokenizer_config.json") | _special_names(encoder)
-    write_json(folder / "tokenizer_config.json", settings | {"model_max_length": encoder.max_length})
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", settings | _special_names(encoder))
     if encoder.query_head is not None:
         write_json(folder / IDF_NAME, _weights(encoder, encoder.query_head))
 
