@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TEST_WORKERS ?= 2
+CLAIMS := tests/unit/test_sparse_toys.py tests/unit/test_late_interaction_claims.py tests/parity/test_evaluation_anchors.py
 
-.PHONY: demo test test-integrations lint install install-test install-integrations clean
+.PHONY: demo test test-integrations test-claims lint install install-test install-integrations clean
 
 demo: install
 	$(BIN)/openembed demo --out demo-output
@@ -17,6 +18,10 @@ test: install-test
 # Databases and frameworks by their installed packages; a PostgreSQL server with pgvector is named by OPENEMBED_POSTGRES.
 test-integrations: install-integrations
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/integrations
+
+# Claims that take training or the data of OPENEMBED_SHARED: minutes each.
+test-claims: install-test
+	OPENEMBED_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n $(TEST_WORKERS) --dist loadfile $(CLAIMS)
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ from openembed.heads.projection import ProjectionConfig
 from openembed.heads.splade import SideConfig, SpladeConfig
 from openembed.heads.token_pooling import TokenPoolConfig
 from openembed.heads.token_projection import TokenProjectionConfig
-from openembed.layouts import check_layout
+from openembed.layouts import SPARSE_LAYOUTS, check_layout
 from openembed.packing import Packed, TokenRows, pack
 from openembed.progress import progress as progress_bar
 from openembed.representations import Dense, Kind, Representation, Sparse, Tokens
@@ -440,7 +440,8 @@ class Encoder(nn.Module):
         """Writes the encoder to folder ``path``: openembed's own files and a sentence-transformers layout, all or nothing.
 
         ``layout``: ``pylate`` or ``colbert`` write a model with a vector a token as PyLate or Stanford's ColBERT do instead,
-        to a new folder; ``ValueError`` names the settings that these cannot say. ``named_prompts``: see
+        ``opensearch`` or ``splade`` a sparse one as OpenSearch (queries by table) or naver do, to a new folder; ``ValueError``
+        names the settings that these cannot say. ``named_prompts``: see
         :func:`openembed.checkpoints.multi_vector_layouts.save_layout`; ``ValueError`` with any layout but ``pylate``.
         """
         check_layout(path, layout, named_prompts=named_prompts)
@@ -448,6 +449,10 @@ class Encoder(nn.Module):
             from openembed.checkpoints.native import save_encoder
 
             return save_encoder(self, path)
+        if layout in SPARSE_LAYOUTS:
+            from openembed.checkpoints.sparse_layouts import save_sparse_layout
+
+            return save_sparse_layout(self, path, layout)
         from openembed.checkpoints.multi_vector_layouts import save_layout
 
         return save_layout(self, path, layout, named_prompts=named_prompts)

@@ -6,8 +6,15 @@ from pathlib import Path
 
 CONFIG_NAME = "openembed.json"
 """The file by which a folder is known for a checkpoint of ours."""
-LAYOUTS = {"openembed": "openembed", "pylate": "PyLate", "colbert": "ColBERT"}
+LAYOUTS = {
+    "openembed": "openembed",
+    "pylate": "PyLate",
+    "colbert": "ColBERT",
+    "opensearch": "OpenSearch",
+    "splade": "SPLADE",
+}
 """Layouts, and what those who made them call them."""
+SPARSE_LAYOUTS = ("opensearch", "splade")
 
 
 def check_layout(path: str | Path, layout: str, *, named_prompts: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What we write as PyLate's and as Stanford ColBERT's folders, run by PyLate itself.
+"""What we write as PyLate's and as Stanford ColBERT's folders, run by PyLate itself, and its XTR scores beside ours.
 
 PyLate wants older versions of sentence-transformers and transformers, so it runs in a process of its own. Where it is not
 installed, ``OPENEMBED_PYLATE`` names a folder that it is in (``pip install --target FOLDER --no-deps pylate fastkmeans
@@ -14,7 +14,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from token_models import TEXTS, token_encoder, write_tokenizer
+
+from openembed.late_interaction import xtr
+from openembed.representations import Tokens
 
 FOLDER = os.environ.get("OPENEMBED_PYLATE", "")
 if not FOLDER and importlib.util.find_spec("pylate") is None:
@@ -23,7 +27,8 @@ if not FOLDER and importlib.util.find_spec("pylate") is None:
 PROGRAM = """
 import json, sys
 import numpy as np
-from pylate import models
+import torch
+from pylate import models, scores
 folder, *cases = sys.argv[1:]
 texts = json.load(open(f"{folder}/texts.json"))
 for case in cases:
@@ -32,6 +37,13 @@ for case in cases:
         name = side if side in model.prompts and model.prompts[side] else None
         vectors = model.encode(texts, is_query=side == "query", prompt_name=name, batch_size=4)
         np.savez(f"{folder}/{case}-{side}.npz", *vectors)
+given = {name: torch.from_numpy(value) for name, value in np.load(f"{folder}/xtr.npz").items()}
+found = {}
+for case in {name.split("-")[0] for name in given}:
+    sides = [given[f"{case}-{part}"] for part in ("queries", "documents", "queries_mask", "documents_mask")]
+    for k in given[f"{case}-k"].tolist():
+        found[f"{case}-{k}"] = scores.XTRScores(k=k)(*sides).numpy()
+np.savez(f"{folder}/xtr-scores.npz", **found)
 """
 MARKED = {"query": "[unused0] ", "document": "[unused1] "}
 PUNCTUATION = {"kind": "token_projection", "width": 16, "skip": "punctuation"}
@@ -57,6 +69,32 @@ CASES = {
     "causal": {"backbone": {"architecture": DECODER, "attention": "causal"}},
 }
 STANFORD = ("colbert",)
+XTR = {"equal": [5] * 6, "ragged": [5, 1, 3, 5, 2, 4], "negative": [4, 4, 1, 2]}
+"""Lengths of documents; no vector of the last case's first two has a positive product with a query's."""
+XTR_K = (1, 4, 9, 11)
+"""No more than there are tokens in any case: among padding PyLate retrieves whatever ``topk`` picks."""
+
+
+def xtr_sides(case):
+    """Queries and documents as tokens."""
+    generator, lengths = torch.Generator().manual_seed(len(case)), torch.tensor(XTR[case])
+    values, of_queries = torch.randn(int(lengths.sum()), 4, generator=generator), torch.tensor([3, 6, 1])
+    queries = torch.randn(int(of_queries.sum()), 4, generator=generator)
+    if case == "negative":
+        queries, values = queries.abs(), torch.cat([-values[:8].abs(), values[8:]])
+    normalized = torch.nn.functional.normalize
+    return Tokens(normalized(queries, dim=1), of_queries), Tokens(normalized(values, dim=1), lengths)
+
+
+def write_xtr(path):
+    """All cases, padded, documents in two groups, as PyLate takes them."""
+    found = {}
+    for case in XTR:
+        for side, tokens in zip(("queries", "documents"), xtr_sides(case), strict=True):
+            for name, padded in zip((side, f"{side}_mask"), tokens.padded(), strict=True):
+                found[f"{case}-{name}"] = (padded.unflatten(0, (2, -1)) if side == "documents" else padded).numpy()
+        found[f"{case}-k"] = np.array(XTR_K)
+    np.savez(path, **found)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +103,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pylate")
     write_tokenizer(folder / "words", punctuation=string.punctuation)
     (folder / "texts.json").write_text(json.dumps(TEXTS))
+    write_xtr(folder / "xtr.npz")
     encoders, cases = {}, []
     for case, fields in CASES.items():
         encoders[case] = token_encoder(folder / "tokenizer", tokenizer_path=str(folder / "words"), **fields)
@@ -92,3 +131,14 @@ def test_pylate_gives_the_same_vectors(written, case):
         assert found.lengths_N.tolist() == [len(matrix) for matrix in theirs]
         for mine, matrix in zip(found, theirs, strict=True):
             np.testing.assert_allclose(mine, matrix, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", XTR)
+@pytest.mark.parametrize("k", XTR_K)
+def test_pylates_xtr_scores_are_the_variant_of_its_name(written, case, k):
+    _, folder = written
+    queries, documents = xtr_sides(case)
+    theirs = np.load(folder / "xtr-scores.npz")[f"{case}-{k}"]
+    np.testing.assert_allclose(xtr(queries, documents, k, variant="pylate"), theirs, atol=1e-6, rtol=1e-6)
+    if case == "negative" and k == 11:
+        assert theirs.min() < -100, "what is retrieved and negative alone is blown up"

@@ -27,7 +27,10 @@ def test_mistakes_that_need_no_model(tmp_path):
     (tmp_path / "mine.toml").write_text("seed = 1\n")
     out, taken = str(tmp_path / "out"), str(tmp_path / "taken")
     expected = [
-        (["convert", "openembed-nano", out, "--to", "pylte"], "layout 'pylte' is not known; use openembed, pylate or colbert"),
+        (
+            ["convert", "openembed-nano", out, "--to", "pylte"],
+            "layout 'pylte' is not known; use openembed, pylate, colbert, opensearch or splade",
+        ),
         (["convert", "openembed-nano", taken], "taken: exists and is no openembed checkpoint"),
         (["convert", "openembed-nano", taken, "--to", "pylate"], "taken: exists; give a new folder"),
         (["convert", "openembed-nano", out, "--named-prompts"], "named_prompts is for layout 'pylate'"),

@@ -244,7 +244,7 @@ def test_other_kinds_adapters_and_full_folders(tmp_path):
     with pytest.raises(ValueError, match="this model's kind is dense"):
         tiny_encoder(tmp_path / "dense").save(tmp_path / "out", layout="pylate")
     ours = made(tmp_path, **COLBERT)
-    with pytest.raises(ValueError, match="layout 'onnx' is not known; use openembed, pylate or colbert"):
+    with pytest.raises(ValueError, match="layout 'onnx' is not known; use openembed, pylate, colbert, opensearch or splade"):
         ours.save(tmp_path / "out", layout="onnx")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")

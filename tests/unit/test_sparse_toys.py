@@ -56,6 +56,28 @@ def test_the_entry_loss_lets_words_ask_without_a_model(tmp_path):
 
 
 @slow
+def test_the_l0_mask_keeps_documents_under_a_penalty_that_empties_them(tmp_path):
+    """Not that it costs nothing beside a weaker penalty: that was not tried."""
+    found = toys.threshold(tmp_path, 1)
+    assert found["plain"]["document_terms"] < 1
+    assert found["masked"]["ndcg_at_10"] > max(0.4, found["plain"]["ndcg_at_10"] + 0.2)
+    least, *_, most = found["masked"]["terms_at_5_25_50_75_95_percent"]
+    assert least >= 5
+    assert most <= 40
+
+
+@slow
+def test_distilled_beats_labels_alone_where_these_are_few(tmp_path):
+    """A second teacher neither helps nor harms so that it could be told: within two standard errors of the better one alone."""
+    found = toys.teachers(tmp_path, 1)
+    students = {name: found[f"student of {name}"] for name in ("labels", "lexical", "both")}
+    quality = {name: student["ndcg_at_10"] for name, student in students.items()}
+    assert min(quality["lexical"], quality["both"]) > quality["labels"] + 0.2
+    error = np.hypot(students["lexical"]["standard_error"], students["both"]["standard_error"])
+    assert abs(quality["both"] - quality["lexical"]) < 2 * error
+
+
+@slow
 def test_idf_in_the_match_costs_less_at_equal_quality(tmp_path):
     found = toys.idf_aware(tmp_path, 1)
     assert found["match 0.01"]["ndcg_at_10"] > found["none 0.05"]["ndcg_at_10"] > found["none 0.2"]["ndcg_at_10"]

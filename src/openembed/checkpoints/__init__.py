@@ -17,7 +17,7 @@ from openembed.checkpoints.multi_vector import COLBERT_METADATA, is_multi_vector
 from openembed.checkpoints.native import load_native
 from openembed.checkpoints.nv_embed import load_nv_embed
 from openembed.checkpoints.sentence_transformers import load_sentence_transformers
-from openembed.checkpoints.sparse import IDF_NAME, is_sparse, load_sparse, splade_fields, take_weights
+from openembed.checkpoints.sparse import IDF_NAME, is_sparse, load_sparse, open_search_head, splade_fields, take_weights
 from openembed.checkpoints.weights import check_folder
 from openembed.config import parse
 from openembed.encoder import Encoder, EncoderConfig
@@ -207,7 +207,7 @@ def _open(folder: Path, dtype: torch.dtype | None, head: Mapping[str, Any] | Non
     if (folder / "modules.json").is_file():
         return load_sentence_transformers(folder, dtype, head_dtype)
     if (folder / IDF_NAME).is_file():
-        return _with_head(folder, dtype, {"kind": "splade"})
+        return _with_head(folder, dtype, open_search_head(folder))
     raise ValueError(
         f"{folder}: a plain transformers model has no head, so its vectors are undefined. Say which: "
         "openembed.load(path, head={'kind': 'mean'}), or --head mean (also last_token, cls, weighted_mean, splade)."

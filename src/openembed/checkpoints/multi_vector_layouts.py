@@ -22,7 +22,7 @@ from openembed.checkpoints.markers import inserted, is_special, split_marker
 from openembed.checkpoints.multi_vector import COLBERT_ARCHITECTURE, COLBERT_METADATA, ST_CONFIG
 from openembed.checkpoints.multi_vector_export import skipped_words
 from openembed.checkpoints.native import require_whole
-from openembed.checkpoints.sentence_transformers_export import write_dense, write_tokenizer
+from openembed.checkpoints.sentence_transformers_export import end_names, write_dense, write_tokenizer
 from openembed.checkpoints.weights import read_tensors
 from openembed.encoder import Encoder, PromptConfig
 from openembed.files import read_json, write_json
@@ -204,10 +204,7 @@ def _write_tokenizer(encoder: Encoder, folder: Path) -> None:
     settings["pad_token"] = _padding(encoder) or settings["pad_token"]
     if expansion is not None:
         settings["mask_token"] = expansion.token
-    for name, ids in (("cls_token", tokenizer.prefix), ("sep_token", tokenizer.suffix)):
-        if len(ids) == 1:
-            settings[name] = tokenizer.backend.id_to_token(ids[0])
-    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings | end_names(tokenizer))
 
 
 def _layers(encoder: Encoder) -> list[Projection]:

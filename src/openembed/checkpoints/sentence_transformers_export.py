@@ -195,6 +195,12 @@ def write_tokenizer(tokenizer: TextTokenizer, folder: Path, *, frame: bool) -> N
     write_json(folder / "tokenizer_config.json", {**settings, "pad_token": pad, **({"eos_token": eos} if eos else {})})
 
 
+def end_names(tokenizer: TextTokenizer) -> dict[str, str]:
+    """Returns ``cls_token`` and ``sep_token``, as other code calls the one token before and the one behind every text."""
+    ends = {"cls_token": tokenizer.prefix, "sep_token": tokenizer.suffix}
+    return {name: tokenizer.backend.id_to_token(ids[0]) for name, ids in ends.items() if len(ids) == 1}
+
+
 def _first_special(backend: Tokenizer) -> str:
     """A token to pad with where there is no end token: padding is masked, so any one will do."""
     named = [row["content"] for row in json.loads(backend.to_str())["added_tokens"] if row.get("special")]

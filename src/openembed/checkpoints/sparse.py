@@ -1,7 +1,8 @@
 """Learned sparse checkpoints of others: sentence-transformers' SparseEncoder, OpenSearch's, and plain language models.
 
 sentence-transformers: a language model and SpladePooling, alone or as the document side of a Router whose query side is a
-SparseStaticEmbedding. OpenSearch's own layout: a masked language model and ``idf.json``, the weight of each token of a query.
+SparseStaticEmbedding. OpenSearch's own layout: a masked language model and ``idf.json``, the weight of each token of a query;
+on the hub both lie in one folder, and then the modules are read, which say more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 ACTIVATIONS = {"relu": "log1p_relu", "log1p_relu": "log1p_log1p_relu"}
 """What sentence-transformers calls the function before its logarithm, and our names with the logarithm."""
 
-IDF_NAME, ROUTER_NAME = "idf.json", "router_config.json"
+IDF_NAME, ROUTER_NAME, POOLING_CONFIG = "idf.json", "router_config.json", "config.json"
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 
 
@@ -81,6 +82,22 @@ def load_sparse(folder: Path, dtype: torch.dtype | None, head_dtype: torch.dtype
     if encoder.query_head is not None:
         encoder.query_head.set_table(_lookup_weights(layout.lookup, encoder.query_head.width))
     return encoder.eval()
+
+
+def open_search_head(folder: Path) -> dict[str, Any]:
+    """Returns the head's settings for OpenSearch's own layout: as a SpladePooling in the folder says, else as up to v2.
+
+    ``idf.json`` does not say whether the logarithm is taken once (v1, v2) or twice (v3); the log says what was assumed.
+    """
+    stated = sorted(folder.glob(f"*SpladePooling/{POOLING_CONFIG}"))
+    if stated:
+        return {"kind": "splade", **_pooling_settings(stated[0].parent)}
+    logger.warning(
+        "%s: one logarithm is taken, as by OpenSearch's v1 and v2 models; nothing here says otherwise. "
+        "Of a v3 model: openembed.load(path, head={'kind': 'splade', 'activation': 'log1p_log1p_relu'})",
+        folder,
+    )
+    return {"kind": "splade"}
 
 
 def splade_fields(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +178,7 @@ def _head_settings(config: PretrainedConfig, folder: Path) -> dict[str, Any]:
 
 
 def _pooling_settings(folder: Path) -> dict[str, Any]:
-    pooling = read_json(folder / "config.json")
+    pooling = read_json(folder / POOLING_CONFIG)
     activation, strategy = pooling.get("activation_function", "relu"), pooling.get("pooling_strategy", "max")
     if activation not in ACTIVATIONS or strategy not in ("max", "sum"):
         raise ValueError(f"{folder}: SpladePooling with {strategy!r} of {activation!r} is not supported")

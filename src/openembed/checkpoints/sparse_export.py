@@ -6,15 +6,17 @@ The language model in the folder computes the logits; where queries are looked u
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import nn
 
+from openembed.backbones.text import has_causal_layers
 from openembed.checkpoints.sentence_transformers_export import literal_prompts, write_tokenizer
 from openembed.checkpoints.sparse import ACTIVATIONS, ROUTER_NAME
 from openembed.encoder import Encoder
-from openembed.files import write_json
+from openembed.files import read_json, write_json
 from openembed.heads.splade import SideConfig
 
 logger = logging.getLogger(__name__)
@@ -36,10 +38,12 @@ def write_sparse_files(encoder: Encoder, folder: Path, language_model: nn.Module
     """Writes the files beside the model in ``folder``, or says in the log why sentence-transformers cannot run the encoder."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-    reason = not_standard(encoder, language_model)
+    reasons = list(refused(encoder, language_model))
     write_tokenizer(encoder.tokenizer, folder, frame=True)
-    if reason:
-        logger.info("%s: sentence-transformers cannot open this sparse encoder: %s", folder, reason)
+    settings = read_json(folder / "tokenizer_config.json")  # the limit is for those who take the language model alone
+    write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": encoder.max_length})
+    if reasons:
+        logger.info("%s: sentence-transformers cannot open this sparse encoder: %s", folder, "; ".join(reasons))
         return
     head = encoder.config.head
     by_ours = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
@@ -58,26 +62,41 @@ def write_sparse_files(encoder: Encoder, folder: Path, language_model: nn.Module
     write_json(folder / "config_sentence_transformers.json", {"model_type": "SparseEncoder", **settings})
 
 
-def not_standard(encoder: Encoder, language_model: nn.Module | None) -> str:
-    """Returns why sentence-transformers' modules would not give the same weights; empty where they do."""
-    head, tokenizer = encoder.config.head, encoder.config.tokenizer
+def refused(encoder: Encoder, language_model: nn.Module | None) -> Iterator[str]:
+    """Yields why sentence-transformers' modules would not give the same weights, by the names of settings."""
+    head, backbone = encoder.config.head, encoder.backbone
     if language_model is None:
-        return "no language model of transformers computes these logits"
+        yield f"head.transform = {head.transform!r}, tied, bias (no language model of transformers computes these logits)"
     if head.activation not in ACTIVATIONS.values():
-        return f"it has no activation {head.activation}"
+        yield f"head.activation = {head.activation!r} (there is no activation {head.activation})"
     if head.fold:
-        return "it has no entries that count as one (fold)"
-    if SideConfig() != head.document or (encoder.query_head is None and SideConfig() != head.query):
-        return "it does not keep a part of the weights (top_k, gate, prune_ratio)"
-    if tokenizer.query_length is not None or tokenizer.document_length is not None or tokenizer.expansion is not None:
-        return "its queries and documents have lengths of their own (query_length, document_length, expansion)"
+        yield "head.fold = true (no entries count as one)"
+    for side in ("query", "document"):
+        if getattr(head, side) != SideConfig() and not (side == "query" and encoder.query_head is not None):
+            yield f"head.{side} (no part of the weights is left out: top_k, gate, prune_ratio)"
+    tokens = encoder.tokenizer.backend.get_vocab_size()
+    if encoder.query_head is not None and encoder.width != tokens:
+        yield f"backbone's vocab_size = {encoder.width} (tables for queries have an entry for each of {tokens} tokens)"
+    causal = has_causal_layers(backbone.model)
+    if backbone.bidirectional and causal and backbone.opens_masks:
+        yield "backbone.attention = 'bidirectional' (the model's own code hides later tokens)"
+    elif not backbone.bidirectional and not causal:
+        yield "backbone.attention = 'causal' (the model's own code looks both ways)"
+    yield from _refused_texts(encoder)
+
+
+def _refused_texts(encoder: Encoder) -> Iterator[str]:
+    """Why texts would become other tokens there, or other tokens would be pooled."""
+    tokenizer = encoder.config.tokenizer
+    for name in ("query_length", "document_length", "expansion"):
+        if getattr(tokenizer, name) is not None:
+            yield f"tokenizer.{name} (queries and documents have one length)"
     if tokenizer.repeat is not None:
-        return "it reads a text once, this model twice"
+        yield "tokenizer.repeat (a text is read once, by this model twice)"
     if tokenizer.truncation != "keep_eos" or tokenizer.lowercase:
-        return "it cuts or writes texts differently"
+        yield f"tokenizer.truncation = {tokenizer.truncation!r}, lowercase (texts are cut or written differently)"
     if any(literal_prompts(encoder).values()) and tokenizer.pool_instruction != "include":
-        return "it pools the prompts' tokens too"
-    return ""
+        yield f"tokenizer.pool_instruction = {tokenizer.pool_instruction!r} (the prompts' tokens are pooled too: 'include')"
 
 
 def _write_router(encoder: Encoder, folder: Path) -> None:

@@ -60,7 +60,10 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     to: Annotated[
         str,
-        typer.Option(help="openembed (sentence-transformers opens it too); with a vector a token also pylate or colbert."),
+        typer.Option(
+            help="openembed (sentence-transformers opens it too); with a vector a token also pylate or colbert; "
+            "of sparse models also opensearch (queries by table) or splade."
+        ),
     ] = "openembed",
     named_prompts: Annotated[
         bool,
