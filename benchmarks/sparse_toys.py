@@ -174,18 +174,23 @@ def idf_aware(folder: Path, seed: int) -> dict:
     return found
 
 
-def threshold(folder: Path, seed: int, limit: int = 16) -> dict:
-    """A strong FLOPS with and without the l0 mask: how many terms documents keep."""
+def threshold(folder: Path, seed: int, limit: int = 16, weight: float = 3.0) -> dict:
+    """FLOPS, by default a strong one, with and without the l0 mask: how many terms documents keep."""
     world, found = synonyms(seed), {}
     for name, mask in (("plain", None), ("masked", limit)):
         here = _folder(folder, name)
         model = encoder(here, seed, {}, query_head={"kind": "idf_lookup"})
         model.query_head.set_table(build_idf(model.tokenizer, [row.positives[0].text for row in world.rows]))
-        fit(model, world, here, seed, contrastive({"kind": "flops", "weight": 3.0, "steps": 80, "threshold": mask}))
+        fit(model, world, here, seed, contrastive({"kind": "flops", "weight": weight, "steps": 80, "threshold": mask}))
         counts = np.diff(model.encode_documents(world.documents).indptr)
         quantiles = [int(q) for q in np.quantile(counts, (0.05, 0.25, 0.5, 0.75, 0.95))]
         found[name] = {**measure(model, world), "terms_at_5_25_50_75_95_percent": quantiles}
     return found
+
+
+def weaker(folder: Path, seed: int) -> dict:
+    """The same under weaker penalties, at which documents keep terms without a mask too."""
+    return {str(weight): threshold(_folder(folder, str(weight)), seed, weight=weight) for weight in (0.2, 1.0)}
 
 
 def teachers(folder: Path, seed: int, rows: int = 600) -> dict:
@@ -284,7 +289,14 @@ def _folder(folder: Path, name: str) -> Path:
     return folder / name
 
 
-EXPERIMENTS = {"idf": idf_aware, "threshold": threshold, "teachers": teachers, "echo": echo, "entry": entry}
+EXPERIMENTS = {
+    "idf": idf_aware,
+    "threshold": threshold,
+    "weaker": weaker,
+    "teachers": teachers,
+    "echo": echo,
+    "entry": entry,
+}
 
 
 def main() -> None:
