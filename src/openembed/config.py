@@ -7,11 +7,22 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 C = TypeVar("C", bound="Config")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 """Of something that becomes the name of a folder or file."""
+
+
+def whole(value: Any) -> Any:
+    """Returns ``5.0`` as 5: to JSON they are one number."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(whole)]
+"""A number of things, from 1; text is none."""
+CountOrNone = Annotated[int, Field(ge=0, strict=True), BeforeValidator(whole)]
+"""The same, from 0."""
 
 
 class Config(BaseModel):
