@@ -25,7 +25,7 @@ def queries():
     return clustered(np.random.default_rng(0), 6, WIDTH)
 
 
-def coded(**coding):
+def model(**coding):
     return MODEL.model_copy(update={"coding": TokenCoding(**coding)})
 
 
@@ -106,7 +106,7 @@ def test_explain_says_which_tokens_meet(vectors, queries, tmp_path):
 
 
 def test_large_segments_are_coded_when_they_are_written_and_merged(vectors, queries, tmp_path):
-    store = Store.create(tmp_path, documents(range(100)), vectors.select(range(100)), model=coded(coded_from=600, clusters=32))
+    store = Store.create(tmp_path, documents(range(100)), vectors.select(range(100)), model=model(coded_from=600, clusters=32))
     store.add(documents(range(100, COUNT)), vectors=vectors.select(range(100, COUNT)))
     coded = [segment.fields["tokens"].segment.residuals is not None for segment in store._segments]
     assert coded == [True, False]

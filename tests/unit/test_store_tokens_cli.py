@@ -152,7 +152,7 @@ def test_an_index_without_codes_refuses_methods_until_it_is_compacted(index, mod
     assert run("search", index, "planet", "--mode", "tokens", "--method", "muvera", "--json")["hits"] == exact
     run("compact", index, "--bits", 4, "--no-vectors", "--no-encodings", "--json")
     assert Store(index)._segments[0].fields["tokens"].segment.matrix is None
-    with pytest.raises(ValueError, match="and none of the models|of token vectors, and no --model gives any"):
+    with pytest.raises(ValueError, match="of token vectors, and no --model gives any"):
         run("index", index / "manifest.json", "-o", index / "other", "--model", "openembed-nano", "--bits", 4, "--json")
 
 
