@@ -21,8 +21,8 @@ def whole(value: Any) -> Any:
 
 Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(whole)]
 """A number of things, from 1; text is none."""
-CountOrNone = Annotated[int, Field(ge=0, strict=True), BeforeValidator(whole)]
-"""The same, from 0."""
+CountFromZero = Annotated[int, Field(ge=0, strict=True), BeforeValidator(whole)]
+"""A number of things, from 0."""
 
 
 class Config(BaseModel):

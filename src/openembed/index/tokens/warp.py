@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from openembed.config import Config, Count, CountOrNone
+from openembed.config import Config, Count, CountFromZero
 from openembed.index.tokens.codec import Residuals
 from openembed.index.tokens.native import address, structure, token_library
 
@@ -38,8 +38,8 @@ class Warp(Config):
 
     kind: Literal["warp"] = "warp"
     probes: Count = 32
-    reach: CountOrNone | None = None
-    rescored: CountOrNone = 0
+    reach: CountFromZero | None = None
+    rescored: CountFromZero = 0
 
     def scores(self, residuals: Residuals, query_LD: np.ndarray, eligible_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (positions, scores) of every eligible document found."""

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from openembed.config import Config, Count, CountOrNone
+from openembed.config import Config, Count, CountFromZero
 from openembed.index.tokens.codec import Residuals
 from openembed.index.tokens.coding import Panel, padded
 from openembed.index.tokens.exact import TokenMatrix
@@ -43,7 +43,7 @@ class Xtr(Config):
     kind: Literal["xtr"] = "xtr"
     tokens: Count = 1000
     imputation: Imputation = "last"
-    rescored: CountOrNone = 0
+    rescored: CountFromZero = 0
 
 
 @dataclass(frozen=True)
