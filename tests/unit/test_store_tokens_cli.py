@@ -153,7 +153,7 @@ def test_an_index_without_codes_refuses_methods_until_it_is_compacted(index, mod
     run("compact", index, "--bits", 4, "--no-vectors", "--no-encodings", "--json")
     assert Store(index)._segments[0].fields["tokens"].segment.matrix is None
     with pytest.raises(ValueError, match="of token vectors, and no --model gives any"):
-        run("index", index / "manifest.json", "-o", index / "other", "--model", "openembed-nano", "--bits", 4, "--json")
+        run("index", index.parent / "corpus.txt", "-o", index.parent / "words", "--model", "bm25", "--bits", 4, "--json")
 
 
 def test_candidates_take_no_method():
