@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -15,8 +16,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 def whole(value: Any) -> Any:
-    """Returns ``5.0`` as 5: to JSON they are one number."""
-    return int(value) if type(value) is float and value.is_integer() else value
+    """Returns ``5.0`` as 5, for to JSON they are one number, and numpy's integers as Python's; everything else as it is."""
+    number = (type(value) is float and value.is_integer()) or (isinstance(value, Integral) and not isinstance(value, bool))
+    return int(value) if number else value
 
 
 Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(whole)]

@@ -357,12 +357,12 @@ def test_a_method_searches_token_vectors_as_the_store_does(encoders, tmp_path):
             (
                 {"kind": "warp"},
                 {"mode": "tokens"},
-                "method: method warp searches residuals, and no segment of this index has any",
+                "method: method warp searches residuals, and no segment of this index has",
             ),
-            ({"kind": "xtr"}, {"mode": "bm25"}, "method: method xtr searches token vectors, and none are searched here"),
+            ({"kind": "xtr", "tokens": 9}, {"mode": "bm25"}, "method: method xtr searches token vectors, and none are"),
             ({"kind": "xtr", "tokens": 51}, {"mode": "tokens"}, "method.xtr.tokens: 51 is more than the 50"),
             ({"kind": "xtr", "tokens": "9"}, {"mode": "tokens"}, "method.xtr.tokens: Input should be a valid integer"),
-            ({"kind": "xtr"}, {"mode": "tokens", "explain": True}, "explain: what is explained is MaxSim"),
+            ({"kind": "xtr", "tokens": 9}, {"mode": "tokens", "explain": True}, "explain: what is explained is MaxSim"),
             ({"kind": "best"}, {}, "method: Input tag 'best' found using 'kind' does not match"),
         ):
             answer = client.post("/v1/search", json={"query": QUERY, "method": method, **more})

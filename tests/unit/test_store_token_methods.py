@@ -190,5 +190,5 @@ def test_what_is_no_method_is_refused_by_name():
     ):
         with pytest.raises(ValueError, match=reason):
             parse_method(text, "--method")
-    assert Warp(probes=5.0) == Warp(probes=5)
+    assert Warp(probes=5.0) == Warp(probes=np.int64(5)) == Warp(probes=5)
     assert whole(5.5) == 5.5

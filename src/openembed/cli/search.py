@@ -153,9 +153,8 @@ def search(
     from openembed.steps.retrieve import encoded_queries
 
     check_k(k)
-    store = Store(directory)
+    store, by = Store(directory), parse_method(method, "--method")
     mode = mode or default_mode(modes_of(store.models), explain=explain)
-    by = parse_method(method, "--method")
     if explain:
         check_explained(mode, by)
     condition, kinds = _condition(where, filter), kinds_of(mode, store.models)
