@@ -20,6 +20,7 @@ import openembed
 from openembed.data.readers import read_beir
 from openembed.evaluation.bm25 import Bm25
 from openembed.index import exact
+from openembed.index.tokens.methods import EXACT, Method, Xtr
 
 SYSTEMS = {
     "dense": "dense",
@@ -34,12 +35,12 @@ SYSTEMS = {
     "crisp-4x8": "crisp",
 }
 """Variant → the stage whose model it is."""
-METHODS = {"xtr": exact.Xtr(1000)}
+METHODS = {"xtr": Xtr(tokens=1000)}
 """How token vectors are searched where it is not by MaxSim."""
 K, QUERIES, WARM = 10, 50, 10
 
 
-def answering(model: Path, texts: list[str], ids: list[str], method: exact.Xtr | None) -> Callable[[str], object]:
+def answering(model: Path, texts: list[str], ids: list[str], method: Method) -> Callable[[str], object]:
     """Returns what answers a query with a model, its documents encoded."""
     encoder = openembed.load(model, dtype="int8")
     options = {} if encoder.config.tokenizer.repeat else {"max_length": 128}
@@ -89,7 +90,7 @@ def main() -> None:
     for variant, stage in SYSTEMS.items():
         model = args.runs / "runs" / variant / f"seed-{args.seed}" / stage / "model"
         if model.is_dir():  # a sweep has some of the variants
-            answer[variant] = answering(model, texts, ids, METHODS.get(variant))
+            answer[variant] = answering(model, texts, ids, METHODS.get(variant, EXACT))
     report |= {"documents": len(ids), "data": args.data.name, "seed": args.seed, "rounds": args.rounds, "queries": QUERIES}
     finished(report | {"systems": timed(answer, [query.text for query in queries[:QUERIES]], args.rounds)}, args.json)
 

@@ -22,7 +22,8 @@ from openembed.index.native import threads
 from openembed.index.tokens.coding import Panel
 from openembed.index.tokens.exact import TokenMatrix
 from openembed.index.tokens.files import TokenSegment, TokenSettings, TokenWriter
-from openembed.index.tokens.muvera import Encoded, EncodingSettings
+from openembed.index.tokens.methods import EXACT
+from openembed.index.tokens.muvera import EncodingSettings, Muvera
 from openembed.index.tokens.plaid import Plaid
 from openembed.index.tokens.pooling import pool_tokens
 from openembed.index.tokens.search import Tokens, rerank, search
@@ -152,13 +153,13 @@ def parts(segment):
     return [Tokens(segment, np.ones(len(segment), dtype=bool))]
 
 
-def searching(segment, method=None):
+def searching(segment, method=EXACT):
     return lambda query: search(query, parts(segment), K, str, method)
 
 
 def of_exact(place, documents, queries, report):
     """Measures exact search, reranking and XTR without a codec; returns the true ten best."""
-    segment, row = build(place / "exact", documents, TokenSettings(bits=None))
+    segment, row = build(place / "exact", documents, TokenSettings(bits=0))
     best, wall, _ = clocked(lambda: search(queries, parts(segment), K, str))
     row |= measured(searching(segment), queries, best, len(queries))
     report["exact, float16"] = row | {"batch_ms_a_query": round(wall / len(queries) * 1e3, 2)}
@@ -170,15 +171,19 @@ def of_exact(place, documents, queries, report):
     ]
     wall, cpu = np.median(taken, axis=0) * 1e3
     report["rerank of 1000 documents"] = {"ms": round(float(wall), 2), "cpu_ms": round(float(cpu), 2)}
-    report["xtr 1000 tokens, exact retrieval"] = measured(searching(segment, Xtr(1000)), queries, best, len(queries) // 4)
+    report["xtr 1000 tokens, exact retrieval"] = measured(
+        searching(segment, Xtr(tokens=1000)), queries, best, len(queries) // 4
+    )
     return best
 
 
 def of_encodings(place, documents, queries, best, report):
     for name, settings in ENCODINGS.items():
-        segment, row = build(place / "fde", documents, TokenSettings(bits=None, encodings=settings))
+        segment, row = build(place / "fde", documents, TokenSettings(bits=0, encodings=settings))
         for count in (100, 500):
-            report[f"{name} + exact {count}"] = row | measured(searching(segment, Encoded(count)), queries, best, len(queries))
+            report[f"{name} + exact {count}"] = row | measured(
+                searching(segment, Muvera(candidates=count)), queries, best, len(queries)
+            )
 
 
 def of_codec(place, documents, queries, best, report, settings):

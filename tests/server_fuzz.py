@@ -24,7 +24,14 @@ GOOD = {
     "/pooling": {"input": ["a cat"], "task": "token_embed", "encoding_format": "base64"},
     "/v1/rerank": {"query": "cat", "documents": ["a", {"text": "b"}], "top_n": 1},
     "/rerank": {"query": "cat", "texts": ["a", "b"], "return_text": True},
-    "/v1/search": {"query": "cat", "k": 3, "mode": "hybrid", "index": None, "explain": False},
+    "/v1/search": {
+        "query": "cat",
+        "k": 3,
+        "mode": "hybrid",
+        "index": None,
+        "explain": False,
+        "method": {"kind": "xtr", "tokens": 5},
+    },
     "/v1/contributions": {"text": "a cat", "index": None},
     "/v1/documents": {"documents": [{"id": "x", "text": "a", "metadata": {"a": 1}}], "ids": ["x"]},
 }

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 C = TypeVar("C", bound="Config")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 """Of something that becomes the name of a folder or file."""
+
+
+def whole(value: Any) -> Any:
+    """Returns ``5.0`` as 5, for to JSON they are one number, and numpy's integers as Python's; everything else as it is."""
+    number = (type(value) is float and value.is_integer()) or (isinstance(value, Integral) and not isinstance(value, bool))
+    return int(value) if number else value
+
+
+Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(whole)]
+"""A number of things, from 1; text is none."""
+CountFromZero = Annotated[int, Field(ge=0, strict=True), BeforeValidator(whole)]
+"""A number of things, from 0."""
 
 
 class Config(BaseModel):

@@ -16,6 +16,9 @@ from transformers import BertConfig, BertModel
 import openembed
 from openembed.config import parse
 from openembed.encoder import EncoderConfig
+from openembed.index.tokens.files import TokenCoding
+from openembed.index.tokens.muvera import EncodingSettings, Muvera
+from openembed.recipe.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if "```python" in path.read_text()]
@@ -76,13 +79,21 @@ def test_a_store_of_token_vectors_is_used_as_it_is_written(tmp_path, monkeypatch
     assert names["store"].tokens(names["queries"], 10, filter={"lang": "en"})[0].keys() == {"doc-17"}
 
 
+def test_the_stages_of_a_recipe_of_token_vectors_are_known(tmp_path):
+    (block,) = [block for block in blocks("docs/tokens.md", "toml") if "[stage.index]" in block]
+    (tmp_path / "page.toml").write_text(block)
+    stages = load_recipe(tmp_path / "page.toml").stage
+    assert stages["search"].steps[0].method == Muvera(candidates=200)
+    assert stages["index"].coding == TokenCoding(bits=4, coded_from=1, encodings=EncodingSettings())
+
+
 def test_the_settings_of_a_model_that_all_layouts_can_say(tmp_path, monkeypatch):
     write_tokenizer(tmp_path / "bert-base-uncased", markers=False, punctuation=string.punctuation)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     BertModel(BertConfig(vocab_size=240, **sizes)).save_pretrained(tmp_path / "bert-base-uncased")
     monkeypatch.chdir(tmp_path)
     (block,) = [block for block in blocks("docs/tokens.md") if "add_special_tokens" in block]
-    (settings,) = [tomllib.loads(block) for block in blocks("docs/tokens.md", "toml")]
+    (settings,) = [tomllib.loads(block) for block in blocks("docs/tokens.md", "toml") if "[encoder]" in block]
     with pytest.raises(ValueError, match="has no marker"):
         openembed.build(parse(EncoderConfig, settings["encoder"] | {"tokenizer_path": None}, "test")).save(
             "no", layout="colbert"

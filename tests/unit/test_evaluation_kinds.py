@@ -18,7 +18,7 @@ from openembed.evaluation.runner import read_results, run_tasks
 from openembed.evaluation.systems import Bm25System, EncoderSystem
 from openembed.evaluation.tasks import find_tasks
 from openembed.evaluation.vectors import Vectors
-from openembed.index.tokens.xtr import Xtr
+from openembed.index.tokens.methods import Muvera, Plaid, Warp, Xtr
 from openembed.vectors import VectorFormat
 from tests.evaluation_fakes import WordEncoder, small_retrieval, write_rows
 
@@ -118,7 +118,7 @@ def test_tasks_that_make_no_sense_are_refused(tmp_path, encoder, kind, does):
 def test_settings_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="a stored format takes dense vectors, this model gives sparse weights"):
         EncoderSystem(WordWeights(), "words", stored=VectorFormat(precision="int8"))
-    with pytest.raises(ValueError, match="XTR takes a vector a token, this model gives dense vectors; leave it out"):
+    with pytest.raises(ValueError, match="method xtr takes a vector a token, this model gives dense vectors; leave it out"):
         EncoderSystem(WordEncoder(), "words", method=Xtr())
 
 
@@ -128,6 +128,16 @@ def test_xtr_is_another_system(tmp_path):
     few = replace(whole, method=Xtr(tokens=1))
     assert whole.fingerprint != few.fingerprint
     assert len(few.evaluate(task).run["q1"]) <= 2 < len(whole.evaluate(task).run["q1"])
+
+
+@pytest.mark.parametrize("method", [Plaid(), Warp(probes=99, rescored=99), Muvera(), Xtr(tokens=999)], ids=lambda m: m.kind)
+def test_methods_that_pass_nothing_over_score_as_exact_search_does(tmp_path, method):
+    task = find_tasks(small_retrieval(tmp_path / "set"))[0]
+    exact = EncoderSystem(WordTokens(), "words").evaluate(task)
+    found = EncoderSystem(WordTokens(), "words", method=method).evaluate(task)
+    assert {query: list(hits) for query, hits in found.run.items()} == {q: list(hits) for q, hits in exact.run.items()}
+    assert found.value == exact.value
+    assert found.details["scoring"] == method.model_dump()
 
 
 @pytest.mark.parametrize(("encoder", "cache"), [(WordWeights, SparseCache), (WordTokens, TokenCache)])
@@ -190,18 +200,18 @@ def test_the_command_shows_costs_and_leaves_out_what_a_kind_cannot_do(command, c
     assert "Costs" in done.output
     assert "bytes/doc" in done.output
     assert "left out: pairs (sts)" in caplog.text
-    found = json.loads(command(WordTokens(), "--json", "--xtr", "5", "--imputation", "zero").stdout)
+    found = json.loads(command(WordTokens(), "--json", "--method", "xtr:tokens=5,imputation=zero").stdout)
     assert found["results"][0]["costs"]["bytes_formula"] == "4 x 16 x token vectors (float32)"
-    assert found["results"][0]["details"]["scoring"] == {"kind": "xtr", "tokens": 5, "imputation": "zero"}
-    assert "XTR: 5 tokens, zero" in command(WordTokens(), "--xtr", "5", "--imputation", "zero").stdout
-    assert "scored by" not in done.stdout
+    assert found["results"][0]["details"]["scoring"] == {"kind": "xtr", "tokens": 5, "imputation": "zero", "rescored": 0}
+    assert "xtr:tokens=5,imputation=zero" in command(WordTokens(), "--method", "xtr:tokens=5,imputation=zero").stdout
+    assert "searched by" not in done.stdout
     shown = command(WordWeights()).output
     assert "FLOPS" in shown
     assert "pairs" in shown
 
 
 def test_the_command_refuses_options_of_another_kind(command):
-    for options in (["--precision", "int8"], ["--xtr", "5"]):
+    for options in (["--precision", "int8"], ["--method", "xtr"]):
         failed = command(WordWeights(), *options)
         assert failed.exit_code != 0
         assert isinstance(failed.exception, ValueError) or "this model gives sparse weights" in failed.output

@@ -84,11 +84,11 @@ def test_xtr_with_every_token_retrieved_is_maxsim_and_with_few_is_not():
     queries, documents = CASES["tokens"]
     whole = exact.prepared(documents).search(queries, 90, str)
     for imputation in ("last", "zero"):
-        found = exact.prepared(documents, Xtr(10_000, imputation)).search(queries, 90, str)
+        found = exact.prepared(documents, Xtr(tokens=10_000, imputation=imputation)).search(queries, 90, str)
         assert [[n for n, _ in hits] for hits in found] == [[n for n, _ in hits] for hits in whole]
-    few = exact.prepared(documents, Xtr(3, "zero")).search(queries, 90, str)
+    few = exact.prepared(documents, Xtr(tokens=3, imputation="zero")).search(queries, 90, str)
     assert all(len(hits) <= 3 * len(query) for hits, query in zip(few, queries, strict=True))
-    with pytest.raises(ValueError, match="XTR retrieves token vectors; these are dense vectors; leave it out"):
+    with pytest.raises(ValueError, match="method xtr searches token vectors; these are dense vectors; leave it out"):
         exact.prepared(np.zeros((2, 3)), Xtr())
 
 

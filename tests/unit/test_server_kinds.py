@@ -15,6 +15,7 @@ from openembed.heads.idf_lookup import build_idf
 from openembed.index.encoding import term_names
 from openembed.index.exact import prepared
 from openembed.index.store import Store
+from openembed.index.tokens.methods import Xtr
 from openembed.records import Document
 from openembed.server.batcher import Batcher
 from openembed.server.catalog import ROUTES
@@ -341,6 +342,33 @@ def test_each_mode_finds_what_the_store_finds(setup, encoders, mode, wanted):
     assert (answer["mode"], answer["model"]) == (mode, models[mode])
     assert hits
     assert "terms" not in answer["hits"][0]
+
+
+def test_a_method_searches_token_vectors_as_the_store_does(encoders, tmp_path):
+    make_kinds(tmp_path / "words", {"colbert": encoders["colbert"]}, DOCUMENTS)
+    with served([str(tmp_path / "words")], encoders, Settings(limits=Limits(retrieved_tokens=50))) as (app, _gate, _catalog):
+        client, store = TestClient(app), Store(tmp_path / "words")
+        queries = query_vectors(store, encoders, "tokens")["tokens"]
+        for method in (Xtr(tokens=9, imputation="zero"), Xtr(tokens=50, rescored=3)):
+            (wanted,) = store.tokens(queries, 4, method=method)
+            answer = post(client, "/v1/search", query=QUERY, mode="tokens", k=4, method=method.model_dump())
+            assert {hit["id"]: hit["score"] for hit in answer["hits"]} == pytest.approx(wanted, abs=1e-5)
+        for method, more, said in (
+            (
+                {"kind": "warp"},
+                {"mode": "tokens"},
+                "method: method warp searches residuals, and no segment of this index has",
+            ),
+            ({"kind": "xtr", "tokens": 9}, {"mode": "bm25"}, "method: method xtr searches token vectors, and none are"),
+            ({"kind": "xtr", "tokens": 51}, {"mode": "tokens"}, "method.xtr.tokens: 51 is more than the 50"),
+            ({"kind": "xtr", "tokens": "9"}, {"mode": "tokens"}, "method.xtr.tokens: Input should be a valid integer"),
+            ({"kind": "xtr", "tokens": 9}, {"mode": "tokens", "explain": True}, "explain: what is explained is MaxSim"),
+            ({"kind": "best"}, {}, "method: Input tag 'best' found using 'kind' does not match"),
+        ):
+            answer = client.post("/v1/search", json={"query": QUERY, "method": method, **more})
+            assert answer.status_code in (400, 413)
+            assert answer.json()["error"]["message"].startswith(said)
+            assert str(tmp_path) not in answer.text
 
 
 def test_an_index_says_its_modes_and_models(client):

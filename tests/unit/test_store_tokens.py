@@ -5,8 +5,7 @@ import pytest
 from token_paths import clustered, fast_maxsim
 
 from openembed.index.store import ModelInfo, Store
-from openembed.index.tokens import field
-from openembed.index.tokens.files import TokenSettings
+from openembed.index.tokens.files import TokenCoding
 from openembed.index.tokens.plaid import Plaid
 from openembed.index.tokens.warp import Warp
 from openembed.records import Document
@@ -24,6 +23,10 @@ def vectors():
 @pytest.fixture(scope="module")
 def queries():
     return clustered(np.random.default_rng(0), 6, WIDTH)
+
+
+def model(**coding):
+    return MODEL.model_copy(update={"coding": TokenCoding(**coding)})
 
 
 def documents(rows):
@@ -102,9 +105,8 @@ def test_explain_says_which_tokens_meet(vectors, queries, tmp_path):
         Store.create(tmp_path / "words", documents([0])).explain(queries[:1], ["d000"])
 
 
-def test_large_segments_are_coded_when_they_are_written_and_merged(vectors, queries, tmp_path, monkeypatch):
-    monkeypatch.setattr(field, "TokenSettings", lambda **given: TokenSettings(coded_from=600, clusters=32, **given))
-    store = Store.create(tmp_path, documents(range(100)), vectors.select(range(100)), model=MODEL)
+def test_large_segments_are_coded_when_they_are_written_and_merged(vectors, queries, tmp_path):
+    store = Store.create(tmp_path, documents(range(100)), vectors.select(range(100)), model=model(coded_from=600, clusters=32))
     store.add(documents(range(100, COUNT)), vectors=vectors.select(range(100, COUNT)))
     coded = [segment.fields["tokens"].segment.residuals is not None for segment in store._segments]
     assert coded == [True, False]

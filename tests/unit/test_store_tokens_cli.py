@@ -13,6 +13,7 @@ from openembed.config import parse
 from openembed.encoder import EncoderConfig
 from openembed.heads import TokenProjectionConfig
 from openembed.index.store import Store
+from openembed.index.tokens.methods import Muvera, Plaid, Warp, Xtr, parse_method
 from openembed.records import Query
 from openembed.similarity import similarity
 from openembed.steps import Bm25Config, Search, TokensConfig
@@ -98,6 +99,67 @@ def test_candidates_of_an_earlier_step_are_ordered_by_maxsim(index, model):
     assert ordered["q"] == pytest.approx({i: expected[i] for i in words.run["q"]}, abs=1e-4)
     assert list(ordered["q"].values()) == sorted(ordered["q"].values(), reverse=True)
     assert ordered["nothing"] == {}
+
+
+METHODS = ("plaid:documents=3", "plaid", "warp:probes=2", "warp:probes=2,rescored=9", "xtr:tokens=6", "muvera:candidates=3")
+
+
+def test_an_index_is_coded_and_searched_by_every_method(model, tmp_path):
+    (tmp_path / "corpus.txt").write_text("".join(text + "\n" for text in SENTENCES))
+    options = ("--bits", 4, "--coded-from", 1, "--encodings", "--json")
+    run("index", tmp_path / "corpus.txt", "-o", tmp_path / "coded", "--model", model, *options)
+    (tmp_path / "more.jsonl").write_text('{"_id": "x", "text": "the red planet"}\n')
+    run("add", tmp_path / "coded", tmp_path / "more.jsonl", "--json")
+    store, encoder = Store(tmp_path / "coded"), openembed.load(model)
+    coding = store.models["tokens"].coding
+    assert (coding.bits, coding.coded_from, coding.keep_vectors, coding.encodings is not None) == (4, 1, True, True)
+    assert [s.fields["tokens"].segment.info.bits for s in store._segments] == [4, 4]
+    queries = encoder.encode_queries(["the red planet"])
+    for text in METHODS:
+        method = parse_method(text)
+        (wanted,) = store.tokens(queries, 4, method=method)
+        found = run("search", store.directory, "the red planet", "--mode", "tokens", "--method", text, "-k", 4, "--json")
+        assert {hit["id"]: hit["score"] for hit in found["hits"]} == pytest.approx(wanted, abs=1e-5)
+        assert found["method"] == method.model_dump()
+        own = isinstance(method, Warp | Xtr) and not method.rescored
+        assert found["score"].startswith(f"{method.kind}'s estimate of MaxSim" if own else "MaxSim")
+        step = parse(TokensConfig, {"k": 4, "method": method.model_dump()}, "step").build(store, encoder)
+        assert step(Search((Query("q", "the red planet"),))).run["q"] == wanted
+    fused = run("search", store.directory, "the red planet", "--method", "warp", "--json")
+    assert (fused["mode"], fused["method"]["kind"]) == ("hybrid", "warp")
+
+
+def test_an_index_without_codes_refuses_methods_until_it_is_compacted(index, model, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("openembed.cli.search.load_model", lambda *_: pytest.fail("refused before a model is loaded"))
+        for method, missing in (("warp", "residuals"), ("muvera", "encodings")):
+            with pytest.raises(ValueError, match=f"method {method} searches {missing}, .*openembed compact DIR"):
+                run("search", index, "planet", "--method", method, "--json")
+        with pytest.raises(ValueError, match="method warp searches token vectors, and none are searched here"):
+            run("search", index, "planet", "--mode", "bm25", "--method", "warp", "--json")
+        with pytest.raises(ValueError, match="what is explained is MaxSim, and method xtr gives scores of its own"):
+            run("search", index, "planet", "--mode", "tokens", "--method", "xtr", "--explain", "--json")
+        with pytest.raises(ValueError, match="--method 'wrap' is not known"):
+            run("search", index, "planet", "--method", "wrap", "--json")
+    encoder, exact = openembed.load(model), run("search", index, "planet", "--mode", "tokens", "--json")["hits"]
+    with pytest.raises(ValueError, match="searches residuals"):
+        TokensConfig(method=Plaid()).build(Store(index), encoder)
+    run("compact", index, "--bits", 2, "--coded-from", 1, "--json")
+    assert run("search", index, "planet", "--mode", "tokens", "--method", "plaid", "--json")["hits"] == exact
+    run("compact", index, "--encodings", "--json")
+    coding = Store(index).models["tokens"].coding
+    assert (coding.coded_from, coding.encodings is not None) == (1, True), "what is not asked for stays"
+    assert run("search", index, "planet", "--mode", "tokens", "--method", "muvera", "--json")["hits"] == exact
+    run("compact", index, "--bits", 4, "--no-vectors", "--no-encodings", "--json")
+    assert Store(index)._segments[0].fields["tokens"].segment.matrix is None
+    with pytest.raises(ValueError, match="of token vectors, and no --model gives any"):
+        run("index", index.parent / "corpus.txt", "-o", index.parent / "words", "--model", "bm25", "--bits", 4, "--json")
+
+
+def test_candidates_take_no_method():
+    with pytest.raises(ValidationError, match="candidates are ordered by exact MaxSim"):
+        TokensConfig(candidates=5, method=Muvera())
+    assert "method" not in TokensConfig().model_dump(), "recipes from before methods keep their hashes"
 
 
 def test_what_does_not_fit_is_refused(index):

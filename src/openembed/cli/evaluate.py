@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openembed.cli.coding import SearchMethod
 from openembed.cli.encode import Dimensions, Precision
 from openembed.cli.output import JsonFlag, print_json, print_table
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from openembed.evaluation.result import TaskResult
     from openembed.evaluation.systems import System
     from openembed.evaluation.tasks import Task
-    from openembed.index.tokens.xtr import Xtr
+    from openembed.index.tokens.methods import Method
     from openembed.vectors import VectorFormat
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,7 @@ def evaluate(
     normalize: Annotated[bool, typer.Option(help="Compare by cosine; --no-normalize: by inner product.")] = True,
     dimensions: Dimensions = None,
     precision: Precision = "float32",
-    xtr: Annotated[int | None, typer.Option(help="Of token vectors: so many are retrieved a query token (XTR).")] = None,
-    imputation: Annotated[str, typer.Option(help="XTR's score of a token not retrieved: last, zero or none.")] = "last",
+    method: SearchMethod = "exact",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="What to compute in: float32, bfloat16, ..., or int8 on a CPU.")] = None,
     as_json: JsonFlag = False,
@@ -55,16 +55,18 @@ def evaluate(
     """
     from openembed.config import parse
     from openembed.evaluation.tasks import find_all_tasks
+    from openembed.index.tokens.methods import EXACT, parse_method
     from openembed.vectors import VectorFormat
 
     stored = parse(VectorFormat, {"dimensions": dimensions, "precision": precision}, "options")
+    by = parse_method(method, "--method")
     options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     if not normalize:
         options["normalize"] = False
     if tasks:
         _refuse({"--metric": metric, "--language": language, "--run-file": run_file, "--cache": cache}, "--tasks")
-        given = {"--dimensions": dimensions, "--precision": None if precision == "float32" else precision, "--xtr": xtr}
-        _refuse(given, "--tasks")
+        given = {"--dimensions": dimensions, "--precision": None if precision == "float32" else precision}
+        _refuse(given | {"--method": None if by == EXACT else method}, "--tasks")
         if len(data) > 1:
             raise ValueError(f"--tasks looks for its data in one folder; got {len(data)}: {_listed(data)}")
         results = _run_mteb(model, tasks, data[0], out, split, instruction, options, device, dtype)
@@ -72,8 +74,7 @@ def evaluate(
         chosen = {"split": split, "metric": metric, "instruction": instruction, "language": language}
         overrides = {key: value for key, value in chosen.items() if value is not None}
         found = find_all_tasks(data, overrides)  # before seconds are spent on loading a model
-        how = stored, _method(xtr, imputation)
-        system = _system(model, cache, options, how, device, dtype)
+        system = _system(model, cache, options, (stored, by), device, dtype)
         results = _run_local(system, found, out, run_file)
     if as_json:
         print_json({"model": model, "results": [result.as_dict() for result in results]})
@@ -114,16 +115,17 @@ def _system(
     model: str,
     cache: Path | None,
     options: dict[str, Any],
-    how: tuple[VectorFormat, Xtr | None],
+    how: tuple[VectorFormat, Method],
     device: str | None,
     dtype: str | None,
 ) -> System:
     from openembed.evaluation.systems import Bm25System, EncoderSystem, RunSystem
+    from openembed.index.tokens.methods import EXACT
 
     stored, method = how
     if model == "bm25" or Path(model).is_file():
-        if not stored.plain or method is not None:
-            raise ValueError("--dimensions, --precision and --xtr are of a model's vectors; leave them out")
+        if not stored.plain or method != EXACT:
+            raise ValueError("--dimensions, --precision and --method are of a model's vectors; leave them out")
         return Bm25System() if model == "bm25" else RunSystem(Path(model), Path(model).stem)
     from openembed import load
     from openembed.evaluation.cache import open_cache
@@ -132,12 +134,6 @@ def _system(
     vectors = None if cache is None else open_cache(cache, encoder)
     stored.width(encoder.width)  # refused before anything is encoded
     return EncoderSystem(encoder, model, vectors, options, progress=True, stored=stored, method=method)
-
-
-def _method(xtr: int | None, imputation: str) -> Xtr | None:
-    from openembed.index.tokens.xtr import Xtr
-
-    return None if xtr is None else Xtr(xtr, imputation)
 
 
 def _run_local(system: System, tasks: list[Task], out: Path | None, run_file: Path | None) -> list[TaskResult]:
@@ -194,7 +190,7 @@ def _print_results(model: str, results: list[TaskResult]) -> None:
     table = _table(model, ("score", "95 % interval", "items", "seconds"))
     otherwise = any("scoring" in r.details for r in results)
     if otherwise:
-        table.add_column("scored by")
+        table.add_column("searched by")
     for r in results:
         interval = "" if r.interval is None else f"{r.interval.low * 100:.2f} to {r.interval.high * 100:.2f}"
         items = next((r.counts[key] for key in ("queries", "pairs", "texts") if key in r.counts), "")
@@ -214,9 +210,11 @@ def _print_results(model: str, results: list[TaskResult]) -> None:
 
 
 def _scoring(result: TaskResult) -> str:
-    """How token vectors were scored, where it was not by MaxSim of all of them."""
+    """How token vectors were searched."""
+    from openembed.index.tokens.methods import METHODS, told
+
     found = result.details.get("scoring")
-    return f"XTR: {found['tokens']:,} tokens, {found['imputation']}" if found else "MaxSim"
+    return told(METHODS[found["kind"]].model_validate(found)) if found else "exact"
 
 
 def _costs_table(results: list[TaskResult]) -> Any:

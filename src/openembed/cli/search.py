@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openembed.cli.coding import Bits, CodedFrom, Encodings, SearchMethod, Vectors, coding_of
 from openembed.cli.encode import Device, Dtype, Instruction, MaxLength, Normalize, Restart, encode_to, load_model, pace
 from openembed.cli.output import JsonFlag, print_json, print_table
 from openembed.packaged import NANO
@@ -17,6 +18,8 @@ from openembed.packaged import NANO
 if TYPE_CHECKING:
     from openembed.encoder import Encoder
     from openembed.index.store import ModelInfo, Store
+    from openembed.index.tokens.files import TokenCoding
+    from openembed.index.tokens.methods import Method
 
 logger = logging.getLogger(__name__)
 BM25 = "bm25"
@@ -58,6 +61,10 @@ def index(
             "uint8 float32)."
         ),
     ] = "float32",
+    bits: Bits = None,
+    coded_from: CodedFrom = None,
+    vectors: Vectors = None,
+    encodings: Encodings = None,
     language: Annotated[str, typer.Option(help="Stemmer and stop words: en, pl, de, ..., or none.")] = "en",
     instruction: Instruction = None,
     normalize: Normalize = True,
@@ -86,14 +93,15 @@ def index(
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
     if model != [BM25]:
         check_texts(corpus)
-    encoding, vectors, report = out / "encoding", {}, {}
+    encoding, encoded, report = out / "encoding", {}, {}
+    coding = coding_of(bits, coded_from, vectors, encodings)
     options = {"instruction": instruction, "normalize": normalize, "max_length": max_length, "precision": precision}
     names = model if model != [BM25] else []
     encoders = [load_model(name, device, dtype) for name in names]
-    infos = _described(names, encoders, **options)
+    infos = _described(names, encoders, coding=coding, **options)
     for info in infos:
-        vectors[info.kind], report = encode_for(info, encoders.pop(0), corpus, encoding, restart)
-    store = Store.create(out, read_documents(corpus), vectors, language=language, model=infos)
+        encoded[info.kind], report = encode_for(info, encoders.pop(0), corpus, encoding, restart)
+    store = Store.create(out, read_documents(corpus), encoded, language=language, model=infos)
     shutil.rmtree(encoding, ignore_errors=True)
     report |= {"directory": str(out), "count": len(store), "language": language}
     report |= {"model": infos[0].name if infos else None, "models": {info.kind: info.name for info in infos}}
@@ -116,6 +124,7 @@ def search(
     ] = None,
     filter: Annotated[str | None, typer.Option(help='Only documents with, as JSON: {"year": {"gte": 2000}}.')] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Look at every document of a large index too.")] = False,
+    method: SearchMethod = "exact",
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what makes each score: terms (sparse, bm25), or which tokens meet (tokens).")
     ] = False,
@@ -139,14 +148,15 @@ def search(
     from openembed.index.encoding import kind_of
     from openembed.index.searching import check_k
     from openembed.index.store import Store
-    from openembed.steps.modes import Naming, check_explained, default_mode, explained, kinds_of, modes_of, ranked
+    from openembed.index.tokens.methods import EXACT, parse_method
+    from openembed.steps.modes import Naming, check_explained, check_method, default_mode, explained, kinds_of, modes_of, ranked
     from openembed.steps.retrieve import encoded_queries
 
     check_k(k)
-    store = Store(directory)
+    store, by = Store(directory), parse_method(method, "--method")
     mode = mode or default_mode(modes_of(store.models), explain=explain)
     if explain:
-        check_explained(mode)
+        check_explained(mode, by)
     condition, kinds = _condition(where, filter), kinds_of(mode, store.models)
     prompted = {"task": task, "instruction": instruction}
     if mode == BM25:
@@ -154,10 +164,12 @@ def search(
         _refuse_unused("words are searched here, by BM25", {"--model": model, **unused})
     if rerank:
         _check_rerank(k, candidates, explain)
+    check_method(store, kinds, by)
     encoders = load_for(store, kinds, model, device, dtype) if mode != BM25 else []
     vectors = {kind_of(encoder): encoded_queries(store, encoder, [query], task, instruction) for encoder in encoders}
-    hits = ranked(store, mode, query, vectors, candidates if rerank else k, filter=condition, exact=exact or None)
-    score = SCORES[mode]
+    count = candidates if rerank else k
+    hits = ranked(store, mode, query, vectors, count, filter=condition, exact=exact or None, method=by)
+    score = _score(mode, by)
     if rerank:
         hits, score = _reranked(store, query, list(hits), load_model(rerank, device, dtype), prompted)
         hits = dict(list(hits.items())[:k])
@@ -175,7 +187,8 @@ def search(
         | ({"terms": terms[i]} if explain else {})
         for rank, (i, score, d) in enumerate(rows, 1)
     ]
-    print_json({"query": query, "mode": mode, "score": score, "hits": found})
+    told = {} if by == EXACT else {"method": by.model_dump()}
+    print_json({"query": query, "mode": mode, **told, "score": score, "hits": found})
 
 
 def _check_rerank(k: int, candidates: int, explain: bool) -> None:
@@ -267,12 +280,20 @@ def delete(
     _say(as_json, {"deleted": count, "count": len(store)}, f"{count:,} deleted, {len(store):,} documents left")
 
 
-def compact(directory: Directory, as_json: JsonFlag = False) -> None:
-    """Free the space of deleted documents; nothing is encoded again."""
+def compact(
+    directory: Directory,
+    bits: Bits = None,
+    coded_from: CodedFrom = None,
+    vectors: Vectors = None,
+    encodings: Encodings = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Free the space of deleted documents, or code token vectors otherwise, now and in additions; no text is encoded again."""
     from openembed.index.store import Store
 
     store = Store(directory)
-    store.compact()
+    present = store.models["tokens"].coding if "tokens" in store.models else None
+    store.compact(coding_of(bits, coded_from, vectors, encodings, present))
     _say(as_json, {"count": len(store)}, f"{len(store):,} documents in {directory}")
 
 
@@ -294,7 +315,18 @@ def _refuse_unused(why: str, options: Mapping[str, str | None]) -> None:
         raise ValueError(f"{' and '.join(given)}: {why}, and no model is run; leave {'it' if len(given) == 1 else 'them'} out")
 
 
-def _described(names: list[str], encoders: list[Encoder], *, precision: str, **options: Any) -> list[ModelInfo]:
+def _score(mode: str, method: Method) -> str:
+    """Returns what the scores of a search are."""
+    from openembed.index.tokens.methods import gives_maxsim
+
+    if mode == "tokens" and not gives_maxsim(method):
+        return f"{method.kind}'s estimate of {SCORES[mode]}"
+    return SCORES[mode]
+
+
+def _described(
+    names: list[str], encoders: list[Encoder], *, precision: str, coding: TokenCoding | None, **options: Any
+) -> list[ModelInfo]:
     """Returns what a new index records of its models; raises the ``ValueError`` that it would raise once they have encoded."""
     from openembed.encoded import require_kind
     from openembed.index.encoding import encoders_by_kind
@@ -306,9 +338,12 @@ def _described(names: list[str], encoders: list[Encoder], *, precision: str, **o
     kinds = list(encoders_by_kind(encoders))
     if precision == "uint8" and "tokens" in kinds and "sparse" not in kinds:
         raise ValueError("--precision uint8 is for sparse weights; token vectors are kept in float32 or float16")
+    if coding is not None and "tokens" not in kinds:
+        raise ValueError("--bits, --coded-from, --vectors and --encodings are of token vectors, and no --model gives any")
     kept = ["float32" if (kind, precision) == ("tokens", "uint8") else precision for kind in kinds]
-    described = zip(names, encoders, kept, strict=True)
-    return [describe_model(name, encoder, precision=own, **options) for name, encoder, own in described]
+    codings = [coding if kind == "tokens" else None for kind in kinds]
+    described = zip(names, encoders, kept, codings, strict=True)
+    return [describe_model(name, encoder, precision=own, coding=c, **options) for name, encoder, own, c in described]
 
 
 def encode_for(info: ModelInfo, encoder: Any, corpus: Path, folder: Path, restart: bool) -> tuple[Any, dict[str, Any]]:

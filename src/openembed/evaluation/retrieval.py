@@ -1,6 +1,6 @@
 """Retrieval and reranking by exact search over all documents, scored as MTEB scores them.
 
-Representations of any kind: inner products of dense and of sparse vectors, MaxSim of token vectors.
+Representations of any kind: inner products of dense and of sparse vectors; token vectors by MaxSim or another method.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openembed.evaluation.statistics import bootstrap_interval, generator
 from openembed.evaluation.vectors import Vectors
 from openembed.index import exact
 from openembed.index.dense import best_first
-from openembed.index.tokens.xtr import Xtr
+from openembed.index.tokens.methods import EXACT, Exact, Method
 from openembed.records import Document, Qrels, Query, Run
 
 TOP_K = 1_000
@@ -84,11 +84,11 @@ def evaluate_retrieval(
     metric: str = "ndcg_at_10",
     top_k: int = TOP_K,
     ignore_identical_ids: bool = False,
-    method: Xtr | None = None,
+    method: Method = EXACT,
 ) -> Outcome:
     """Returns nDCG@10 (or ``metric``) of exact search; judged queries only, documents with their title.
 
-    ``method``: how token vectors are searched, None: by MaxSim of all of them.
+    ``method``: how token vectors are searched.
     """
     judged = [query for query in queries if qrels.get(query.id)]
     documents = vectors.documents([document.full_text for document in corpus])
@@ -101,7 +101,7 @@ def evaluate_retrieval(
     alone = alone_ms(lambda text: searched.search(vectors.one_query(text), ALONE_K, ids.__getitem__), texts)
     costs = costs_of(vectors, queries, documents, took, alone)
     outcome = score_retrieval(run, corpus, qrels, metric=metric, ignore_identical_ids=ignore_identical_ids)
-    details = {} if method is None else {"scoring": {"kind": "xtr", "tokens": method.tokens, "imputation": method.imputation}}
+    details = {} if isinstance(method, Exact) else {"scoring": method.model_dump()}
     return replace(outcome, costs=costs, details={**outcome.details, **details})
 
 

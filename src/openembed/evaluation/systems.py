@@ -26,7 +26,7 @@ from openembed.evaluation.sts import evaluate_sts
 from openembed.evaluation.tasks import METRICS, Task
 from openembed.evaluation.vectors import TextEncoder, Vectors
 from openembed.index import lexical
-from openembed.index.tokens.xtr import Xtr
+from openembed.index.tokens.methods import EXACT, Exact, Method, told
 from openembed.records import Run
 from openembed.vectors import VectorFormat
 
@@ -70,7 +70,7 @@ class EncoderSystem:
 
     ``options`` go to ``encode``: with ``normalize`` (the default) the similarity of dense vectors is the cosine, else the inner
     product. ``cache`` keeps vectors in a folder, so that a second evaluation encodes nothing. ``stored``: the format of dense
-    vectors whose loss is measured (queries stay float32). ``method``: how token vectors are retrieved (reranking is by MaxSim
+    vectors whose loss is measured (queries stay float32). ``method``: how token vectors are searched (reranking is by MaxSim
     always). Raises ``ValueError`` where another kind is asked for either.
     """
 
@@ -80,13 +80,13 @@ class EncoderSystem:
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
     stored: VectorFormat = field(default_factory=VectorFormat)
-    method: Xtr | None = None
+    method: Method = EXACT
 
     def __post_init__(self) -> None:
         if not self.stored.plain:
             require_kind(self.encoder, ["dense"], "a stored format", "leave dimensions and precision out")
-        if self.method is not None:
-            require_kind(self.encoder, ["tokens"], "XTR", "leave it out")
+        if not isinstance(self.method, Exact):
+            require_kind(self.encoder, ["tokens"], f"method {self.method.kind}", "leave it out")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class EncoderSystem:
     def fingerprint(self) -> str:
         """The encoder's fingerprint and the options that change vectors."""
         relevant = {key: self.options[key] for key in ("max_length", "normalize") if key in self.options}
-        relevant |= chosen(self.stored) | ({} if self.method is None else {"method": str(self.method)})
+        relevant |= chosen(self.stored) | ({} if isinstance(self.method, Exact) else {"method": told(self.method)})
         return f"{self.encoder.fingerprint} {relevant}" if relevant else self.encoder.fingerprint
 
     def prompts(self, task: Task) -> dict[str, str]:
@@ -204,7 +204,7 @@ def _score_retrieval(run: Run, task: Task, corpus: list[Any], qrels: Any) -> Out
     return retrieval.score_retrieval(run, corpus, qrels, metric=task.metric, ignore_identical_ids=task.ignore_identical_ids)
 
 
-def _retrieval(vectors: Vectors, task: Task, method: Xtr | None) -> Outcome:
+def _retrieval(vectors: Vectors, task: Task, method: Method) -> Outcome:
     corpus, queries, qrels = read_beir(task.folder, task.split)
     rules = {"metric": task.metric, "ignore_identical_ids": task.ignore_identical_ids}
     return retrieval.evaluate_retrieval(vectors, corpus, queries, qrels, method=method, **rules)

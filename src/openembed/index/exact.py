@@ -2,7 +2,7 @@
 
 Dense: the greatest inner product (:mod:`openembed.index.dense`). Sparse: the sum over shared terms of weight times weight; a
 document that shares none is no hit (:mod:`openembed.index.sparse`). Tokens: MaxSim, the sum over the query's tokens of the
-greatest inner product with one of the document's, or :class:`Xtr` instead; a document without tokens is no hit
+greatest inner product with one of the document's, or another method; a document without tokens is no hit
 (:mod:`openembed.index.tokens`). Scores are summed in float64 and rounded to float32, so that they do not depend on what is
 searched beside them, and equal documents tie.
 
@@ -25,7 +25,11 @@ from openembed.index.dense import Found, best_first, dot_products
 from openembed.index.manifest import ModelInfo, SegmentInfo
 from openembed.index.tokens.coding import Panel, check_vectors
 from openembed.index.tokens.exact import TokenMatrix, best_documents, exact_scores
-from openembed.index.tokens.xtr import Xtr, retrieve
+from openembed.index.tokens.files import TokenSegment, TokenSettings, TokenWriter
+from openembed.index.tokens.methods import EXACT, Exact, Method, coding_for
+from openembed.index.tokens.search import Tokens
+from openembed.index.tokens.search import search as search_tokens
+from openembed.index.tokens.xtr import retrieve
 from openembed.index.tokens.xtr import scores_of as xtr_scores
 from openembed.token_vectors import TokenVectors
 
@@ -85,16 +89,16 @@ class Documents(ABC):
     def _scores(self, query: Encoded, positions_C: np.ndarray) -> np.ndarray: ...
 
 
-def prepared(documents: Encoded, method: Xtr | None = None) -> Documents:
-    """Returns documents that can be searched. ``method``: how token vectors are, None: by MaxSim of all of them.
+def prepared(documents: Encoded, method: Method = EXACT) -> Documents:
+    """Returns documents that can be searched. ``method``: how token vectors are; those that need it are coded for it.
 
     Raises ``ValueError`` for a method where there are no token vectors, and for weights that are negative or not finite.
     """
     kind = kind_of(documents)
     if kind == "tokens":
-        return _Tokens(documents, method)
-    if method is not None:
-        raise ValueError(f"XTR retrieves token vectors; these are {CALLED[kind]}; leave it out")
+        return _Tokens(documents, method) if coding_for(method) is None else _Coded(documents, method)
+    if not isinstance(method, Exact):
+        raise ValueError(f"method {method.kind} searches token vectors; these are {CALLED[kind]}; leave it out")
     return _Sparse(documents) if kind == "sparse" else _Dense(documents)
 
 
@@ -160,7 +164,7 @@ def _wide(values_NV: csr_matrix) -> csr_matrix:
 
 
 class _Tokens(Documents):
-    def __init__(self, documents: TokenVectors, method: Xtr | None) -> None:
+    def __init__(self, documents: TokenVectors, method: Method) -> None:
         super().__init__(documents)
         check_vectors(documents, documents.width, "documents' token vectors")
         self._matrix, self._method = TokenMatrix.of(documents), method
@@ -177,7 +181,7 @@ class _Tokens(Documents):
         """Returns for each query (positions, scores) of a superset of the k best; nothing for one without tokens."""
         every, asked = np.ones(self._count, dtype=bool), np.flatnonzero(queries.lengths_N)
         found = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * len(queries)
-        if self._method is None:
+        if isinstance(self._method, Exact):
             answers = best_documents([self._matrix], [every], queries.select(asked), k)
         else:
             answers = [self._retrieved(query, every) for query in _each(queries.select(asked))]
@@ -192,7 +196,7 @@ class _Tokens(Documents):
 
     def _top(self, queries: TokenVectors, k: int, limit_Q: np.ndarray | None) -> Found:
         best = _Best(len(queries), k, limit_Q)
-        if limit_Q is None or self._method is not None:
+        if limit_Q is None or not isinstance(self._method, Exact):
             for row, found in enumerate(self._candidates(queries, k)):
                 best.add(row, *found)
             return best.found()
@@ -212,6 +216,27 @@ class _Tokens(Documents):
         if not len(query.values_TD):
             return np.full(len(positions_C), -np.inf, dtype=np.float32)
         return exact_scores([self._matrix], Panel(query), np.asarray(positions_C, dtype=np.int64))
+
+
+class _Coded(_Tokens):
+    """Searched as a store's segment in a temporary folder, coded for the method however few its tokens."""
+
+    def __init__(self, documents: TokenVectors, method: Method) -> None:
+        super().__init__(documents, method)
+        self._folder = tempfile.TemporaryDirectory(prefix="openembed-tokens-")
+        settings = TokenSettings(precision="float32", **dict(coding_for(method)))
+        writer = TokenWriter(self._folder.name, documents.width, settings)
+        writer.add(documents)
+        writer.close()
+        self._part = Tokens(TokenSegment(self._folder.name), np.ones(self._count, dtype=bool))
+
+    def _search(self, queries: TokenVectors, k: int, id_of: Callable[[int], str]) -> list[Ranking]:
+        return search_tokens(queries, [self._part], k, id_of, self._method)
+
+    def _candidates(self, queries: TokenVectors, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        rankings = self._search(queries, max(k, 1), lambda position: f"{self._count - position:012}")
+        pairs = [zip(*ranking, strict=True) if ranking else ((), ()) for ranking in rankings]
+        return [(np.array(places, dtype=np.int64), np.array(scores, dtype=np.float32)) for places, scores in pairs]
 
 
 def _each(queries: TokenVectors) -> list[TokenVectors]:

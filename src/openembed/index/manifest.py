@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from openembed.config import Config, parse
+from openembed.encoded import CALLED
 from openembed.files import read_json, write_json
+from openembed.index.tokens.files import TokenCoding
 
 FORMAT = 3
 READABLE = (1, 2, 3)
@@ -42,7 +44,8 @@ class EncodesDocuments(Protocol):
 class ModelInfo(Config):
     """Which model made the vectors, and how; ``name`` is a path or hub id that ``openembed.load`` takes.
 
-    ``width``: dimensions, or terms of the vocabulary. ``precision``: how sparse weights and token vectors are kept.
+    ``width``: dimensions, or terms of the vocabulary. ``precision``: how sparse weights and token vectors are kept. ``coding``:
+    what every segment has for approximate search of token vectors.
     """
 
     name: str
@@ -50,6 +53,7 @@ class ModelInfo(Config):
     width: int
     kind: Kind = "dense"
     precision: StoredPrecision = "float32"
+    coding: TokenCoding = Field(TokenCoding(), exclude_if=lambda coding: coding == TokenCoding())
     document_instruction: str | None = None
     document_prompt: str = ""
     normalize: bool = True
@@ -59,6 +63,8 @@ class ModelInfo(Config):
     def _precision_of_its_kind(self) -> ModelInfo:
         if self.kind == "tokens" and self.precision == "uint8":
             raise ValueError("precision uint8 is for sparse weights; token vectors are kept in float32 or float16")
+        if self.kind != "tokens" and self.coding != TokenCoding():
+            raise ValueError(f"coding is of token vectors; {self.name} gives {CALLED[self.kind]}: leave it out")
         return self
 
 
@@ -100,10 +106,11 @@ def describe_model(
     normalize: bool = True,
     max_length: int | None = None,
     precision: StoredPrecision = "float32",
+    coding: TokenCoding | None = None,
 ) -> ModelInfo:
     """Returns what a new store records of the model that will make its vectors; an existing path is made absolute.
 
-    The model is of the ``encoder``'s kind. ``precision``: of sparse weights and token vectors.
+    The model is of the ``encoder``'s kind. ``precision``: of sparse weights and token vectors. ``coding``: of token vectors.
     """
     values = {
         "name": str(Path(name).resolve()) if Path(name).exists() else name,
@@ -111,6 +118,7 @@ def describe_model(
         "width": encoder.width,
         "kind": getattr(encoder, "kind", "dense"),
         "precision": precision,
+        "coding": coding or TokenCoding(),
         "document_instruction": instruction,
         "document_prompt": encoder.document_prompt(instruction=instruction),
         "normalize": normalize,

@@ -21,6 +21,7 @@ from openembed.index.segments import Segment
 from openembed.index.sparse import SparseField, SparseVectors
 from openembed.index.tokens import search as token_search
 from openembed.index.tokens.field import TokenField
+from openembed.index.tokens.methods import EXACT, Method, check_served
 from openembed.token_vectors import TokenVectors
 
 if TYPE_CHECKING:
@@ -186,17 +187,21 @@ class Searches:
         k: int = 10,
         *,
         filter: Condition = None,
-        method: token_search.Method = None,
+        method: Method = EXACT,
     ) -> list[Hits]:
         """Returns for each query's token vectors the k documents of greatest MaxSim, best first.
 
-        Exact; by a ``method`` (``Plaid()``, ``Warp()``, ``Xtr()``, ``Encoded()``) large segments are searched approximately.
-        With ``filter``, of the documents for which it holds. Raises ``ValueError`` when the store has no token vectors, the
-        width differs, a value is not finite, or the filter is malformed.
+        Exact; by a ``method`` (``Plaid()``, ``Warp()``, ``Xtr()``, ``Muvera()``) approximately. With ``filter``, of the
+        documents for which it holds. Raises ``ValueError`` when the store has no token vectors or not what the method searches,
+        the width differs, a value is not finite, or the filter is malformed.
         """
         check_k(k)
         found = token_search.search(queries, self._token_parts(filter), k, self._id_at, method)
         return [self._named(ranking) for ranking in found]
+
+    def check_method(self, method: Method) -> None:
+        """Raises the ``ValueError`` that ``tokens`` raises for a method that the store cannot serve."""
+        check_served(method, [part.segment for part in self._token_parts(None)])
 
     def rerank(self, queries: TokenVectors, candidates: Sequence[Sequence[str]]) -> list[Hits]:
         """Returns each query's candidates, whatever found them, in order of their exact MaxSim, best first.

@@ -44,6 +44,7 @@ from openembed.index.manifest import (
 from openembed.index.searching import Condition, Hits, Searches, TermScore, TokenScore, refuse_string
 from openembed.index.segments import Segment, SegmentWriter
 from openembed.index.strings import named, write_array
+from openembed.index.tokens.files import TokenCoding
 from openembed.locks import exclusive
 from openembed.records import Document
 
@@ -257,10 +258,19 @@ class Store(Searches):
                 self._commit(manifest, self._with_deleted(manifest, positions))
         return len(wanted)
 
-    def compact(self) -> None:
-        """Copies the live documents into one segment and frees the space of deleted ones; encodes nothing."""
+    def compact(self, coding: TokenCoding | None = None) -> None:
+        """Copies the live documents into one segment and frees the space of deleted ones; encodes no text.
+
+        ``coding``: how token vectors are coded now and in additions from now on, from the vectors as they are kept. Raises
+        ``ValueError`` for it in a store without token vectors.
+        """
         with self._change() as manifest:
-            if len(self._segments) > 1 or not all(segment.live_N.all() for segment in self._segments):
+            if coding is not None:
+                tokens = self._model_of("tokens").model_copy(update={"coding": coding})
+                models = tuple(tokens if model.kind == "tokens" else model for model in manifest.models)
+                manifest = manifest.model_copy(update={"models": models})
+            whole = len(self._segments) <= 1 and all(segment.live_N.all() for segment in self._segments)
+            if not whole or manifest.models != self._manifest.models:
                 self._merge(manifest, range(len(self._segments)))
 
     # ---- inside

@@ -21,6 +21,8 @@ from openembed.data.select import PolicyConfig
 from openembed.data.sources import SourceConfig
 from openembed.encoder import EncoderConfig
 from openembed.heads.token_pooling import TokenPoolConfig
+from openembed.index.tokens.files import TokenCoding
+from openembed.index.tokens.methods import Method, told
 from openembed.objectives.distillation import DistillationConfig
 from openembed.objectives.regularizers import FlopsConfig, Regularized
 from openembed.recipe.files import RecipeFile, override, read_recipe, to_toml
@@ -191,7 +193,8 @@ class TrainStage(TrainConfig):
 class EvaluateStage(Config):
     """Scores ``models`` on ``tasks``: ``untrained``, ``bm25``, a train stage, a folder or a hub id.
 
-    ``dtype``: what they run in. ``max_length``: tokens of a text that they read at most.
+    ``dtype``: what they run in. ``max_length``: tokens of a text that they read at most. ``methods``: by which models
+    that give token vectors are scored in retrieval too, beside exact MaxSim; each is a system of its own.
     """
 
     do: Literal["evaluate"]
@@ -199,15 +202,30 @@ class EvaluateStage(Config):
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
     dtype: Dtype | None = None
     max_length: int | None = Field(None, ge=1, exclude_if=lambda given: given is None)  # scored before it was there
+    methods: tuple[Method, ...] = Field((), exclude_if=lambda given: not given)
+
+    @property
+    def systems(self) -> list[str]:
+        """The names of what may be scored: every model, alone and by each method (those of token vectors are)."""
+        return [name for model in self.models for name in (model, *(system_name(model, method) for method in self.methods))]
+
+
+def system_name(model: str, method: Method) -> str:
+    """Returns what a model searched by a method is called, in results, reports and as a folder."""
+    return f"{model} by {told(method).replace(':', ' ')}"
 
 
 class IndexStage(Config):
-    """Indexes the documents of ``corpus`` (a file or BEIR folder) with ``model``; ``bm25`` indexes words alone."""
+    """Indexes the documents of ``corpus`` (a file or BEIR folder) with ``model``; ``bm25`` indexes words alone.
+
+    ``coding``: of token vectors, for methods that do not score every document.
+    """
 
     do: Literal["index"]
     corpus: str
     model: str = BM25
     language: str = "en"
+    coding: TokenCoding = Field(TokenCoding(), exclude_if=lambda coding: coding == TokenCoding())
 
 
 class SearchStage(Config):

@@ -52,13 +52,14 @@ def build_report(place: Workplace, command: str = "") -> Report:
         if isinstance(stage, SearchStage) and (place.out / name / SEARCHES).is_file()
         for answer in read_json(place.out / name / SEARCHES)
     ]
-    systems = _systems(place)
+    tasks = task_scores(place)
+    systems = _systems(recipe, tasks)
     return Report(
         title=recipe.title or recipe.name,
         summary=" ".join(recipe.description.split()),
         systems=[label(system) for system in systems],
         baseline=label(BM25),
-        tasks=task_scores(place),
+        tasks=tasks,
         training=training,
         searches=searches,
         cleaning=_cleaning(place),
@@ -91,7 +92,7 @@ def task_scores(place: Workplace) -> list[TaskScores]:
         p_values = _p_values(place, name, stage)
         for task in stage.tasks:
             scores, costs, metric = {}, {}, ""
-            for model in stage.models:
+            for model in stage.systems:
                 path = place.out / name / folder_name(model) / task.name.replace("/", "__") / "result.json"
                 if path.is_file():
                     result = read_json(path)["result"]
@@ -213,6 +214,9 @@ def environment(place: Workplace, command: str) -> dict[str, str]:
     }
 
 
-def _systems(place: Workplace) -> list[str]:
-    """The models of all evaluate stages: untrained first, then in the order given, BM25 last."""
-    return sorted(_evaluated(place.recipe), key=lambda model: (model == BM25, model != UNTRAINED))
+def _systems(recipe: Recipe, tasks: list[TaskScores]) -> list[str]:
+    """What all evaluate stages score: untrained first, then in the order given, BM25 last; by other methods what has scores."""
+    models, scored = _evaluated(recipe), {name for task in tasks for name in task.scores}
+    named = (name for stage in recipe.stage.values() if isinstance(stage, EvaluateStage) for name in stage.systems)
+    found = [name for name in dict.fromkeys(named) if name in models or label(name) in scored]
+    return sorted(found, key=lambda name: (name == BM25, name.partition(" by ")[0] != UNTRAINED))

@@ -3,7 +3,7 @@
 ``mine`` writes ``<source>.jsonl``, ``<source>/`` (audit and kept rankings) and ``report.json``, ``filter`` rows, report and
 ``removed.jsonl``, ``encode`` vectors and the keys of their texts, ``idf`` ``idf.npy`` and ``model/``, ``pool`` and
 ``initialise`` ``model/``, ``train`` ``metrics.jsonl``, ``checkpoint/`` and ``model/``,
-``evaluate`` writes ``<model>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
+``evaluate`` writes ``<system>/<task>/result.json``, ``index`` writes ``store/`` and ``search`` writes ``searches.json``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from openembed.recipe.config import (
     TaskConfig,
     TrainStage,
     relocated,
+    system_name,
 )
 from openembed.train.distributed import ALONE, World
 
@@ -321,9 +322,13 @@ def _evaluate(place: Workplace, stage: EvaluateStage, folder: Path) -> None:
             ranked = [task for task in tasks if task.kind in ("retrieval", "reranking")]
             run_tasks(Bm25System(), ranked, folder / BM25)
         else:
+            encoder = place.used(model, stage.dtype)
             options = {} if stage.max_length is None else {"max_length": stage.max_length}
-            system = EncoderSystem(place.used(model, stage.dtype), model, options=options, progress=True)
+            system = EncoderSystem(encoder, model, options=options, progress=True)
             run_tasks(system, [task for task in tasks if task.kind in system.kinds], folder / folder_name(model))
+            for method in stage.methods if encoder.kind == "tokens" else ():
+                by_method = replace(system, name=system_name(model, method), method=method)
+                run_tasks(by_method, [task for task in tasks if task.kind == "retrieval"], folder / folder_name(by_method.name))
 
 
 def _task(place: Workplace, task: TaskConfig) -> Task:
@@ -351,7 +356,7 @@ def _index(place: Workplace, stage: IndexStage, folder: Path) -> None:
         return
     encoder = place.model(stage.model)
     require_kind(encoder, tuple(FIELDS), "an index", f"evaluate {stage.model} instead")
-    info = describe_model(place.model_folder(stage.model), encoder)
+    info = describe_model(place.model_folder(stage.model), encoder, coding=stage.coding)
     Store.create(directory, language=stage.language, model=info).add(documents, encoder)
 
 
@@ -396,7 +401,7 @@ RUN: dict[type[Config], Callable[[Workplace, Any, Path], None]] = {
 
 
 def folder_name(model: str) -> str:
-    """Returns a model reference as the name of one folder."""
+    """Returns a model reference, or the name of a system, as the name of one folder."""
     return model.strip("/").replace("/", "__")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from openembed.encoded import Encoded
 from openembed.index.highlight import matches, snippet
 from openembed.index.store import Store
+from openembed.index.tokens.methods import EXACT, Method
 from openembed.records import Document
 from openembed.representations import Kind
 from openembed.steps.modes import Naming, explained, ranked
@@ -31,14 +32,15 @@ def search(
     k: int,
     wanted: dict[str, Any] | None = None,
     naming: Naming | None = None,
+    method: Method = EXACT,
 ) -> Found:
     """Returns the k best documents, with highlights; ``vectors`` are the query's, of each kind that the mode asks.
 
-    ``wanted``: a filter on metadata. With ``naming`` hits say which terms or tokens made their scores. Raises ``ValueError``
-    for a filter that cannot be understood.
+    ``wanted``: a filter on metadata. With ``naming`` hits say which terms or tokens made their scores. ``method``: how
+    token vectors are searched. Raises ``ValueError`` for a filter that cannot be understood.
     """
     start = time.perf_counter()
-    best = ranked(store, mode, query, vectors, k, filter=wanted)
+    best = ranked(store, mode, query, vectors, k, filter=wanted, method=method)
     terms = {} if naming is None else explained(store, mode, query, vectors, list(best), naming)
     words = set(store.analyzer.terms(query))
     hits = [

@@ -15,7 +15,8 @@ class Limits(Config):
     ``body_bytes``: of one request; ``buffered_bytes``: of all bodies held at once. ``requests``: under way at once. ``texts``,
     ``request_tokens``: of one request; ``answer_values``: numbers of its token vectors, which are 12 bytes each in JSON.
     ``queue_tokens``: waiting to be encoded, per model. ``rerank_documents``: of one request. ``rerank_waiting``: rerank
-    requests under way. ``hits``: of one search, ``query_characters`` of what it asks. ``read_s``: seconds until a request's
+    requests under way. ``hits``: of one search, ``query_characters`` of what it asks, ``retrieved_tokens`` of each of a query's
+    tokens by XTR. ``read_s``: seconds until a request's
     body must be there; ``request_s``: seconds until its answer must be.
     """
 
@@ -30,6 +31,7 @@ class Limits(Config):
     rerank_waiting: int = Field(64, ge=1)
     hits: int = Field(1000, ge=1)
     query_characters: int = Field(32_768, ge=1)
+    retrieved_tokens: int = Field(2000, ge=1)
     read_s: float = Field(30.0, gt=0)
     request_s: float = Field(60.0, gt=0)
 

@@ -9,6 +9,7 @@ from openembed.encoded import Encoded
 from openembed.index.encoding import VectorToken, term_names, vector_tokens
 from openembed.index.manifest import Kind
 from openembed.index.searching import Condition, Hits, check_k
+from openembed.index.tokens.methods import EXACT, Exact, Method, gives_maxsim
 from openembed.steps.fuse import fused_depth, reciprocal_rank
 from openembed.token_vectors import TokenVectors
 
@@ -49,8 +50,10 @@ def ranked(
     *,
     filter: Condition = None,
     exact: bool | None = None,
+    method: Method = EXACT,
 ) -> Hits:
-    """Returns the k best documents, best first. ``vectors``: the query's, of each kind that the mode asks.
+    """Returns the k best documents, best first. ``vectors``: the query's, of each kind that the mode asks. ``method``: how
+    token vectors are searched.
 
     ``hybrid`` fuses the rankings of all ``vectors`` and of the words by reciprocal rank. Raises what the store's searches do.
     """
@@ -63,7 +66,7 @@ def ranked(
     if "sparse" in vectors:
         runs += store.sparse(vectors["sparse"], depth, filter=filter)
     if "tokens" in vectors:
-        runs += store.tokens(vectors["tokens"], depth, filter=filter)
+        runs += store.tokens(vectors["tokens"], depth, filter=filter, method=method)
     if mode in ("bm25", "hybrid"):
         runs += store.bm25([query], depth, filter=filter)
     if mode != "hybrid":
@@ -72,12 +75,23 @@ def ranked(
     return dict(list(fused.items())[:k])
 
 
-def check_explained(mode: str) -> None:
-    """Raises ``ValueError`` for a mode whose scores are no sums over terms or tokens."""
+def check_method(store: Store, kinds: Sequence[Kind], method: Method) -> None:
+    """Raises ``ValueError`` where a method of searching token vectors has none to search, or the store cannot serve it."""
+    if isinstance(method, Exact):
+        return
+    if "tokens" not in kinds:
+        raise ValueError(f"method {method.kind} searches token vectors, and none are searched here; leave it out")
+    store.check_method(method)
+
+
+def check_explained(mode: str, method: Method = EXACT) -> None:
+    """Raises ``ValueError`` for a mode whose scores are no sums over terms or tokens, and a method whose are not MaxSim."""
     if mode not in EXPLAINED:
         raise ValueError(
             f"a score of mode {mode!r} is no sum over terms or tokens; allowed with explain: {', '.join(EXPLAINED)}"
         )
+    if not gives_maxsim(method):
+        raise ValueError(f"what is explained is MaxSim, and method {method.kind} gives scores of its own; add rescored to it")
 
 
 class Naming(NamedTuple):

@@ -13,6 +13,7 @@ from openembed.config import Config
 from openembed.encoded import Encoded
 from openembed.index.encoding import Encoders, encoders_by_kind, kind_of
 from openembed.index.manifest import Kind
+from openembed.index.tokens.methods import EXACT, Exact, Method
 from openembed.steps.search import Search, Step
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Bm25Config(Config):
 
 
 class TokensConfig(Config):
-    """The k documents of greatest MaxSim with each query's token vectors; exact.
+    """The k documents of greatest MaxSim with each query's token vectors: exactly, or by another ``method``.
 
     With ``candidates``, exact MaxSim orders only what the step before has found for a query, at most so many documents.
     """
@@ -91,6 +92,7 @@ class TokensConfig(Config):
     kind: Literal["tokens"] = "tokens"
     k: int = Field(100, ge=1)
     candidates: int | None = Field(None, ge=1)
+    method: Method = Field(EXACT, exclude_if=lambda method: method == EXACT)
     task: str | None = None
     instruction: str | None = None
     filter: dict[str, Any] | None = None
@@ -99,16 +101,19 @@ class TokensConfig(Config):
     def _one_condition(self) -> TokensConfig:
         if self.candidates is not None and self.filter is not None:
             raise ValueError("filter chooses documents of the whole index; with candidates, give it to the step before")
+        if self.candidates is not None and not isinstance(self.method, Exact):
+            raise ValueError(f"method {self.method.kind} searches the whole index; candidates are ordered by exact MaxSim")
         return self
 
     def build(self, store: Store, encoder: Encoders = None) -> Step:
-        """Returns the step; raises ``ValueError`` without an encoder or with another than the store's."""
+        """Returns the step; raises ``ValueError`` without the store's encoder and for a method it cannot serve."""
         tokens = _encoder_of("tokens", store, encoder)
+        store.check_method(self.method)
 
         def step(search: Search) -> Search:
             queries = _encoded(tokens, self, store, search)
             if self.candidates is None:
-                return _with_hits(search, store.tokens(queries, self.k, filter=self.filter))
+                return _with_hits(search, store.tokens(queries, self.k, filter=self.filter, method=self.method))
             ordered = store.rerank(queries, found_before(search, self.candidates))
             return _with_hits(search, [dict(islice(hits.items(), self.k)) for hits in ordered])
 

@@ -13,8 +13,9 @@ from openembed.index.tokens.codec import Codec, encode_tokens
 from openembed.index.tokens.coding import Panel
 from openembed.index.tokens.exact import TokenMatrix
 from openembed.index.tokens.field import TokenField
-from openembed.index.tokens.files import TokenSegment, TokenSettings, TokenWriter
-from openembed.index.tokens.muvera import Encoded, EncodingSettings, encode_fixed
+from openembed.index.tokens.files import TokenCoding, TokenSegment, TokenSettings, TokenWriter
+from openembed.index.tokens.methods import EXACT
+from openembed.index.tokens.muvera import EncodingSettings, Muvera, encode_fixed
 from openembed.index.tokens.plaid import Plaid, as_bytes
 from openembed.index.tokens.pooling import pool_tokens
 from openembed.index.tokens.search import Tokens, explain, rerank, search
@@ -149,7 +150,7 @@ def test_approximate_search_finds_nearly_all(documents, queries, everyone, path,
     with forced(path):
         parts = [Tokens(segment(documents, settings, tmp_path), everyone)]
         exact = search(queries, [Tokens(segment(documents), everyone)], 5, str)
-        for method in (Plaid(documents=60), Plaid(documents=60, probes=4), Warp(probes=8, rescored=40), Encoded(150)):
+        for method in (Plaid(documents=60), Plaid(documents=60, probes=4), Warp(probes=8, rescored=40), Muvera(candidates=150)):
             found = search(queries, parts, 5, str, method)
             assert overlap(found, exact) >= 0.8, method
             assert all(len(row) == 5 and row == sorted(row, key=lambda r: -r[1]) for row in found)
@@ -165,12 +166,19 @@ def test_what_is_deleted_or_filtered_is_never_found_and_k_documents_come_back(do
     eligible_N = np.random.default_rng(4).random(COUNT) < 0.08
     with forced(path):
         parts = [Tokens(segment(documents, settings, tmp_path), eligible_N)]
-        for method in (None, Plaid(documents=5), Plaid(documents=5, probes=1), Warp(probes=1), Xtr(20), Encoded(5)):
+        for method in (
+            EXACT,
+            Plaid(documents=5),
+            Plaid(documents=5, probes=1),
+            Warp(probes=1),
+            Xtr(tokens=20),
+            Muvera(candidates=5),
+        ):
             for row in search(queries, parts, 8, str, method):
                 assert all(eligible_N[n] for n, _ in row)
                 assert len(row) == 8
         none = [Tokens(parts[0].segment, np.zeros(COUNT, dtype=bool))]
-        for method in (None, Plaid(), Warp(), Xtr(), Encoded()):
+        for method in (EXACT, Plaid(), Warp(), Xtr(), Muvera()):
             assert search(queries, none, 8, str, method) == [[]] * len(queries)
 
 
@@ -183,7 +191,7 @@ def test_small_segments_stay_exact_beside_coded_ones(documents, queries, tmp_pat
     parts += [Tokens(segment(small, settings, tmp_path / "b"), np.ones(100, bool))]
     assert parts[0].segment.matrix is None
     assert parts[1].segment.residuals is None
-    for method in (None, Plaid(documents=300), Warp(probes=32, rescored=300), Encoded(10)):
+    for method in (EXACT, Plaid(documents=300), Warp(probes=32, rescored=300)):
         for query_LD, row in zip(queries, search(queries, parts, COUNT, str, method), strict=True):
             found = dict(row)
             assert len(found) == COUNT
@@ -221,8 +229,12 @@ def test_a_higher_estimate_of_what_is_missing_ranks_no_found_product_higher(docu
     """WARP's score of a document with a token found for each query token does not depend on ``reach``."""
     residuals = coded(documents, 4)
     with forced(path):
-        near, far = (dict(zip(*Warp(64, reach).scores(residuals, queries[2], everyone), strict=True)) for reach in (1, 6000))
-        low, high = (dict(zip(*Warp(1, reach).scores(residuals, queries[2], everyone), strict=True)) for reach in (6000, 1))
+        near, far = (
+            dict(zip(*Warp(probes=64, reach=reach).scores(residuals, queries[2], everyone), strict=True)) for reach in (1, 6000)
+        )
+        low, high = (
+            dict(zip(*Warp(probes=1, reach=reach).scores(residuals, queries[2], everyone), strict=True)) for reach in (6000, 1)
+        )
     assert near.keys() == far.keys()
     np.testing.assert_allclose(list(near.values()), list(far.values()), atol=1e-4)
     assert all(low[n] <= high[n] + 1e-4 for n in low)
@@ -233,8 +245,8 @@ def test_what_is_missing_is_never_estimated_above_what_was_looked_at(documents, 
     monkeypatch.setattr(warp, "SHARE", 0.0)
     parts = [Tokens(segment(documents, TokenSettings(bits=4, **CODED), tmp_path), everyone)]
     exact = search(queries, parts, 5, str)
-    assert overlap(search(queries, parts, 5, str, Warp(16)), exact) > 0.6
-    assert overlap(search(queries, parts, 5, str, Warp(16, reach=1)), exact) < 0.3
+    assert overlap(search(queries, parts, 5, str, Warp(probes=16)), exact) > 0.6
+    assert overlap(search(queries, parts, 5, str, Warp(probes=16, reach=1)), exact) < 0.3
 
 
 @pytest.mark.parametrize("given", [["3", "4"], [1.0, 2.0], [True, False]])
@@ -325,7 +337,8 @@ def test_imputation_orders_scores(documents, queries, everyone):
     segments = [Tokens(segment(documents, TokenSettings(precision="float32")), everyone)]
     exact = [dict(row) for row in search(queries, segments, COUNT, str)]
     found = {
-        kind: [dict(row) for row in search(queries, segments, COUNT, str, Xtr(300, kind))] for kind in ("last", "zero", "none")
+        kind: [dict(row) for row in search(queries, segments, COUNT, str, Xtr(tokens=300, imputation=kind))]
+        for kind in ("last", "zero", "none")
     }
     for number, row in enumerate(found["last"]):
         for n, score in row.items():
@@ -504,13 +517,21 @@ def test_bad_input_is_refused_with_a_reason(documents, queries, everyone, tmp_pa
         EncodingSettings(repetitions=200, planes=12, inner=8, final=10)
     with pytest.raises(ValueError, match="greater than 0"):
         EncodingSettings(final=0)
-    for wrong in (lambda: Plaid(0), lambda: Warp(0), lambda: Xtr(0), lambda: Xtr(5, "most"), lambda: Encoded(0)):
-        with pytest.raises(ValueError, match="got"):
-            wrong()
+    for method, setting in (
+        (Plaid, {"documents": 0}),
+        (Plaid, {"probes": 0}),
+        (Warp, {"probes": True}),
+        (Warp, {"rescored": -1}),
+        (Xtr, {"tokens": "5"}),
+        (Xtr, {"imputation": "most"}),
+        (Muvera, {"candidates": 0}),
+    ):
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            method(**setting)
 
 
 def test_a_segment_of_a_store_writes_gives_back_and_takes_apart(documents, tmp_path):
-    model, ids = SimpleNamespace(width=WIDTH, precision="float32"), [f"d{n}" for n in range(COUNT)]
+    model, ids = SimpleNamespace(width=WIDTH, precision="float32", coding=TokenCoding()), [f"d{n}" for n in range(COUNT)]
     writer = TokenField.writer(tmp_path, model)
     writer.add(ids[:150], TokenField.take(documents, slice(0, 150)))
     writer.add(ids[150:], TokenField.take(documents, np.arange(150, COUNT)))
@@ -534,6 +555,6 @@ def test_nothing_at_all(tmp_path):
     empty = segment(TokenVectors.from_list([], 5), TokenSettings(bits=2, coded_from=1, encodings=EncodingSettings()), tmp_path)
     query = TokenVectors.from_list([np.ones((2, 5), np.float32)])
     for parts in ([], [Tokens(empty, np.zeros(0, dtype=bool))]):
-        for method in (None, Plaid(), Warp(), Xtr(), Encoded()):
+        for method in (EXACT, Plaid(), Warp(), Xtr(), Muvera()):
             assert search(query, parts, 3, str, method) == [[]]
         assert rerank(query, parts, [[]], str) == [[]]

@@ -11,23 +11,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from openembed.index.tokens.files import TokenSegment, TokenSettings, TokenWriter
+from openembed.index.tokens.files import TokenCoding, TokenSegment, TokenSettings, TokenWriter
 from openembed.progress import progress
 from openembed.token_vectors import TokenVectors
 
 
 class TokenModel(Protocol):
-    """What is asked of a store's model: how wide its token vectors are, and how they are kept."""
+    """What is asked of a store's model: how wide its token vectors are, and how they are kept and coded."""
 
     width: int
     precision: Any
+    coding: TokenCoding
 
 
 class TokenFieldWriter:
     """Writes the token vectors of a fresh segment."""
 
     def __init__(self, directory: Path, model: TokenModel) -> None:
-        self._writer = TokenWriter(directory, model.width, TokenSettings(precision=model.precision))
+        self._writer = TokenWriter(directory, model.width, TokenSettings(precision=model.precision, **dict(model.coding)))
         self._tokens = 0
 
     def add(self, ids: Sequence[str], vectors: TokenVectors) -> None:

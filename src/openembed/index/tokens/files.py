@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openembed.config import Config, parse
 from openembed.files import read_json, write_json
@@ -34,21 +34,32 @@ CODED_FROM = 2_000_000
 """Up to so many tokens exact search is fast enough that coding is not worth its time."""
 
 
-class TokenSettings(Config):
-    """How a segment keeps its token vectors.
+class TokenCoding(Config):
+    """What a segment has for approximate search, beside or in the place of its token vectors.
 
-    ``precision``: of the vectors on disk; all scores are those of the vectors as kept. ``bits``: of the residuals that segments
-    of ``coded_from`` tokens or more are given for approximate search (2 are enough where vectors are kept too); None: none are.
-    ``clusters``: centroids, None: by the number of tokens. ``keep_vectors``: False lets coded segments hold their residuals
-    alone. ``encodings``: also one long vector a document.
+    ``bits``: of the residuals that segments of ``coded_from`` tokens or more are given (2 are enough where vectors are kept
+    too); 0: none are. ``clusters``: centroids, None: by the number of tokens. ``keep_vectors``: False lets coded segments hold
+    their residuals alone. ``encodings``: also one long vector a document.
     """
 
-    precision: Literal["float16", "float32"] = "float16"
-    bits: Literal[2, 4] | None = 2
+    bits: Literal[0, 2, 4] = 2
     coded_from: int = Field(CODED_FROM, ge=1)
     clusters: int | None = Field(None, gt=0)
     keep_vectors: bool = True
     encodings: EncodingSettings | None = None
+
+    @model_validator(mode="after")
+    def _something_kept(self) -> TokenCoding:
+        if not self.keep_vectors and not self.bits:
+            raise ValueError("without vectors there must be residuals: give bits (2 or 4) with keep_vectors=False")
+        return self
+
+
+class TokenSettings(TokenCoding):
+    """How a segment keeps its token vectors. ``precision``: of the vectors on disk; all scores are those of the vectors as
+    kept."""
+
+    precision: Literal["float16", "float32"] = "float16"
 
 
 class TokenInfo(Config):
@@ -112,7 +123,7 @@ class TokenWriter:
         fields = {"width": self._width, "count": len(offsets_N1) - 1, "tokens": tokens, "precision": settings.precision}
         if settings.encodings is not None:
             write_encodings(self._directory, TokenVectors(values_TD, offsets_N1), settings.encodings)
-        coded = settings.bits is not None and tokens >= settings.coded_from
+        coded = settings.bits > 0 and tokens >= settings.coded_from
         codec = None
         if coded:
             clusters = min(settings.clusters or clusters_for(tokens), tokens)

@@ -19,12 +19,13 @@ from ctypes import Structure, byref, c_int64
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 from scipy.linalg import hadamard
 
-from openembed.config import Config
+from openembed.config import Config, Count
 from openembed.index.strings import map_file, named
 from openembed.index.tokens.coding import WIDEST, Panel, code_rows, stride_of
 from openembed.index.tokens.exact import TokensStructure
@@ -77,15 +78,11 @@ class EncodingSettings(Config):
         return self.final or self.components
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Muvera(Config):
     """How encodings are searched: so many ``candidates`` go on to be scored exactly."""
 
-    candidates: int = 500
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise ValueError(f"candidates must be 1 or more, got {self.candidates}")
+    kind: Literal["muvera"] = "muvera"
+    candidates: Count = 500
 
 
 class _Cells(Structure):

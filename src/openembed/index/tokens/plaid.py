@@ -9,31 +9,26 @@ L tokens of the query, K centroids, N documents, D width.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from openembed.config import Config, Count
 from openembed.index.tokens.codec import Residuals
 
 
-@dataclass(frozen=True)
-class Plaid:
+class Plaid(Config):
     """How PLAID searches. ``documents`` go on to be scored exactly: on their vectors where the segment has them, otherwise as
     reconstructed. ``probes``: nearest centroids of each query token; None: no document is passed over unseen. ``threshold``
     (the paper's t_cs): tokens of a centroid whose greatest product with the query's tokens is below it count for nothing in the
     first pass, and a document with no others comes last there; None: every token counts.
     """
 
-    documents: int = 256
-    probes: int | None = None
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.documents < 1 or (self.probes is not None and self.probes < 1):
-            raise ValueError(f"PLAID needs 1 or more documents and probes; got {self.documents} and {self.probes}")
-        if self.threshold is not None and math.isnan(self.threshold):
-            raise ValueError("threshold must be a number, or None for none; got NaN")
+    kind: Literal["plaid"] = "plaid"
+    documents: Count = 256
+    probes: Count | None = None
+    threshold: float | None = Field(None, strict=True, allow_inf_nan=False)
 
     def candidates(self, residuals: Residuals, query_LD: np.ndarray, eligible_N: np.ndarray, k: int = 1) -> np.ndarray:
         """Returns the positions of the ``documents`` (k at least) eligible documents of the greatest score by centroids."""

@@ -4,8 +4,8 @@
 ``search`` looks for itself: exactly, or by a method that passes documents over. Scores are always on the scale of MaxSim, a sum
 over the query's tokens. Positions count through the segments, as in ``index.dense``, and ties go to the greater id.
 
-Segments too small to have residuals or encodings are searched exactly, whatever the method. A segment that holds residuals
-alone is exact only for its vectors as reconstructed.
+Segments too small to have residuals are searched exactly beside those that have some; a method that no segment can serve is
+refused. A segment that holds residuals alone is exact only for its vectors as reconstructed.
 
 Where some segments of a search are scored by their residuals and others exactly, the two are on different scales: then the best
 of the former are scored exactly too, whether or not the method asks for it, so that all scores given are on one scale.
@@ -22,14 +22,10 @@ from openembed.index import dense
 from openembed.index.tokens.coding import Panel, check_vectors
 from openembed.index.tokens.exact import best_documents, exact_scores
 from openembed.index.tokens.files import TokenSegment
-from openembed.index.tokens.muvera import Encoded
-from openembed.index.tokens.plaid import Plaid
-from openembed.index.tokens.warp import Warp
-from openembed.index.tokens.xtr import Retrieved, Xtr, joined, retrieve, retrieve_coded, scores_of
+from openembed.index.tokens.methods import EXACT, Exact, Method, Muvera, Plaid, Warp, Xtr, check_served
+from openembed.index.tokens.xtr import Retrieved, joined, retrieve, retrieve_coded, scores_of
 from openembed.token_vectors import TokenVectors
 
-Method = Plaid | Warp | Xtr | Encoded | None
-"""How to search; None: exactly."""
 Ranking = list[tuple[int, float]]
 """(position, score), best first."""
 Found = tuple[np.ndarray, np.ndarray]
@@ -48,22 +44,23 @@ class Tokens:
 
 
 def search(
-    queries: TokenVectors, parts: Sequence[Tokens], k: int, id_of: Callable[[int], str], method: Method = None
+    queries: TokenVectors, parts: Sequence[Tokens], k: int, id_of: Callable[[int], str], method: Method = EXACT
 ) -> list[Ranking]:
     """Returns for each query the k eligible documents of greatest score, best first.
 
     Documents without tokens are never found, and a query without tokens finds nothing. Raises ``ValueError`` for k below 1,
-    queries of another width and values that are not finite.
+    queries of another width, values that are not finite, and a method that the segments cannot serve.
     """
     if k < 1:
         raise ValueError(f"k must be 1 or more, got {k}")
     _check(queries, parts)
+    check_served(method, [part.segment for part in parts])
     full = np.flatnonzero(queries.lengths_N)
     chosen = TokenVectors.from_list([np.asarray(queries[int(n)], dtype=np.float32) for n in full], queries.width)
-    find = {Plaid: _plaid, Warp: _warp, Xtr: _xtr, Encoded: _encoded}.get(type(method))
-    if find is None:
+    if isinstance(method, Exact):
         found = _exact(chosen, parts, k)
     else:
+        find = {Plaid: _plaid, Warp: _warp, Xtr: _xtr, Muvera: _muvera}[type(method)]
         found = [find(chosen.select([n]), parts, k, method) for n in range(len(chosen))]
     rankings: list[Ranking] = [[] for _ in range(len(queries))]
     for number, (positions, scores) in zip(full, found, strict=True):
@@ -233,10 +230,10 @@ def _warp(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Warp) ->
     return _by_parts(query, parts, k, find, method.rescored and max(method.rescored, k))
 
 
-def _encoded(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Encoded) -> Found:
+def _muvera(query: TokenVectors, parts: Sequence[Tokens], k: int, method: Muvera) -> Found:
     def find(part: Tokens) -> Found | None:
         segment = part.segment
-        if segment.encodings is None:
+        if segment.encodings is None:  # no tokens either, or it would have been refused
             return None
         full_N = part.eligible_N & (np.diff(segment.offsets_N1) > 0)
         documents = segment.encodings.candidates(query, full_N, max(method.candidates, k))

@@ -11,10 +11,11 @@ L tokens of the query, K centroids, R probes, N documents, D width, P padded wid
 from __future__ import annotations
 
 from ctypes import byref
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from openembed.config import Config, Count, CountFromZero
 from openembed.index.tokens.codec import Residuals
 from openembed.index.tokens.native import address, structure, token_library
 
@@ -26,8 +27,7 @@ SHARE, BEYOND = 0.02, 2
 times as many as are probed it is at least."""
 
 
-@dataclass(frozen=True)
-class Warp:
+class Warp(Config):
     """How WARP searches. ``reach``: None for ``SHARE`` of the tokens, and for more than the probed centroids hold: what is
     missing lies beyond these. WARP's own code takes a few thousand, often fewer than it probes, which puts documents that
     were found below those that were not (docs/log.md).
@@ -36,13 +36,10 @@ class Warp:
     searched exactly, for they have no residuals: then the best are scored exactly all the same.
     """
 
-    probes: int = 32
-    reach: int | None = None
-    rescored: int = 0
-
-    def __post_init__(self) -> None:
-        if self.probes < 1 or (self.reach is not None and self.reach < 0) or self.rescored < 0:
-            raise ValueError(f"WARP needs 1 or more probes, and reach and rescored of 0 or more; got {self}")
+    kind: Literal["warp"] = "warp"
+    probes: Count = 32
+    reach: CountFromZero | None = None
+    rescored: CountFromZero = 0
 
     def scores(self, residuals: Residuals, query_LD: np.ndarray, eligible_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (positions, scores) of every eligible document found."""

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from openembed.config import Config, Count, CountFromZero
 from openembed.index.tokens.codec import Residuals
 from openembed.index.tokens.coding import Panel, padded
 from openembed.index.tokens.exact import TokenMatrix
@@ -30,8 +31,7 @@ Imputation = Literal["last", "zero", "none"]
 HitsStructure = structure("Hits", "positions lower upper filled next floor", "k capacity")
 
 
-@dataclass(frozen=True)
-class Xtr:
+class Xtr(Config):
     """How XTR searches. ``imputation``: ``last`` counts what was not retrieved as the last product retrieved for that query
     token (the greatest it can be), ``zero`` as 0, and ``none`` leaves it out and divides by the number of query tokens
     found instead of all (times all, to stay on the scale of MaxSim).
@@ -40,13 +40,10 @@ class Xtr:
     scores are given. Beside segments that have residuals those without are searched exactly, and the best of all are scored so.
     """
 
-    tokens: int = 1000
+    kind: Literal["xtr"] = "xtr"
+    tokens: Count = 1000
     imputation: Imputation = "last"
-    rescored: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1 or self.rescored < 0 or self.imputation not in ("last", "zero", "none"):
-            raise ValueError(f"XTR needs 1 or more tokens, rescored of 0 or more and imputation last, zero or none; got {self}")
+    rescored: CountFromZero = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from openembed.contributions import contributions
 from openembed.encoded import Encoded
 from openembed.index.filters import parse_filter
+from openembed.index.tokens.methods import Xtr
 from openembed.representations import Kind
 from openembed.server.body import answer, read
 from openembed.server.catalog import ServedIndex
@@ -29,7 +30,7 @@ from openembed.server.schemas.search import (
 )
 from openembed.server.searching import search as search_store
 from openembed.server.settings import Limits
-from openembed.steps.modes import Naming, check_explained, default_mode, kinds_of
+from openembed.steps.modes import Naming, check_explained, check_method, default_mode, kinds_of
 
 router = APIRouter(tags=["search"])
 
@@ -80,12 +81,15 @@ async def search(request: Request) -> Response:
     index = catalog(request).index(body.index)
     mode = _mode(body, index)
     _check_size(body, settings(request).limits)
+    _check_method(body, index, mode)
     _check_filter(body.filter)
     encoding = time.perf_counter()
     vectors = await _vectors(index, mode, body)
     encoded = time.perf_counter() - encoding
     naming = _naming(index, mode, body) if body.explain else None
-    found = await index.search(lambda store: search_store(store, body.query, vectors, mode, body.k, body.filter, naming))
+    found = await index.search(
+        lambda store: search_store(store, body.query, vectors, mode, body.k, body.filter, naming, body.method)
+    )
     took = {"encode": encoded, "search": found.seconds, "total": time.perf_counter() - start}
     return answer(
         {
@@ -132,7 +136,7 @@ def _mode(body: SearchRequest, index: ServedIndex) -> str:
         raise refused(message, "mode", "mode_not_available")
     if body.explain:
         try:
-            check_explained(mode)
+            check_explained(mode, body.method)
         except ValueError as error:
             raise refused(f"explain: {error}", "explain", "not_explained") from None
     return mode
@@ -162,6 +166,16 @@ def _check_size(body: SearchRequest, limits: Limits) -> None:
     if len(body.query) > limits.query_characters:
         message = f"query: {len(body.query)} characters, more than the {limits.query_characters} a search may have; shorten it"
         raise ApiError(413, message, param="query", code="query_too_long")
+    if isinstance(body.method, Xtr) and body.method.tokens > limits.retrieved_tokens:
+        message = f"method.xtr.tokens: {body.method.tokens} is more than the {limits.retrieved_tokens} one search may retrieve"
+        raise ApiError(413, message, param="method")
+
+
+def _check_method(body: SearchRequest, index: ServedIndex, mode: str) -> None:
+    try:
+        check_method(index.store, kinds_of(mode, index.engines), body.method)
+    except ValueError as error:
+        raise refused(f"method: {error}", "method", "method_not_available") from None
 
 
 def _check_filter(given: dict[str, Any] | None) -> None:

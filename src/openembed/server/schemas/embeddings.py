@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from openembed.server.schemas.fields import Count, Input, Prompted, Usage
+from openembed.config import Count
+from openembed.server.schemas.fields import Input, Prompted, Usage
 
 
 class EmbeddingsRequest(Prompted):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from openembed.config import Config
+from openembed.config import Config, whole
 
 DEEPEST = 16
 """Levels of lists and objects that free-form values (metadata, filters) may have."""
@@ -21,11 +21,6 @@ INPUT_SCHEMA = {
 }
 
 
-def _whole(value: Any) -> Any:
-    """``5.0`` as 5: to JSON they are one number."""
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
 def _input(value: Any) -> Any:
     """A string, strings, token ids or lists of them; checked by hand, since one error a wrong item would fill memory."""
     if type(value) is str:
@@ -33,10 +28,10 @@ def _input(value: Any) -> Any:
     if type(value) is not list or not value:
         raise ValueError("must be a string, a list of strings, token ids or a list of token ids, and not empty")
     if type(value[0]) in (int, float):
-        value = [_whole(item) for item in value] if float in set(map(type, value)) else value
+        value = [whole(item) for item in value] if float in set(map(type, value)) else value
     kind = type(value[0])
     if kind is list:
-        value = [[_whole(item) for item in row] if type(row) is list and float in set(map(type, row)) else row for row in value]
+        value = [[whole(item) for item in row] if type(row) is list and float in set(map(type, row)) else row for row in value]
         if not all(type(row) is list and row and all(type(i) is int for i in row) for row in value):
             raise ValueError("each text must be a list of token ids (integers), and not empty")
     elif kind not in (str, int) or not all(type(item) is kind for item in value):
@@ -60,7 +55,6 @@ Input = Annotated[Any, BeforeValidator(_input), WithJsonSchema(INPUT_SCHEMA)]
 Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 Free = Annotated[dict[str, Any], AfterValidator(_shallow)]
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 
 
 class Request(Config):

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, WithJsonSchema
 
-from openembed.server.schemas.fields import TEXT, Count, Request, Text, Texts, Usage
+from openembed.config import Count
+from openembed.server.schemas.fields import TEXT, Request, Text, Texts, Usage
 
 
 def _plain(value: Any) -> Any:

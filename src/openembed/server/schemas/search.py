@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from openembed.server.schemas.fields import Count, Free, InputType, Request, Text
+from openembed.config import Count
+from openembed.index.tokens.methods import EXACT, Method
+from openembed.server.schemas.fields import Free, InputType, Request, Text
 
 
 class SearchRequest(Request):
@@ -18,6 +20,7 @@ class SearchRequest(Request):
     mode: Literal["dense", "sparse", "tokens", "bm25", "hybrid"] | None = None
     k: Count = 10
     explain: bool = False
+    method: Method = EXACT
     filter: Free | None = None
     task: str | None = None
     instruction: str | None = None
