@@ -84,7 +84,11 @@ def index(
         model = [NANO if language == "en" else BM25]
         if model == [BM25]:
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
-    if model != [BM25]:
+    if model == [BM25]:
+        given = {"--precision": precision if precision != "float32" else None, "--no-normalize": None if normalize else True}
+        given |= {"--instruction": instruction, "--max-length": max_length, "--device": device, "--dtype": dtype}
+        _refuse_unused(WORDS_ALONE, given)
+    else:
         check_texts(corpus)
     encoding, vectors, report = out / "encoding", {}, {}
     options = {"instruction": instruction, "normalize": normalize, "max_length": max_length, "precision": precision}
@@ -287,7 +291,7 @@ def _check_file(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file")
 
 
-def _refuse_unused(why: str, options: Mapping[str, str | None]) -> None:
+def _refuse_unused(why: str, options: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for options about a model that were given where none is run."""
     given = [name for name, value in options.items() if value is not None]
     if given:
@@ -306,7 +310,9 @@ def _described(names: list[str], encoders: list[Encoder], *, precision: str, **o
     kinds = list(encoders_by_kind(encoders))
     if precision == "uint8" and "tokens" in kinds and "sparse" not in kinds:
         raise ValueError("--precision uint8 is for sparse weights; token vectors are kept in float32 or float16")
-    kept = ["float32" if (kind, precision) == ("tokens", "uint8") else precision for kind in kinds]
+    if precision != "float32" and kinds == ["dense"]:
+        raise ValueError(f"--precision {precision} is for sparse weights and token vectors; dense vectors are kept in float32")
+    kept = ["float32" if kind == "dense" or (kind, precision) == ("tokens", "uint8") else precision for kind in kinds]
     described = zip(names, encoders, kept, strict=True)
     return [describe_model(name, encoder, precision=own, **options) for name, encoder, own in described]
 
