@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy.sparse import csr_matrix, issparse, vstack
 
-from openembed.token_vectors import TokenVectors
+from openembed.token_vectors import TokenVectors, positions
 from openembed.vectors import VectorFormat
 
 Encoded = np.ndarray | csr_matrix | TokenVectors
@@ -46,8 +46,11 @@ def none_of(kind: str, width: int) -> Encoded:
 
 
 def take(encoded: Encoded, texts: Sequence[int] | np.ndarray) -> Encoded:
-    """Returns the representations of the texts at these positions, in that order."""
-    texts = np.asarray(texts, dtype=np.int64)
+    """Returns the representations of the texts at these positions, in that order, or of those where a mask is true.
+
+    Raises ``ValueError`` for a mask of another length.
+    """
+    texts = positions(texts, count_of(encoded))
     return encoded.select(texts) if isinstance(encoded, TokenVectors) else encoded[texts]
 
 

@@ -44,6 +44,9 @@ CPU_TOKEN_BUDGET = 1536
 
 GPU_TOKEN_BUDGET = 65536
 
+WEIGHTS_AT_ONCE = 2**26
+"""Weights over the vocabulary of a micro-batch, 256 MB: many short texts are few tokens and yet many rows so wide."""
+
 ORIGIN = ("path", "revision", "architecture")
 """Settings that say where a backbone came from, not what it computes."""
 
@@ -234,12 +237,14 @@ class Encoder(nn.Module):
         taken, normalize = self._gathered(rows, options), self.kind == "dense" and options.get("normalize", True)
         budget = options.get("token_budget")
         budget = self.token_budget if budget is None else budget
+        most_texts = max(1, WEIGHTS_AT_ONCE // self.width) if self.kind == "sparse" else None
+        self._warn_of_full_rows(as_queries)
         with (
             inference(self),
             torch.inference_mode(),
             progress_bar("encode", len(rows), "texts", show=options.get("progress", False)) as advance,
         ):
-            for indices in rows.micro_batches(budget):
+            for indices in rows.micro_batches(budget, most_texts):
                 values_RD = self(pack(rows, indices, self.device))
                 values_RD = F.normalize(values_RD, dim=-1) if normalize else values_RD
                 taken.put(indices, self._finite(values_RD.cpu().numpy(), rows, indices))
@@ -286,6 +291,15 @@ class Encoder(nn.Module):
             logger.warning(warning)
             self._warned = True
         return out
+
+    def _warn_of_full_rows(self, as_queries: bool) -> None:
+        """Says once that documents have a weight for every term, which an index would keep."""
+        if not as_queries and not self._warned and getattr(self.config.head, "keeps_all", False):
+            logger.warning(
+                f"head.activation = 'elu1p' is never 0, and head.document keeps all: documents have weights for all "
+                f"{self.width:,} terms; give head.document a top_k (Encoder.with_gates does) before documents are indexed"
+            )
+            self._warned = True
 
     def _finite(self, values_RD: np.ndarray, rows: TokenRows, indices: np.ndarray) -> np.ndarray:
         """``values_RD``, checked at once: hours of work must not end in an error that was there in the first batch."""

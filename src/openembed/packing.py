@@ -51,12 +51,12 @@ class TokenRows:
         starts = np.concatenate([part.pool_starts for part in parts])
         return TokenRows([row for part in parts for row in part.ids], starts, queries, unattended)
 
-    def micro_batches(self, token_budget: int) -> list[np.ndarray]:
+    def micro_batches(self, token_budget: int, most_texts: int | None = None) -> list[np.ndarray]:
         """Returns :func:`micro_batches` of these rows; none holds queries and documents at once."""
         if self.queries is None:
-            return micro_batches(self.lengths, token_budget)
+            return micro_batches(self.lengths, token_budget, most_texts)
         sides = [np.flatnonzero(self.queries == side) for side in (False, True)]
-        return [side[group] for side in sides for group in micro_batches(self.lengths[side], token_budget)]
+        return [side[group] for side in sides for group in micro_batches(self.lengths[side], token_budget, most_texts)]
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,10 @@ def _runs(lengths: np.ndarray) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def micro_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+def micro_batches(lengths: np.ndarray, token_budget: int, most_texts: int | None = None) -> list[np.ndarray]:
     """Returns groups of indices, longest texts first, each with at most ``token_budget`` tokens (or one longer text).
+
+    ``most_texts``: a group has no more; None: as many as the tokens allow.
 
     Sorting by length puts equal lengths side by side, which attention then computes in one call; the order is a pure
     function of ``lengths`` (ties keep their input order).
@@ -167,7 +169,7 @@ def micro_batches(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     first, filled = 0, 0
     for position, index in enumerate(order):
         length = int(lengths[index])
-        if filled and filled + length > token_budget:
+        if filled and (filled + length > token_budget or position - first == most_texts):
             groups.append(order[first:position])
             first, filled = position, 0
         filled += length

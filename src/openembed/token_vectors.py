@@ -12,6 +12,19 @@ from typing import overload
 import numpy as np
 
 
+def positions(texts: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Returns int64 positions of ``count`` texts: those given, or where a mask, one value a text, is true.
+
+    Raises ``ValueError`` for a mask of another length.
+    """
+    texts = np.asarray(texts)
+    if texts.dtype != bool:
+        return texts.astype(np.int64)
+    if texts.shape != (count,):
+        raise ValueError(f"a mask of shape {texts.shape} for {count} texts; give one value a text, or positions")
+    return np.flatnonzero(texts)
+
+
 @dataclass(frozen=True)
 class TokenVectors:
     """A matrix a text: ``values_TD`` of all texts end to end, text ``i`` in rows ``offsets_N1[i]`` to ``offsets_N1[i + 1]``.
@@ -78,8 +91,8 @@ class TokenVectors:
         return (self[text] for text in range(len(self)))
 
     def select(self, texts: Sequence[int] | np.ndarray) -> TokenVectors:
-        """Returns the texts at these positions, in that order."""
-        texts = np.asarray(texts, dtype=np.int64)
+        """Returns the texts at these positions, in that order, or those where a mask is true; see :func:`positions`."""
+        texts = positions(texts, len(self))
         lengths_N = self.lengths_N[texts]
         offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
         places_T = np.arange(offsets_N1[-1]) + np.repeat(self.offsets_N1[:-1][texts] - offsets_N1[:-1], lengths_N)

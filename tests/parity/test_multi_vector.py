@@ -8,12 +8,43 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from token_models import TEXTS, token_encoder, write_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import openembed
+from openembed.encoder import EncoderConfig
 
 st = pytest.importorskip("sentence_transformers", minversion="6.0")
 MARKED = {"query": "[unused0] ", "document": "[unused1] "}
 FIXED = {"strategy": "fixed", "attend": False, "length": 9}
+
+
+BYTE_MODEL = {
+    "model_type": "mistral",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "sliding_window": None,
+    "initializer_range": 0.2,
+}
+
+
+def byte_level(folder):
+    """A byte-level BPE tokenizer that has words with the space before them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" word word query: query:\nword one two apples"] * 8, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def agree(ours, theirs, texts=TEXTS):
@@ -98,6 +129,35 @@ def test_pooling_travels_along(tmp_path, pool):
     opened.save_pretrained(str(tmp_path / "again"), create_model_card=False)
     again = st.MultiVectorEncoder(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
     agree(ours, again)
+
+
+@pytest.mark.parametrize(
+    ("rule", "prompt", "opened"),
+    [
+        ("include", "query: ", True),
+        ("exclude_by_count_and_prefix", "query: ", True),
+        ("exclude", "query:\n", True),
+        ("exclude", "query: ", False),
+        ("exclude_by_count", "query:\n", False),
+        ("exclude", "", True),
+    ],
+)
+def test_prompts_left_out_are_the_same_or_refused_where_tokens_merge(tmp_path, rule, prompt, opened):
+    """Byte-level tokens reach over the end of a prompt: counting the prompt's alone then finds others than offsets do."""
+    fields = {"prompts": {"query": prompt}, "tokenizer": {"pool_instruction": rule}, "tokenizer_path": str(tmp_path)}
+    byte_level(tmp_path)
+    head = {"kind": "token_projection", "width": 8}
+    backbone = {"architecture": BYTE_MODEL, "attention": "causal"}
+    ours = openembed.build(EncoderConfig.model_validate({"backbone": backbone, "head": head, "max_length": 64, **fields}))
+    ours.save(tmp_path / "ours")
+    texts = ["word one two", "a b", "7 apples"]
+    if opened:
+        agree(ours, st.MultiVectorEncoder(str(tmp_path / "ours"), trust_remote_code=True, device="cpu"), texts)
+        return
+    with pytest.raises(Exception, match="leaves out other tokens than counting"):
+        st.MultiVectorEncoder(str(tmp_path / "ours"), trust_remote_code=True, device="cpu")
+    again = openembed.load(tmp_path / "ours")
+    np.testing.assert_array_equal(again.encode_queries(texts).values_TD, ours.encode_queries(texts).values_TD)
 
 
 @pytest.mark.parametrize(

@@ -105,20 +105,37 @@ def test_sum_pooling(language_model, tmp_path):
     assert_saves(encoder, tmp_path / "ours")
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_router_with_a_query_table_both_ways(language_model, tmp_path, frozen):
+def with_query_table(folder, path, *, frozen=True):
+    """Their model whose queries are looked up, saved to ``path``."""
     from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding
 
-    body, pooling = modules(language_model("bert"))
+    body, pooling = modules(folder)
     weight = torch.rand(len(body.tokenizer.get_vocab()))
     table = SparseStaticEmbedding(tokenizer=body.tokenizer, weight=weight, frozen=frozen)
     router = Router.for_query_document(query_modules=[table], document_modules=[body, pooling])
     there = st.SparseEncoder(modules=[router], similarity_fn_name="dot", device="cpu")
-    there.save(str(tmp_path / "there"))
-    encoder = openembed.load(tmp_path / "there")
+    there.save(str(path))
+    return path, there
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_router_with_a_query_table_both_ways(language_model, tmp_path, frozen):
+    path, there = with_query_table(language_model("bert"), tmp_path / "there", frozen=frozen)
+    encoder = openembed.load(path)
     assert encoder.query_head.config.trainable != frozen
     assert_same(encoder, there)
     assert_saves(encoder, tmp_path / "ours")
+
+
+def test_a_long_query_is_cut_there_where_it_is_cut_here(language_model, tmp_path):
+    encoder = openembed.load(with_query_table(language_model("bert"), tmp_path / "there")[0])
+    encoder.config = encoder.config.model_copy(update={"max_length": 9})
+    encoder.save(tmp_path / "ours")
+    long = [" ".join(dict.fromkeys(" ".join(SENTENCES).lower().split()))]
+    query = encoder.encode_queries(long)
+    assert query.nnz <= 7 < encoder.encode_queries(long, max_length=60).nnz
+    expected = opened_there(tmp_path / "ours").encode_query(long, show_progress_bar=False).to_dense().numpy()
+    np.testing.assert_allclose(query.toarray(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", sorted(MASKED))

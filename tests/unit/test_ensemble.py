@@ -98,6 +98,21 @@ def test_recorded_scores_are_a_teacher_too(folders):
     assert alone[0][alone[0] > 0].tolist() == pytest.approx([0.9, 0.5, 0.1])
 
 
+def test_the_temperature_is_the_ensembles_where_none_is_given(folders):
+    scores = {"embedding": "none", "score_weight": 1.0}
+    ensemble = {"teachers": [{"vectors": str(f)} for f in folders]}
+    assert DistillationConfig(**scores).temperature == 0.05
+    config = DistillationConfig(**scores, ensemble=ensemble)
+    assert config.temperature == 1.0
+    assert DistillationConfig(**scores, ensemble=ensemble, temperature=0.05).temperature == 0.05
+    assert DistillationConfig(**config.model_dump()) == config
+    assert config.at(["a", "b"]).temperature == 1.0
+    torch.manual_seed(0)
+    values, rows = Dense(torch.randn(len(batch().texts), 16)), batch()
+    given = DistillationConfig(**scores, ensemble=ensemble, temperature=1.0)
+    assert config.build().loss(values, rows).total == given.build().loss(values, rows).total
+
+
 @pytest.mark.parametrize("loss", ["kl", "margin_mse"])
 def test_the_target_is_where_the_loss_ends(folders, loss):
     rows = batch()

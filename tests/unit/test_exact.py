@@ -45,6 +45,32 @@ def case(request, monkeypatch):
     return queries, documents, reference(queries, documents)
 
 
+@pytest.mark.parametrize("kind", ["sparse", "tokens", "dense"])
+def test_a_mask_takes_the_texts_where_it_is_true(kind):
+    documents = CASES[kind][1] if kind in CASES else np.arange(180.0).reshape(90, 2)
+    mask = np.arange(90) % 7 == 3
+    chosen, expected = take(documents, mask), take(documents, np.flatnonzero(mask).tolist())
+    assert count_of(chosen) == 13
+    for mine, other in zip(chosen, expected, strict=True):
+        np.testing.assert_array_equal(*((x.toarray() if kind == "sparse" else x) for x in (mine, other)))
+    with pytest.raises(ValueError, match=r"a mask of shape \(89,\) for 90 texts"):
+        take(documents, mask[:-1])
+    assert count_of(take(documents, [])) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_token_vectors_that_are_not_finite_are_named(value):
+    good = tokens(4, 1)
+    values_TD = good.values_TD.copy()
+    values_TD[-1] = value
+    bad = TokenVectors(values_TD, good.offsets_N1)
+    last = np.flatnonzero(good.lengths_N)[-1]
+    with pytest.raises(ValueError, match=f"^document {last}: a token vector holds NaN or infinity"):
+        exact.prepared(bad)
+    with pytest.raises(ValueError, match=f"^query {last}: a token vector holds NaN or infinity"):
+        exact.prepared(good).search(bad, 1, str)
+
+
 @pytest.mark.parametrize("k", [1, 5, 1000])
 def test_search_is_the_definition_in_any_blocks_with_ties_by_id(case, k):
     queries, documents, scores_QN = case

@@ -8,13 +8,14 @@ from openembed.packing import TokenRows, micro_batches, pack
 lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
 
-@given(lengths_lists, st.integers(1, 128))
-def test_micro_batches_hold_every_text_once_within_the_budget(lengths, budget):
-    groups = micro_batches(np.array(lengths), budget)
+@given(lengths_lists, st.integers(1, 128), st.integers(1, 6) | st.none())
+def test_micro_batches_hold_every_text_once_within_the_budget(lengths, budget, most):
+    groups = micro_batches(np.array(lengths), budget, most)
     assert sorted(np.concatenate(groups)) == list(range(len(lengths)))
     for group in groups:
         total = sum(lengths[i] for i in group)
         assert total <= budget or len(group) == 1
+        assert most is None or len(group) <= most
     ordered = [lengths[i] for i in np.concatenate(groups)]
     assert ordered == sorted(lengths, reverse=True)
 

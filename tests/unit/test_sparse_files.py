@@ -40,6 +40,37 @@ def test_opensearch_bulk_lines(store, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("My-docs.jsonl", "is not in lower case"),
+        ("my docs.jsonl", "has one of"),
+        ("a#b.jsonl", "has one of"),
+        ("_bulk.jsonl", "begins with _, - or"),
+        ("-a.jsonl", "begins with _, - or"),
+        (".jsonl", "is empty"),
+        ("żaba-2026_a+b.v2.jsonl", None),
+    ],
+)
+def test_an_index_name_that_opensearch_refuses_is_refused_first(store, tmp_path, name, reason):
+    if reason is None:
+        write_sparse(store, "opensearch", tmp_path / name, NAMES.__getitem__)
+        return
+    with pytest.raises(ValueError, match=rf"{name}: .* refuses: it {reason}.*; give the file another name"):
+        write_sparse(store, "opensearch", tmp_path / name, NAMES.__getitem__)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    write_sparse(store, "anserini", tmp_path / name, NAMES.__getitem__)
+
+
+def test_an_id_too_long_for_opensearch_is_refused(tmp_path):
+    model = ModelInfo(name="words", fingerprint="f", width=5, kind="sparse")
+    documents = [Document("ok" * 256, "t"), Document("ż" * 257, "t")]
+    store = Store.create(tmp_path / "index", documents, sp.csr_matrix(WEIGHTS[:2]), model=model)
+    with pytest.raises(ValueError, match=r"document 'żż.*at most 512 bytes; shorten it"):
+        write_sparse(store, "opensearch", tmp_path / "o.jsonl", NAMES.__getitem__)
+    assert not (tmp_path / "o.jsonl").exists()
+
+
 def test_anserini_vectors_and_topics(store, tmp_path):
     write_sparse(store, "anserini", tmp_path / "vectors.jsonl", NAMES.__getitem__)
     assert (tmp_path / "vectors.jsonl").read_bytes().decode() == (

@@ -11,7 +11,7 @@ from vocabulary import SENTENCES, sparse_encoder, text_tokenizer
 
 import openembed
 from openembed.heads import vocabulary_pooling
-from openembed.heads.splade import SpladeConfig, largest
+from openembed.heads.splade import SideConfig, SpladeConfig, largest
 from openembed.heads.vocabulary import excluded_tokens
 from openembed.heads.vocabulary_pooling import activate, max_pooled, packed_for, sum_pooled
 from openembed.kernels import vocabulary as kernels
@@ -306,6 +306,32 @@ def test_top_k_keeps_the_largest_and_own_tokens(tmp_path):
     encoder.train()
     rows = encoder(pack(encoder.tokenize(SENTENCES, queries=np.ones(4, dtype=bool))))
     assert (rows > 0).sum() > queries.nnz, "training sees all weights"
+
+
+def test_a_micro_batch_has_no_more_rows_than_its_weights_allow(tmp_path, monkeypatch):
+    encoder = sparse_encoder(tmp_path).eval()
+    whole, seen = encoder.encode_documents(SENTENCES * 3), []
+    monkeypatch.setattr("openembed.encoder.WEIGHTS_AT_ONCE", 2 * encoder.width + 1)
+    encoder.head.register_forward_hook(lambda _module, _given, out: seen.append(len(out)))
+    parts = encoder.encode_documents(SENTENCES * 3)
+    assert max(seen) == 2
+    assert sum(seen) == 3 * len(SENTENCES)
+    np.testing.assert_allclose(parts.toarray(), whole.toarray(), rtol=1e-5, atol=1e-6)
+
+
+def test_documents_of_every_term_are_said_once(tmp_path, caplog):
+    encoder = sparse_encoder(tmp_path, {"activation": "elu1p"}).eval()
+    encoder.encode_queries(SENTENCES)
+    assert not caplog.records
+    encoder.encode_documents(SENTENCES)
+    encoder.encode_documents(SENTENCES)
+    (record,) = caplog.records
+    assert "head.activation = 'elu1p' is never 0" in record.message
+    assert f"documents have weights for all {encoder.width:,} terms; give head.document a top_k" in record.message
+    caplog.clear()
+    encoder.with_gates(document=SideConfig(top_k=9)).encode_documents(SENTENCES)
+    sparse_encoder(tmp_path, {}).eval().encode_documents(SENTENCES)
+    assert not caplog.records
 
 
 def test_gates(tmp_path, monkeypatch):

@@ -164,6 +164,22 @@ def test_bytes_are_for_sparse_weights_and_leave_token_vectors_as_they_are(cli, c
         describe_model("pieces", made["pieces"], precision="uint8")
 
 
+def test_what_a_new_index_has_no_use_for_is_refused(cli, corpus, tmp_path):
+    given = "index", corpus, "-o", tmp_path / "index", "--model"
+    for precision in ("uint8", "float16"):
+        with pytest.raises(ValueError, match=f"--precision {precision} is for sparse weights and token vectors; dense"):
+            cli(*given, "bag", "--precision", precision)
+    unused = "--precision", "uint8", "--instruction", "foo", "--max-length", 3, "--no-normalize"
+    with pytest.raises(
+        ValueError, match=r"^--precision and --no-normalize and --instruction and --max-length: the index .* leave them out$"
+    ):
+        cli(*given, "bm25", *unused)
+    assert not (tmp_path / "index").exists()
+    cli(*given, "bag", "--model", "words", "--precision", "uint8")
+    kept = {kind: model.precision for kind, model in Store(tmp_path / "index").models.items()}
+    assert kept == {"dense": "float32", "sparse": "uint8"}
+
+
 @pytest.mark.parametrize("kind", [WordWeights, WordTokens])
 def test_encoding_goes_on_where_it_was_and_ends_with_the_same_files(cli, tmp_path, monkeypatch, kind):
     source = tmp_path / "c.txt"

@@ -33,7 +33,7 @@ def token_modules(encoder: Encoder, folder: Path, write_dense: Any) -> list[dict
     if head.normalize:
         rows.append(_row(rows, "base.modules.normalize.Normalize"))
         _write(folder / rows[-1]["path"], ends)
-    leave_out = encoder.config.tokenizer.pool_instruction != "include" and _has_prompts(encoder)
+    leave_out = leaves_prompts_out(encoder)
     if head.pool is not None or leave_out:
         source = resources.files("openembed.checkpoints").joinpath("multi_vector_module.py").read_text("utf-8")
         (folder / f"{MODULE_NAME}.py").write_text(source, encoding="utf-8")
@@ -77,6 +77,8 @@ def _write(folder: Path, settings: dict[str, Any]) -> None:
     write_json(folder / "config.json", settings)
 
 
-def _has_prompts(encoder: Encoder) -> bool:
+def leaves_prompts_out(encoder: Encoder) -> bool:
+    """Returns whether there are prompts whose tokens have no vectors."""
     prompts = encoder.config.prompts
-    return bool(prompts.query or prompts.document or prompts.named or prompts.tasks)
+    present = prompts.query or prompts.document or prompts.named or prompts.tasks
+    return bool(present) and encoder.config.tokenizer.pool_instruction != "include"

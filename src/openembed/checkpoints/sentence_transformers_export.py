@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, processors
 
-from openembed.checkpoints.multi_vector_export import token_modules, token_settings
+from openembed.checkpoints.multi_vector_export import leaves_prompts_out, token_modules, token_settings
 from openembed.checkpoints.sentence_transformers import POOLING_KINDS
 from openembed.encoder import Encoder
 from openembed.files import write_json
@@ -81,6 +81,8 @@ def _not_multi_vector(encoder: Encoder) -> str:
         return TWICE
     if encoder.config.tokenizer.truncation == "cut_end" and encoder.tokenizer.suffix:
         return "cuts the end token off with the end of a long text"
+    if leaves_prompts_out(encoder) and not _spans_agree(encoder):
+        return "leaves out other tokens than counting those of a prompt alone finds (tokenizer.pool_instruction)"
     return ""
 
 
@@ -100,13 +102,17 @@ def is_standard(encoder: Encoder) -> bool:
     framed = tokenizer.truncation == "keep_eos" and not tokenizer.lowercase and tokenizer.repeat is None
     if head.kind == "concat" and "cls" in head.parts and tokenizer.pool_instruction != "include":
         return False  # there, leaving the instruction out moves cls to the first token after it; here it is the first token
-    spans = _first_token(head) or all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
-    return plain and framed and spans
+    return plain and framed and (_first_token(head) or _spans_agree(encoder))
 
 
 def _first_token(head: Any) -> bool:
     """True for a head that takes the first token whatever is left out of pooling."""
     return head.kind == "cls" and not head.after_instruction
+
+
+def _spans_agree(encoder: Encoder) -> bool:
+    """True when counting gives the span after each of the encoder's prompts, and after one rendered from its template."""
+    return all(_span_agrees(encoder.tokenizer, prompt) for prompt in _probe_prompts(encoder))
 
 
 def _probe_prompts(encoder: Encoder) -> set[str]:

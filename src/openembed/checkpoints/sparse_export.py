@@ -111,3 +111,6 @@ def _write_router(encoder: Encoder, folder: Path) -> None:
     save_file({"weight": query_head.table().detach().cpu().contiguous()}, str(folder / LOOKUP / "model.safetensors"))
     encoder.tokenizer.save(folder / LOOKUP)
     write_tokenizer(encoder.tokenizer, folder / LOOKUP, frame=True)
+    own = encoder.max_length - len(encoder.tokenizer.prefix) - len(encoder.tokenizer.suffix)  # tables read no frame
+    settings = read_json(folder / LOOKUP / "tokenizer_config.json")
+    write_json(folder / LOOKUP / "tokenizer_config.json", {**settings, "model_max_length": own})

@@ -91,7 +91,11 @@ def index(
         model = [NANO if language == "en" else BM25]
         if model == [BM25]:
             logger.warning("%s reads English alone: words are indexed, no vectors; --model adds them", NANO)
-    if model != [BM25]:
+    if model == [BM25]:
+        given = {"--precision": precision if precision != "float32" else None, "--no-normalize": None if normalize else True}
+        given |= {"--instruction": instruction, "--max-length": max_length, "--device": device, "--dtype": dtype}
+        _refuse_unused(WORDS_ALONE, given)
+    else:
         check_texts(corpus)
     encoding, encoded, report = out / "encoding", {}, {}
     coding = coding_of(bits, coded_from, vectors, encodings)
@@ -308,7 +312,7 @@ def _check_file(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file")
 
 
-def _refuse_unused(why: str, options: Mapping[str, str | None]) -> None:
+def _refuse_unused(why: str, options: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for options about a model that were given where none is run."""
     given = [name for name, value in options.items() if value is not None]
     if given:
@@ -338,9 +342,11 @@ def _described(
     kinds = list(encoders_by_kind(encoders))
     if precision == "uint8" and "tokens" in kinds and "sparse" not in kinds:
         raise ValueError("--precision uint8 is for sparse weights; token vectors are kept in float32 or float16")
+    if precision != "float32" and kinds == ["dense"]:
+        raise ValueError(f"--precision {precision} is for sparse weights and token vectors; dense vectors are kept in float32")
     if coding is not None and "tokens" not in kinds:
         raise ValueError("--bits, --coded-from, --vectors and --encodings are of token vectors, and no --model gives any")
-    kept = ["float32" if (kind, precision) == ("tokens", "uint8") else precision for kind in kinds]
+    kept = ["float32" if kind == "dense" or (kind, precision) == ("tokens", "uint8") else precision for kind in kinds]
     codings = [coding if kind == "tokens" else None for kind in kinds]
     described = zip(names, encoders, kept, codings, strict=True)
     return [describe_model(name, encoder, precision=own, coding=c, **options) for name, encoder, own, c in described]

@@ -89,6 +89,12 @@ class SpladeConfig(Config):
                 raise ValueError(f"{name}: keep_own keeps tokens that top_k would drop; give top_k")
         return self
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether a document has a weight above 0 for every entry that counts."""
+        side = self.document
+        return self.activation == "elu1p" and side.gate == "parametric" and side.top_k is None and not side.prune_ratio
+
     def build(self, width: int) -> Splade:
         """Returns the head for hidden states of ``width``; it is whole after :meth:`Splade.attach`."""
         return Splade(self, width)

@@ -166,12 +166,12 @@ def _wide(values_NV: csr_matrix) -> csr_matrix:
 class _Tokens(Documents):
     def __init__(self, documents: TokenVectors, method: Method) -> None:
         super().__init__(documents)
-        check_vectors(documents, documents.width, "documents' token vectors")
+        check_vectors(documents, documents.width, "document {}".format)
         self._matrix, self._method = TokenMatrix.of(documents), method
         self._filled = np.flatnonzero(documents.lengths_N)
 
     def _checked(self, queries: Encoded) -> TokenVectors:
-        check_vectors(super()._checked(queries), width_of(self._documents), "queries' token vectors")
+        check_vectors(super()._checked(queries), width_of(self._documents), "query {}".format)
         return queries
 
     def _search(self, queries: TokenVectors, k: int, id_of: Callable[[int], str]) -> list[Ranking]:

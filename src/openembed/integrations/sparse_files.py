@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 
 FIELD = "sparse"
 QUANTUM = 100
+REFUSED = set(' ,\\/*?"<>|#:')
+"""Characters that no index of OpenSearch has in its name."""
+ID_BYTES = 512
 Names = Callable[[int], str]
 
 
 def opensearch_lines(rows: Iterable[tuple[Document, SparseRow]], names: Names, index: str) -> Iterator[str]:
-    """Yields the two lines of each document of a bulk request into ``index``."""
+    """Yields the two lines of each document of a bulk request into ``index``; ``ValueError`` names an id that is too long."""
     for document, row in rows:
+        if len(document.id.encode()) > ID_BYTES:
+            raise ValueError(f"document {document.id[:40]!r}...: OpenSearch takes ids of at most {ID_BYTES} bytes; shorten it")
         weights = {names(term): weight for term, weight in zip(row.terms.tolist(), _short(row), strict=True)}
         body = {"title": document.title, "text": document.text, "metadata": document.metadata, FIELD: weights}
         yield _json({"index": {"_index": index, "_id": document.id}})
@@ -57,7 +62,8 @@ def write_sparse(
 ) -> dict[str, int]:
     """Writes the live documents of ``store`` for ``kind`` (opensearch, anserini), whole or not at all; returns how many.
 
-    OpenSearch's index is called as the file is. Raises ``ValueError`` for a store without sparse vectors and another kind.
+    OpenSearch's index is called as the file is. Raises ``ValueError`` for a store without sparse vectors, another kind, and
+    names and ids that OpenSearch refuses.
     """
     count = 0
 
@@ -69,7 +75,7 @@ def write_sparse(
             yield row
 
     makers = {
-        "opensearch": lambda: opensearch_lines(counted(), names, path.name.partition(".")[0]),
+        "opensearch": lambda: opensearch_lines(counted(), names, _index_name(path)),
         "anserini": lambda: anserini_lines(counted(), names),
     }
     if kind not in makers:
@@ -79,6 +85,24 @@ def write_sparse(
         for line in lines:
             file.write(line + "\n")
     return {"written": count, "unchanged": 0, "removed": 0}
+
+
+def _index_name(path: Path) -> str:
+    """The part of the file's name before its first dot; ``ValueError`` where OpenSearch takes no index of that name."""
+    name = path.name.partition(".")[0]
+    reasons = {
+        "is empty": not name,
+        "is not in lower case": name != name.lower(),
+        "begins with _, - or +": name.startswith(("_", "-", "+")),
+        f"has one of {''.join(sorted(REFUSED))!r}": not REFUSED.isdisjoint(name) or any(c.isspace() for c in name),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise ValueError(
+            f"{path.name}: the index is called as the file is up to its first dot, {name!r}, which OpenSearch refuses: it "
+            f"{' and '.join(found)}; give the file another name"
+        )
+    return name
 
 
 def _short(row: SparseRow) -> list[float]:

@@ -24,6 +24,8 @@ from openembed.objectives.regularizers import Regularized, RegularizedObjective,
 from openembed.representations import Dense, Representation
 from openembed.similarity import SimilarityName, cosine, similarity
 
+ENSEMBLE_TEMPERATURE = 1.0
+
 
 class DistillationConfig(Regularized):
     """What of the teacher is learned.
@@ -33,7 +35,8 @@ class DistillationConfig(Regularized):
     width can. ``score_weight``: of KL(teacher || student) over scores / ``temperature``; with ``vectors`` each text against
     all others of the batch (the teacher at full width), without them each row's positives and hard negatives under the
     recorded scores, brought to the student's scale by ``teacher_temperature`` (cosines: leave it as it is). ``ensemble``: the
-    score term learns from these teachers instead, by the loss named there. ``similarity``: the student's, with ``k_train`` for
+    score term learns from these teachers instead, by the loss named there; where ``temperature`` is not given it is 1 then, for
+    the target has the ensemble's ``scale``, not that of cosines. ``similarity``: the student's, with ``k_train`` for
     ``xtr``. ``regularizers``: what is added for weights over the vocabulary.
     """
 
@@ -47,6 +50,14 @@ class DistillationConfig(Regularized):
     temperature: float = Field(default=0.05, gt=0)
     teacher_temperature: float | None = Field(default=None, gt=0)
     ensemble: EnsembleConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _temperature_of_an_ensemble(cls, values: Any) -> Any:
+        """A default of its own, written out, so that it counts in what names a stage."""
+        if isinstance(values, dict) and values.get("ensemble") is not None:
+            return {"temperature": ENSEMBLE_TEMPERATURE, **values}
+        return values
 
     @model_validator(mode="after")
     def _teaches_something(self) -> DistillationConfig:

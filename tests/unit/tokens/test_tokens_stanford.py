@@ -9,7 +9,7 @@ import torch
 from token_paths import clustered
 
 from openembed.index.tokens.codec import Codec, encode_tokens
-from openembed.index.tokens.files import TokenSegment
+from openembed.index.tokens.files import TokenSegment, TokenSettings
 from openembed.index.tokens.plaid import Plaid
 from openembed.index.tokens.search import Tokens, search
 from openembed.index.tokens.stanford import read_plaid, write_plaid, write_segment
@@ -66,6 +66,21 @@ def test_its_files_say_to_colbert_what_ours_say_to_us(documents, bits, tmp_path)
     for number, (low, high) in enumerate(itertools.pairwise(bounds)):
         assert lists[low:high].tolist() == sorted(set(owners[codes == number].tolist()))
     assert json.loads((tmp_path / "doclens.0.json").read_text()) == documents.lengths_N.tolist()
+
+
+def test_an_index_is_there_as_a_whole_or_not_at_all(documents, tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError("no space left")
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("openembed.index.tokens.stanford._save_lists", full)
+    for name in ("new", "empty"):
+        with pytest.raises(OSError, match="no space left"):
+            write_plaid(tmp_path / name, made(documents, 2))
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    with pytest.raises(ValueError, match="coded_from=1"):
+        write_plaid(tmp_path / "new", None)
+    assert TokenSettings(coded_from=1).coded_from == 1
 
 
 def test_what_is_read_becomes_a_segment_that_is_searched(documents, tmp_path):

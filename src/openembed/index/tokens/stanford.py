@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from openembed.checkpoints.folder import whole_folder
 from openembed.files import read_json, write_json
 from openembed.index.strings import load_array, save_array
 from openembed.index.tokens.codec import Codec, Residuals, arranged, write_residuals
@@ -58,22 +59,26 @@ def read_plaid(directory: str | Path) -> Residuals:
 
 
 def write_plaid(directory: str | Path, residuals: Residuals, layout: Layout = "fast-plaid") -> None:
-    """Writes coded tokens as an index of ``layout`` into a new folder; documents keep their order.
+    """Writes coded tokens as an index of ``layout`` into a new folder, whole or not at all; documents keep their order.
 
     Raises ``FileExistsError`` where the folder has files, and ``ValueError`` for no residuals, tokens that are not of length
     1, and a width that its format has no place for.
     """
     if residuals is None:
-        raise ValueError("this segment has no residuals; write it with TokenSettings(coded_from=0) to have them")
+        raise ValueError("this segment has no residuals; write it with TokenSettings(coded_from=1) to have them")
     directory, codec = Path(directory), residuals.codec
     if not codec.unit:
         raise ValueError(f"{layout} brings every token to length 1, and these have other lengths: it would rank otherwise")
     if codec.width * codec.bits % 8 or layout not in ("colbert", "fast-plaid"):
         raise ValueError(f"{codec.width} components of {codec.bits} bits as {layout!r}; whole bytes, as colbert or fast-plaid")
-    directory.mkdir(parents=True, exist_ok=True)
-    if any(directory.iterdir()):
+    if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory}: not empty; write an index into a new folder")
-    save = _save_npy if layout == "fast-plaid" else _save_pt
+    with whole_folder(directory.absolute()) as folder:
+        _write_index(folder, residuals, layout)
+
+
+def _write_index(directory: Path, residuals: Residuals, layout: Layout) -> None:
+    codec, save = residuals.codec, _save_npy if layout == "fast-plaid" else _save_pt
     half = np.float16 if layout == "fast-plaid" else np.float32
     save(directory, "centroids", codec.centroids_KD.astype(half))
     save(directory, "avg_residual", np.full(codec.width, np.abs(codec.weights).mean(), dtype=half))
