@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -139,11 +139,16 @@ class Encoder(nn.Module):
         self._warned = False
 
     @cached_property
-    def _looks_up_bodies(self) -> bool:
-        """Whether a query's own tokens are all that its row is of, each in the table."""
+    def _look_up(self) -> Callable[[list[int], list[int]], Encoded] | None:
+        """What makes rows of queries' own tokens alone; None where rows are of more, or queries are no lookup."""
         settings = self.config.tokenizer
         known = self.tokenizer.vocabulary <= self.backbone.vocabulary
-        return known and settings.repeat is None and settings.expansion is None
+        alone = known and settings.repeat is None and settings.expansion is None
+        return self.query_head.look_up if alone and self.query_head is not None else None
+
+    @cached_property
+    def _positions(self) -> int | None:
+        return self.backbone.max_positions  # asked for at every query; a module's parts are slow to look up
 
     def _built_query_head(self) -> IdfLookup | None:
         if self.config.query_head is None:
@@ -186,7 +191,7 @@ class Encoder(nn.Module):
     @property
     def max_length(self) -> int:
         """Tokens a text has at most unless a call says otherwise: the configuration's, and no more than has positions."""
-        limit = self.backbone.max_positions
+        limit = self._positions
         return self.config.max_length if limit is None else min(self.config.max_length, limit)
 
     @property
@@ -196,7 +201,7 @@ class Encoder(nn.Module):
 
     def row_limit(self, max_length: int | None = None) -> int:
         """Returns the tokens a row may have under ``max_length`` (None: the model's); ``ValueError`` where that is too many."""
-        limit = self.backbone.max_positions
+        limit = self._positions
         if max_length is None:
             return self.max_length
         if limit is not None and max_length > limit:
@@ -227,11 +232,11 @@ class Encoder(nn.Module):
         if not options.keys() <= EncodeOptions.__annotations__.keys():
             unknown = sorted(options.keys() - EncodeOptions.__annotations__.keys())
             raise TypeError(f"encode has no option {unknown[0]!r}; it takes {', '.join(EncodeOptions.__annotations__)}")
-        if as_queries and not instruction and (query_head := self.query_head) is not None and self._looks_up_bodies:
+        if as_queries and not instruction and (look_up := self._look_up) is not None:
             if options:
                 self._require_plain(options)
             limit = self.row_limit(options.get("max_length"))
-            return query_head.look_up(*self.tokenizer.bodies(texts, limit, queries=True))
+            return look_up(*self.tokenizer.bodies(texts, limit, queries=True))
         sides = np.full(len(texts), as_queries) if self.sided and not isinstance(texts, str) else None
         rows = self.tokenize(texts, instruction, options.get("max_length"), queries=sides)
         taken, normalize = self._gathered(rows, options), self.kind == "dense" and options.get("normalize", True)

@@ -25,6 +25,8 @@ register_optimizer_step_post_hook(_stepped)
 
 
 def version(*tensors: Tensor) -> tuple[object, ...]:
-    """Returns what differs once one of ``tensors`` has changed, was moved or replaced, or any optimizer made a step."""
-    found = tuple((t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors)
-    return (_steps, *found)
+    """Returns what differs once one of ``tensors`` has changed or was replaced, or any optimizer made a step."""
+    if len(tensors) == 1:  # asked for at every query that is looked up
+        (t,) = tensors
+        return _steps, t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype
+    return _steps, *((t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors)

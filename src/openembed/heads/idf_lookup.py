@@ -62,6 +62,7 @@ class IdfLookup(nn.Module):
     def __init__(self, config: IdfLookupConfig) -> None:
         super().__init__()
         self.config, self.width = config, 0
+        self._counts_as: np.ndarray | None = None  # fold_V as an array: a module's tensors are slow to look up
         self._known: tuple[object, tuple[np.ndarray, bytes]] | None = None
         self.register_buffer("excluded_V", None, persistent=False)
         self.register_buffer("fold_V", None, persistent=False)
@@ -77,7 +78,9 @@ class IdfLookup(nn.Module):
         excluded_V = excluded_tokens(tokenizer, self.width) if self.config.exclude_special else torch.zeros(self.width).bool()
         excluded_V[[*tokenizer.prefix, *tokenizer.suffix]] = True
         self.excluded_V = excluded_V
-        self.fold_V = folded_tokens(tokenizer, excluded_V) if self.config.fold else None
+        if self.config.fold:
+            self.fold_V = folded_tokens(tokenizer, excluded_V)
+            self._counts_as = self.fold_V.numpy()
 
     @torch.no_grad()
     def set_table(self, weights: np.ndarray) -> None:
@@ -104,8 +107,8 @@ class IdfLookup(nn.Module):
         They are what :meth:`forward` gives, without its zeros, columns in order.
         """
         weights_V, counts = self._weights()
-        if self.fold_V is not None:
-            tokens = self.fold_V.cpu().numpy()[np.array(tokens, dtype=np.int64)].tolist()
+        if self._counts_as is not None:
+            tokens = self._counts_as[np.array(tokens, dtype=np.int64)].tolist()
         if len(ends) == 1:  # a dozen tokens: sets and lists take half the time of arrays
             found = np.array(sorted([token for token in set(tokens) if counts[token]]), dtype=np.int32)
             return _csr(weights_V[found], found, np.array((0, len(found)), dtype=np.int32), self.width)
