@@ -19,10 +19,10 @@ _sound: set[tuple[object, ...]] = set()
 
 
 class Once:
-    """A check of one file, which is made once in a process; the file is told by its place, its size and its time."""
+    """A check of the file ``path``, which is made once in a process; the file is told by its place, its size and its time."""
 
     def __init__(self, path: Path) -> None:
-        state = path.stat()
+        self.path, state = path, path.stat()
         self._file = str(path), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
     def __call__(self, check: Callable[[], None]) -> None:
@@ -46,6 +46,14 @@ def check_starts(path: Path, starts: np.ndarray, count: int, last: int | None = 
     if starts[0] != 0 or (last is not None and starts[-1] != last) or _falls(starts):
         raise _damaged(path, f"it does not rise from 0{'' if last is None else f' to {last:,}'}")
     return int(starts[-1])
+
+
+def check_numbered(path: Path, rows: np.ndarray) -> int:
+    """Returns how many of these are not negative; raises ``ValueError`` naming the file unless those are 0, 1 and so on."""
+    used = rows[rows >= 0]
+    if (used != np.arange(len(used))).any():
+        raise _damaged(path, "its numbers are not 0, 1 and so on")
+    return len(used)
 
 
 def check_within(path: Path, values: np.ndarray, low: int, high: int) -> None:

@@ -187,21 +187,21 @@ class Postings:
 
     def __init__(self, directory: Path) -> None:
         names = "postings.starts", "postings.documents", "postings.counts", "lengths"
-        starts, documents, counts, lengths = self._paths = [directory / f"{name}.npy" for name in names]
+        paths = starts, documents, counts, lengths = [directory / f"{name}.npy" for name in names]
         self.terms = Strings(directory, "terms")
-        self.starts, self.documents, self.counts, self.lengths_N = map(load_array, self._paths)
+        self.starts, self.documents, self.counts, self.lengths_N = map(load_array, paths)
         total = check_starts(starts, self.starts, len(self.terms))
         check_kept(documents, self.documents, "<i4", total)
         check_kept(counts, self.counts, "<i4", total)
         check_kept(lengths, self.lengths_N, "<i4", len(self.lengths_N))
-        self._once = {path: Once(path) for path in (documents, counts, lengths)}
+        self._lists = Once(documents), Once(counts), Once(lengths)
 
     def check(self) -> None:
         """Raises ``ValueError`` naming a file of lists that is damaged; each is read for it once in a process."""
-        _, documents, counts, lengths = self._paths
-        self._once[documents](lambda: check_lists(documents, self.documents, self.starts, len(self.lengths_N)))
-        self._once[counts](lambda: check_within(counts, self.counts, 1, 1 << 31))
-        self._once[lengths](lambda: check_within(lengths, self.lengths_N, 0, int(self.counts.sum(dtype=np.int64)) + 1))
+        documents, counts, lengths = self._lists
+        documents(lambda: check_lists(documents.path, self.documents, self.starts, len(self.lengths_N)))
+        counts(lambda: check_within(counts.path, self.counts, 1, 1 << 31))
+        lengths(lambda: check_within(lengths.path, self.lengths_N, 0, int(self.counts.sum(dtype=np.int64)) + 1))
 
     def find(self, term: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (documents, counts) of ``term``, both empty when no document of the segment has it."""

@@ -102,7 +102,7 @@ class Searches:
         check_k(k)
         require_searched(queries_QV, "sparse")
         queries = sparse.checked(queries_QV, model.width, lambda row: f"query {row}")
-        search = state.sparse if filter is None else state.sparse_among(filter)
+        search = state.terms if filter is None else state.terms_among(filter)
         return [state.named(ranking) for ranking in search(queries, k, state.id_at)]
 
     @overload
@@ -128,8 +128,10 @@ class Searches:
         places = [state.place(identifier) for identifier in identifiers]
         if isinstance(query, TokenVectors):
             found = _met_tokens(state, query, places)
+        elif isinstance(query, str):
+            found = _shared_words(state, query, places)
         else:
-            found = _shared_words(state, query, places) if isinstance(query, str) else _shared_terms(state, query, places, token)
+            found = _shared_terms(state, query, places, token)
         parts = [sorted(shared, key=lambda part: -part.score) for shared in found]
         return dict(zip(identifiers, parts, strict=True))
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from openembed.index.damage import Once, check_kept, check_lists, check_starts, check_within
+from openembed.index.damage import Once, check_kept, check_lists, check_numbered, check_starts, check_within
 from openembed.index.dense import best_first
 from openembed.index.manifest import ModelInfo, SegmentInfo
 from openembed.index.native import postings_library, threads
@@ -54,7 +54,6 @@ GROUP, PEAKED = 8, 8
 """Bounds are kept for so many documents at once, for terms that a GROUP * PEAKED-th of the documents have."""
 BOUNDED = 4_096
 """Segments of fewer documents have no bounds: their lists are added up."""
-FILES = "rows.npy starts.npy largest.npy units.npy terms.bin weights.bin documents.bin impacts.bin peaks.rows.npy peaks.u8".split()
 COUNTED = 1 << 24
 """Terms counted at once when postings are written."""
 AT_ONCE = 8
@@ -62,8 +61,10 @@ AT_ONCE = 8
 
 
 def in_rows(vectors_NV: csr_matrix, whose: Callable[[int], str] = "row {}".format) -> csr_matrix:
-    """Returns a sparse matrix of any form row by row. Raises ``ValueError`` naming a row whose entries do not follow those of the
-    row before: scipy makes such a matrix, and reads beyond its arrays."""
+    """Returns a sparse matrix of any form row by row.
+
+    Raises ``ValueError`` naming a row whose entries do not follow those of the row before: scipy does not, and reads elsewhere.
+    """
     if vectors_NV.format in ("csc", "bsr"):
         vectors_NV.check_format(full_check=True)
     rows_NV = vectors_NV.tocsr()
@@ -244,28 +245,27 @@ class SparseField:
     def __init__(self, directory: Path, info: SegmentInfo, model: ModelInfo) -> None:
         count, width = info.count, model.width
         self.count, self.width = count, width
-        paths = {name: directory / f"sparse.{name}" for name in FILES}
-        self.rows_N1, self.starts_V1 = load_array(paths["rows.npy"]), load_array(paths["starts.npy"])
-        shape, values = (check_starts(paths["rows.npy"], self.rows_N1, count),), PRECISIONS[model.precision]
-        check_starts(paths["starts.npy"], self.starts_V1, width, shape[0])
-        self.largest_V = _of_terms(paths["largest.npy"], "<f4", width)
-        self.units_V = np.ones(width, dtype=np.float32)
-        if model.precision == "uint8":
-            self.units_V = _of_terms(paths["units.npy"], "<f4", width)
-        self.terms = map_file(paths["terms.bin"], _term_type(width), shape)
-        self.weights = map_file(paths["weights.bin"], values, shape)
-        self.documents = map_file(paths["documents.bin"], np.dtype("<i4"), shape)
-        self.impacts = map_file(paths["impacts.bin"], values, shape)
-        self.peak_rows_V = _of_terms(paths["peaks.rows.npy"], "<i4", width)
-        peaked = int(self.peak_rows_V.max(initial=-1)) + 1
-        self.peaks = map_file(paths["peaks.u8"], np.dtype("u1"), (peaked, -(-count // GROUP)))
-        self._paths, self._once = paths, {name: Once(paths[name]) for name in ("terms.bin", "documents.bin")}
+        rows, starts = directory / "sparse.rows.npy", directory / "sparse.starts.npy"
+        self.rows_N1, self.starts_V1 = load_array(rows), load_array(starts)
+        shape, values = (check_starts(rows, self.rows_N1, count),), PRECISIONS[model.precision]
+        check_starts(starts, self.starts_V1, width, shape[0])
+        scaled = model.precision == "uint8"
+        self.largest_V = _of_terms(directory / "sparse.largest.npy", "<f4", width)
+        self.units_V = _of_terms(directory / "sparse.units.npy", "<f4", width) if scaled else np.ones(width, dtype=np.float32)
+        self.terms = map_file(directory / "sparse.terms.bin", _term_type(width), shape)
+        self.weights = map_file(directory / "sparse.weights.bin", values, shape)
+        self.documents = map_file(directory / "sparse.documents.bin", np.dtype("<i4"), shape)
+        self.impacts = map_file(directory / "sparse.impacts.bin", values, shape)
+        self.peak_rows_V = _of_terms(directory / "sparse.peaks.rows.npy", "<i4", width)
+        peaked = check_numbered(directory / "sparse.peaks.rows.npy", self.peak_rows_V)
+        self.peaks = map_file(directory / "sparse.peaks.u8", np.dtype("u1"), (peaked, -(-count // GROUP)))
+        self._lists = Once(directory / "sparse.terms.bin"), Once(directory / "sparse.documents.bin")
 
     def check(self) -> None:
         """Raises ``ValueError`` naming a file of lists that is damaged; each is read for it once in a process."""
-        terms, documents = self._paths["terms.bin"], self._paths["documents.bin"]
-        self._once["terms.bin"](lambda: check_within(terms, self.terms, 0, self.width))
-        self._once["documents.bin"](lambda: check_lists(documents, self.documents, self.starts_V1, self.count))
+        terms, documents = self._lists
+        terms(lambda: check_within(terms.path, self.terms, 0, self.width))
+        documents(lambda: check_lists(documents.path, self.documents, self.starts_V1, self.count))
 
     def empty(self) -> np.ndarray:
         """Returns which documents have no term, bool (N)."""
@@ -279,7 +279,7 @@ class SparseField:
         ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         places = np.arange(ends[-1]) + np.repeat(self.rows_N1[positions_P] - ends[:-1], sizes)
         terms = self.terms[places].astype(np.int32)
-        check_within(self._paths["terms.bin"], terms, 0, self.width)
+        check_within(self._lists[0].path, terms, 0, self.width)
         parts = self.weights[places].astype(np.float32) * self.units_V[terms], terms, ends
         return sparse.csr_matrix(parts, shape=(len(positions_P), self.width))
 

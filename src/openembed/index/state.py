@@ -40,11 +40,11 @@ class State:
         return Bm25([segment.postings for segment in self.segments], [segment.live_N for segment in self.segments])
 
     @cached_property
-    def sparse(self) -> sparse.Searches:
+    def terms(self) -> sparse.Searches:
         """Searches of the live documents by sparse vectors."""
-        return self.sparse_among(None)
+        return self.terms_among(None)
 
-    def sparse_among(self, condition: Condition) -> sparse.Searches:
+    def terms_among(self, condition: Condition) -> sparse.Searches:
         """Returns searches by sparse vectors of the documents for which the condition holds."""
         fields: list[sparse.SparseField] = [segment.fields["sparse"] for segment in self.segments]
         masks = self.eligible(condition)

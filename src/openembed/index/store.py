@@ -329,7 +329,8 @@ class Store(Searches):
 
     def _remove_unnamed(self) -> None:
         remove_temporary(self.directory)
-        segments = self._state.manifest.segments
+        written = (self.directory / "manifest.json").exists()  # what is committed but could not be opened is named too
+        segments = (read_manifest(self.directory) if written else self._state.manifest).segments
         named = {info.name for info in segments} | {info.deleted for info in segments}
         for folder in ("segments", "deleted"):
             for path in (self.directory / folder).glob("*"):
