@@ -194,7 +194,8 @@ def test_lists_are_read_whole_once_however_often_a_segment_is_opened(store, monk
 
     def search(opened):
         for k in (1, 2, 3):
-            assert opened.sparse(vectors(3, 1), k) and opened.sparse(vectors(3, 1), k, filter={"a": 1}) == [{}] * 3
+            assert opened.sparse(vectors(3, 1), k)
+            assert opened.sparse(vectors(3, 1), k, filter={"a": 1}) == [{}] * 3
             assert opened.bm25(["common"], k)
 
     search(store)
