@@ -72,9 +72,9 @@ def test_rows_that_lie_elsewhere_are_refused(store, ends):
 
 def test_a_matrix_by_columns_is_checked_before_it_is_turned(store):
     columns = sp.csc_matrix((np.ones(1, np.float32), np.array([1 << 20]), np.r_[0, np.ones(WIDTH, int)]), shape=(2, WIDTH))
-    with pytest.raises(ValueError, match="indi"):
+    with pytest.raises(ValueError, match="index"):
         store.sparse(columns)
-    with pytest.raises(ValueError, match="indi"):
+    with pytest.raises(ValueError, match="index"):
         store.add([Document("x", ""), Document("y", "")], vectors=columns)
 
 
@@ -98,8 +98,7 @@ def changed(path, change):
         np.save(path, change(array))
         assert path.stat().st_size == size
     else:
-        array = np.fromfile(path, dtype=sparse.PRECISIONS.get(path.name, "<u2" if "terms" in path.name else "<i4"))
-        change(array).tofile(path)
+        change(np.fromfile(path, dtype="<u2" if "terms" in path.name else "<i4")).tofile(path)
 
 
 def put(place, value):

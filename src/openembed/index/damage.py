@@ -22,7 +22,10 @@ class Once:
     """A check of the file ``path``, which is made once in a process; the file is told by its place, its size and its time."""
 
     def __init__(self, path: Path) -> None:
-        self.path, state = path, path.stat()
+        try:
+            self.path, state = path, path.stat()
+        except FileNotFoundError:
+            raise ValueError(f"{path}: missing; the index is damaged, build it anew") from None
         self._file = str(path), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
     def __call__(self, check: Callable[[], None]) -> None:

@@ -388,7 +388,7 @@ class Store(Searches):
         smallest = sorted(range(len(state.segments)), key=lambda number: state.segments[number].count)
         try:
             self._merge(state, state.manifest, smallest[:SEGMENTS])
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s: the documents were added, but segments could not be merged: %s", self.directory, error)
 
     def _merge(self, state: State, manifest: Manifest, numbers: Iterable[int]) -> None:
