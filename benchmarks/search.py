@@ -125,7 +125,7 @@ def filters(store, query_D):
         "10<=words<20, not from books": {"words": {"gte": 10, "lt": 20}, "not": {"source": "prose-books"}},
         "words=50 (few)": {"words": 50},
     }.items():
-        masks, wall, _ = clocked(lambda condition=condition: store._eligible(condition))
+        masks, wall, _ = clocked(lambda condition=condition: store._state.eligible(condition))
         times = [clocked(lambda condition=condition: store.dense(query_D[None], K, filter=condition))[1] for _ in range(7)]
         matching = int(sum(mask_N.sum() for mask_N in masks))
         rows[name] = {
@@ -167,7 +167,7 @@ def main():
     store, rows = build(options, documents_ND)
     report = {"count": options.count, "width": documents_ND.shape[1], "threads": threads(), "store": rows}
     report["store, exact"] = of_store(store, queries_QD, best, 100, exact=True)
-    for reach in [sketch.REACH, *options.reaches] if store._segments[0].fields["dense"].sketch is not None else []:
+    for reach in [sketch.REACH, *options.reaches] if store._state.segments[0].fields["dense"].sketch is not None else []:
         sketch.REACH = reach
         report[f"store, approximate, reach {reach}"] = of_store(store, queries_QD, best, len(queries_QD), exact=False)
     for name in options.faiss:

@@ -201,7 +201,7 @@ def best_of(documents, queries):
 
 def effort(store, queries):
     """What our search looks at: postings added up and documents scored, of how many postings there are."""
-    field = store._segments[0].fields["sparse"]
+    field = store._state.segments[0].fields["sparse"]
     segments = [sparse.SparseVectors(field, np.ones(field.count, dtype=bool))]
     parts = [sparse._Part.of(segment) for segment in segments]
     compiled, rows = sparse._Compiled(sparse.postings_library(), parts, K), []

@@ -95,7 +95,7 @@ def test_searching_while_another_process_writes(tmp_path):
         reader, states = Store(tmp_path / "index"), set()
         while len(states) < 30:
             if reader.refresh():
-                states.add(reader._manifest.change)
+                states.add(reader._state.manifest.change)
             assert writer.is_alive()
             fresh = Store(tmp_path / "index")
             for one in (reader, fresh, store):

@@ -296,7 +296,7 @@ def test_killed_at_every_step_to_the_disk_it_is_as_before_or_as_after(store, enc
             seen.add(len(found))
             found.add([Document("later", "after the crash")], encoder)
             assert len(Store(copy)) == len(found)
-            named = {info.name for info in found._manifest.segments}
+            named = {info.name for info in found._state.manifest.segments}
             assert {path.name for path in (copy / "segments").iterdir()} == named
             step += 1
         assert step > 4, name

@@ -200,7 +200,7 @@ def test_a_sketch_of_another_version_is_passed_over_until_compaction(large, valu
     assert older.dense(values_ND[:3], 10, exact=False) == large.dense(values_ND[:3], 10, exact=True)
     older.delete(["d5"])
     older.compact()
-    assert Store(large.directory)._segments[0].fields["dense"].sketch is not None
+    assert Store(large.directory)._state.segments[0].fields["dense"].sketch is not None
 
 
 @compiled

@@ -141,9 +141,9 @@ def test_a_long_query_is_counted_once_however_many_words_it_has(store):
         def count(self, _term):
             raise AssertionError("goes through all words for each of them")
 
-    words = store._words()
-    (found,) = words.explain(Terms(["red", "cat", "red", "unknown"]), [store._place("d0")])
-    (plain,) = words.explain(["red", "cat"], [store._place("d0")])
+    words = store._state.words
+    (found,) = words.explain(Terms(["red", "cat", "red", "unknown"]), [store._state.place("d0")])
+    (plain,) = words.explain(["red", "cat"], [store._state.place("d0")])
     assert found == [("red", 2 * plain[0][1], plain[0][2]), plain[1]]
     assert words.explain(Terms(["red"]), []) == []
 

@@ -76,7 +76,7 @@ def test_merged_segments_are_coded_as_one_written_at_once(coding, methods, tmp_p
     kept = TokenVectors.from_list([vectors for _, vectors in store.rows("tokens")])
     assert np.array_equal(kept.values_TD, VECTORS.values_TD) == coding.keep_vectors
     store.compact()
-    (field,) = (segment.fields["tokens"] for segment in store._segments)
+    (field,) = (segment.fields["tokens"] for segment in store._state.segments)
     info = field.segment.info
     assert (info.bits or 0, info.vectors, info.encodings) == (coding.bits, coding.keep_vectors, coding.encodings)
     settings = TokenSettings(precision="float32", **dict(coding))
@@ -99,13 +99,13 @@ def test_compacting_codes_what_was_not_coded_and_additions_follow(tmp_path):
     assert store.tokens(QUERIES, 7) == exact
     assert store.tokens(QUERIES, 7, method=Plaid(documents=100)) == exact
     store.add(documents(range(100, COUNT)), vectors=VECTORS.select(range(100, COUNT)))
-    assert [s.fields["tokens"].segment.info.bits for s in Store(tmp_path)._segments] == [4, 4]
+    assert [s.fields["tokens"].segment.info.bits for s in Store(tmp_path)._state.segments] == [4, 4]
     whole_ones = store.tokens(QUERIES, 7)
     assert store.tokens(QUERIES, 7, method=Muvera(candidates=COUNT)) == whole_ones
-    change = store._manifest.change
+    change = store._state.manifest.change
     store.compact(coding)
     store.compact(coding)
-    assert store._manifest.change == change + 1, "what is so already is left as it is"
+    assert store._state.manifest.change == change + 1, "what is so already is left as it is"
     store.compact(TokenCoding(bits=0))
     with pytest.raises(ValueError, match="no segment of this index has any"):
         store.tokens(QUERIES, method=Warp())

@@ -62,7 +62,7 @@ def test_add_delete_filter_replace_compact_and_reopen(vectors, queries, tmp_path
     same(store.tokens(queries, 7), expected(queries, now, left, 7))
     store.compact()
     for opened in (store, Store(tmp_path)):
-        assert len(opened._segments) == 1
+        assert len(opened._state.segments) == 1
         same(opened.tokens(queries, 7), expected(queries, now, left, 7))
 
 
@@ -108,7 +108,7 @@ def test_explain_says_which_tokens_meet(vectors, queries, tmp_path):
 def test_large_segments_are_coded_when_they_are_written_and_merged(vectors, queries, tmp_path):
     store = Store.create(tmp_path, documents(range(100)), vectors.select(range(100)), model=model(coded_from=600, clusters=32))
     store.add(documents(range(100, COUNT)), vectors=vectors.select(range(100, COUNT)))
-    coded = [segment.fields["tokens"].segment.residuals is not None for segment in store._segments]
+    coded = [segment.fields["tokens"].segment.residuals is not None for segment in store._state.segments]
     assert coded == [True, False]
     exact = store.tokens(queries, 5)
     assert store.tokens(queries, 5, method=Plaid(documents=COUNT)) == exact
@@ -128,6 +128,6 @@ def test_a_store_without_token_vectors_and_wrong_vectors_are_refused(vectors, qu
         store.add(documents([0]), vectors=TokenVectors.from_list([np.full((2, WIDTH), np.nan, np.float32)]))
     store.add(documents([0, 1]), vectors=TokenVectors.from_list([np.empty((0, WIDTH), np.float32), vectors[1]]))
     assert list(store.tokens(queries)[0]) == ["d001"]
-    (tmp_path / "tokens/segments" / store._manifest.segments[0].name / "tokens.codes.u8").write_bytes(b"")
+    (tmp_path / "tokens/segments" / store._state.manifest.segments[0].name / "tokens.codes.u8").write_bytes(b"")
     with pytest.raises(ValueError, match=r"tokens\.codes\.u8"):
         Store(tmp_path / "tokens")

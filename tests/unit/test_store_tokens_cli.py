@@ -113,7 +113,7 @@ def test_an_index_is_coded_and_searched_by_every_method(model, tmp_path):
     store, encoder = Store(tmp_path / "coded"), openembed.load(model)
     coding = store.models["tokens"].coding
     assert (coding.bits, coding.coded_from, coding.keep_vectors, coding.encodings is not None) == (4, 1, True, True)
-    assert [s.fields["tokens"].segment.info.bits for s in store._segments] == [4, 4]
+    assert [s.fields["tokens"].segment.info.bits for s in store._state.segments] == [4, 4]
     queries = encoder.encode_queries(["the red planet"])
     for text in METHODS:
         method = parse_method(text)
@@ -151,7 +151,7 @@ def test_an_index_without_codes_refuses_methods_until_it_is_compacted(index, mod
     assert (coding.coded_from, coding.encodings is not None) == (1, True), "what is not asked for stays"
     assert run("search", index, "planet", "--mode", "tokens", "--method", "muvera", "--json")["hits"] == exact
     run("compact", index, "--bits", 4, "--no-vectors", "--no-encodings", "--json")
-    assert Store(index)._segments[0].fields["tokens"].segment.matrix is None
+    assert Store(index)._state.segments[0].fields["tokens"].segment.matrix is None
     with pytest.raises(ValueError, match="of token vectors, and no --model gives any"):
         run("index", index.parent / "corpus.txt", "-o", index.parent / "words", "--model", "bm25", "--bits", 4, "--json")
 

@@ -13,6 +13,7 @@ from scipy.sparse import issparse
 
 from openembed.index.fields import FIELDS, Vectors
 from openembed.index.manifest import EncodesDocuments, Kind, ModelInfo
+from openembed.index.sparse import in_rows
 from openembed.records import Document
 from openembed.token_vectors import TokenVectors
 
@@ -49,10 +50,10 @@ def vectors_by_kind(given: Vectors | Mapping[Kind, Vectors] | None) -> dict[Kind
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return {kind: vectors.tocsr() if issparse(vectors) else vectors for kind, vectors in given.items()}
+        return {kind: in_rows(vectors) if issparse(vectors) else vectors for kind, vectors in given.items()}
     if isinstance(given, TokenVectors):
         return {"tokens": given}
-    return {"dense": given} if isinstance(given, np.ndarray) else {"sparse": given.tocsr() if issparse(given) else given}
+    return {"dense": given} if isinstance(given, np.ndarray) else {"sparse": in_rows(given) if issparse(given) else given}
 
 
 def term_names(encoder: Any) -> Callable[[int], str]:

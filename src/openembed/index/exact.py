@@ -118,25 +118,23 @@ class _Sparse(Documents):
     """Searched by inverted lists in a temporary folder, and where there are limits by products of matrices: the same sums."""
 
     def __init__(self, documents: csr_matrix) -> None:
-        super().__init__(documents)
+        super().__init__(sparse.in_rows(documents))
         self._folder = tempfile.TemporaryDirectory(prefix="openembed-lists-")
         folder = Path(self._folder.name)
         model = ModelInfo(name="", fingerprint="", width=documents.shape[1], kind="sparse")
         writer, names = sparse.SparseWriter(folder, model), [str(number) for number in range(self._count)]
         for first in range(0, self._count, DOCUMENTS):
             part = slice(first, first + DOCUMENTS)
-            writer.add(names[part], documents[part])
+            writer.add(names[part], self._documents[part])
         field = sparse.SparseField(folder, SegmentInfo(name="", count=self._count, **writer.close()), model)
         self._lists = sparse.SparseVectors(field, np.ones(self._count, dtype=bool))
-        self._made: tuple[int, sparse.Search] | None = None
+        self._find = sparse.Searches([self._lists])
 
     def _checked(self, queries: Encoded) -> csr_matrix:
         return sparse.checked(super()._checked(queries), width_of(self._documents), lambda row: f"query {row}")
 
     def _search(self, queries: csr_matrix, k: int, id_of: Callable[[int], str]) -> list[Ranking]:
-        if self._made is None or self._made[0] != k:
-            self._made = k, sparse.Search([self._lists], k)
-        return self._made[1](queries, id_of)
+        return self._find(queries, k, id_of)
 
     def _top(self, queries: csr_matrix, k: int, limit_Q: np.ndarray | None) -> Found:
         best = _Best(queries.shape[0], k, limit_Q)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from openembed.index.damage import Once, check_kept, check_lists, check_starts, check_within
 from openembed.index.native import postings_library
 from openembed.index.postings import Searches, WordList, Words
 from openembed.index.strings import Strings, load_array, save_array, write_strings
@@ -182,14 +183,25 @@ class PostingsWriter:
 
 
 class Postings:
-    """The memory-mapped inverted lists of one segment."""
+    """The memory-mapped inverted lists of one segment. Raises ``ValueError`` naming a file that is missing or damaged."""
 
     def __init__(self, directory: Path) -> None:
+        names = "postings.starts", "postings.documents", "postings.counts", "lengths"
+        paths = starts, documents, counts, lengths = [directory / f"{name}.npy" for name in names]
         self.terms = Strings(directory, "terms")
-        self.starts = load_array(directory / "postings.starts.npy")
-        self.documents = load_array(directory / "postings.documents.npy")
-        self.counts = load_array(directory / "postings.counts.npy")
-        self.lengths_N = load_array(directory / "lengths.npy")
+        self.starts, self.documents, self.counts, self.lengths_N = map(load_array, paths)
+        total = check_starts(starts, self.starts, len(self.terms))
+        check_kept(documents, self.documents, "<i4", total)
+        check_kept(counts, self.counts, "<i4", total)
+        check_kept(lengths, self.lengths_N, "<i4", len(self.lengths_N))
+        self._lists = Once(documents), Once(counts), Once(lengths)
+
+    def check(self) -> None:
+        """Raises ``ValueError`` naming a file of lists that is damaged; each is read for it once in a process."""
+        documents, counts, lengths = self._lists
+        documents(lambda: check_lists(documents.path, self.documents, self.starts, len(self.lengths_N)))
+        counts(lambda: check_within(counts.path, self.counts, 1, 1 << 31))
+        lengths(lambda: check_within(lengths.path, self.lengths_N, 0, int(self.counts.sum(dtype=np.int64)) + 1))
 
     def find(self, term: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (documents, counts) of ``term``, both empty when no document of the segment has it."""
@@ -198,7 +210,8 @@ class Postings:
         return self.documents[low:high], self.counts[low:high]
 
     def copy_live(self, live_N: np.ndarray, writer: PostingsWriter) -> None:
-        """Adds the counts of the live documents to ``writer``, renumbered without gaps."""
+        """Adds the counts of the live documents to ``writer``, renumbered without gaps; raises as ``check`` does."""
+        self.check()
         terms = np.repeat(np.arange(len(self.terms), dtype=np.int64), np.diff(self.starts))
         kept = live_N[self.documents]
         names, numbers = np.unique(terms[kept], return_inverse=True)
@@ -213,9 +226,14 @@ class Postings:
 
 
 class Bm25:
-    """BM25 over segments; made anew, cheaply, whenever the set of live documents changes."""
+    """BM25 over segments; made anew, cheaply, whenever the set of live documents changes.
+
+    Raises ``ValueError`` naming a damaged file.
+    """
 
     def __init__(self, segments: Sequence[Postings], live: Sequence[np.ndarray]) -> None:
+        for segment in segments:
+            segment.check()
         self._segments = list(segments)
         self._live = list(live)
         self._whole = [bool(live_N.all()) for live_N in live]

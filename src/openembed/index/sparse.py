@@ -30,10 +30,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from openembed.index.damage import Once, check_kept, check_lists, check_numbered, check_starts, check_within
 from openembed.index.dense import best_first
 from openembed.index.manifest import ModelInfo, SegmentInfo
 from openembed.index.native import postings_library, threads
-from openembed.index.postings import Postings, Searches
+from openembed.index.postings import Postings
+from openembed.index.postings import Searches as Runs
 from openembed.index.strings import load_array, map_file, named, save_array
 
 if TYPE_CHECKING:
@@ -58,10 +60,27 @@ AT_ONCE = 8
 """Queries from which on several threads search."""
 
 
+def in_rows(vectors_NV: csr_matrix, whose: Callable[[int], str] = "row {}".format) -> csr_matrix:
+    """Returns a sparse matrix of any form row by row.
+
+    Raises ``ValueError`` naming a row whose entries do not follow those of the row before: scipy does not, and reads elsewhere.
+    """
+    if vectors_NV.format in ("csc", "bsr"):
+        vectors_NV.check_format(full_check=True)
+    rows_NV = vectors_NV.tocsr()
+    ends, held = rows_NV.indptr, min(len(rows_NV.indices), len(rows_NV.data))
+    wrong_N = ends[1:] < ends[:-1]
+    if len(ends) != rows_NV.shape[0] + 1 or ends[0] != 0 or ends[-1] > held or wrong_N.any():
+        row = int(np.argmax(wrong_N | (ends[1:] > held))) if len(wrong_N) else 0
+        raise ValueError(f"{whose(row)}: its entries lie outside the sparse matrix, indptr is wrong; make the matrix anew")
+    return rows_NV
+
+
 def checked(vectors_NV: csr_matrix, width: int, whose: Callable[[int], str]) -> csr_matrix:
     """Returns sparse vectors in canonical form, float32: terms ascending, each once, zeros left out.
 
-    ``whose`` names a row. Raises ``ValueError`` for another width and for weights negative, not finite or above ``MOST``.
+    ``whose`` names a row. Raises ``ValueError`` for another width, for terms that are not in it, and for weights negative, not
+    finite or above ``MOST``.
     """
     from scipy import sparse
 
@@ -69,8 +88,15 @@ def checked(vectors_NV: csr_matrix, width: int, whose: Callable[[int], str]) -> 
         shape = f" of shape {vectors_NV.shape}" if hasattr(vectors_NV, "shape") else ""
         given = f"{type(vectors_NV).__name__}{shape}"
         raise ValueError(f"got {given} for sparse vectors; this index needs a sparse matrix (count, {width})")
-    given = sparse.csr_matrix(vectors_NV, dtype=np.float32, copy=True)
+    given = sparse.csr_matrix(in_rows(vectors_NV, whose), dtype=np.float32, copy=True)
+    if not len(given.indices) == len(given.data) == given.indptr[-1]:
+        given.prune()
     given.sum_duplicates()
+    terms = given.indices.view(f"u{given.indices.itemsize}")  # a negative one is greater than any other
+    if len(terms) and terms.max() >= width:
+        place = int(np.argmax(terms >= width))
+        row = int(np.searchsorted(given.indptr, place, side="right")) - 1
+        raise ValueError(f"{whose(row)}: its vector has the term {given.indices[place]}; allowed: 0 to {width - 1}")
     bad_P = ~((given.data >= 0) & (given.data <= MOST))
     if bad_P.any():
         row = int(np.searchsorted(given.indptr, np.flatnonzero(bad_P)[0], side="right")) - 1
@@ -194,6 +220,12 @@ def _term_type(width: int) -> np.dtype:
     return np.dtype("<u2") if width <= NARROW else np.dtype("<i4")
 
 
+def _of_terms(path: Path, dtype: str, width: int) -> np.ndarray:
+    array = load_array(path)
+    check_kept(path, array, dtype, width)
+    return array
+
+
 class SparseRow(NamedTuple):
     """A document's terms, ascending, and their weights."""
 
@@ -213,26 +245,27 @@ class SparseField:
     def __init__(self, directory: Path, info: SegmentInfo, model: ModelInfo) -> None:
         count, width = info.count, model.width
         self.count, self.width = count, width
-        self.rows_N1 = load_array(directory / "sparse.rows.npy")
-        self.starts_V1 = load_array(directory / "sparse.starts.npy")
-        self.largest_V = load_array(directory / "sparse.largest.npy")
+        rows, starts = directory / "sparse.rows.npy", directory / "sparse.starts.npy"
+        self.rows_N1, self.starts_V1 = load_array(rows), load_array(starts)
+        shape, values = (check_starts(rows, self.rows_N1, count),), PRECISIONS[model.precision]
+        check_starts(starts, self.starts_V1, width, shape[0])
         scaled = model.precision == "uint8"
-        self.units_V = load_array(directory / "sparse.units.npy") if scaled else np.ones(width, dtype=np.float32)
-        sizes = {"rows": (len(self.rows_N1), count + 1), "starts": (len(self.starts_V1), width + 1)}
-        sizes |= {"largest": (len(self.largest_V), width), "units": (len(self.units_V), width)}
-        for name, (found, needed) in sizes.items():
-            if found != needed:
-                raise ValueError(f"{directory / f'sparse.{name}.npy'}: damaged ({found} for {needed}); build the index anew")
-        shape, values = (int(self.rows_N1[-1]),), PRECISIONS[model.precision]
+        self.largest_V = _of_terms(directory / "sparse.largest.npy", "<f4", width)
+        self.units_V = _of_terms(directory / "sparse.units.npy", "<f4", width) if scaled else np.ones(width, dtype=np.float32)
         self.terms = map_file(directory / "sparse.terms.bin", _term_type(width), shape)
         self.weights = map_file(directory / "sparse.weights.bin", values, shape)
         self.documents = map_file(directory / "sparse.documents.bin", np.dtype("<i4"), shape)
         self.impacts = map_file(directory / "sparse.impacts.bin", values, shape)
-        self.peak_rows_V = load_array(directory / "sparse.peaks.rows.npy")
-        if len(self.peak_rows_V) != width:
-            raise ValueError(f"{directory / 'sparse.peaks.rows.npy'}: damaged; build the index anew")
-        peaked = int(self.peak_rows_V.max(initial=-1)) + 1
+        self.peak_rows_V = _of_terms(directory / "sparse.peaks.rows.npy", "<i4", width)
+        peaked = check_numbered(directory / "sparse.peaks.rows.npy", self.peak_rows_V)
         self.peaks = map_file(directory / "sparse.peaks.u8", np.dtype("u1"), (peaked, -(-count // GROUP)))
+        self._lists = Once(directory / "sparse.terms.bin"), Once(directory / "sparse.documents.bin")
+
+    def check(self) -> None:
+        """Raises ``ValueError`` naming a file of lists that is damaged; each is read for it once in a process."""
+        terms, documents = self._lists
+        terms(lambda: check_within(terms.path, self.terms, 0, self.width))
+        documents(lambda: check_lists(documents.path, self.documents, self.starts_V1, self.count))
 
     def empty(self) -> np.ndarray:
         """Returns which documents have no term, bool (N)."""
@@ -246,6 +279,7 @@ class SparseField:
         ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         places = np.arange(ends[-1]) + np.repeat(self.rows_N1[positions_P] - ends[:-1], sizes)
         terms = self.terms[places].astype(np.int32)
+        check_within(self._lists[0].path, terms, 0, self.width)
         parts = self.weights[places].astype(np.float32) * self.units_V[terms], terms, ends
         return sparse.csr_matrix(parts, shape=(len(positions_P), self.width))
 
@@ -292,10 +326,15 @@ class SparseVectors:
 
 
 class Search:
-    """Exact search for the ``k`` best eligible documents of these segments; made once, it serves any number of queries."""
+    """Exact search for the ``k`` best eligible documents of these segments; made once, it serves any number of queries.
+
+    Raises ``ValueError`` naming a damaged file.
+    """
 
     def __init__(self, segments: Sequence[SparseVectors], k: int) -> None:
         self._k = k
+        for segment in segments:
+            segment.field.check()
         library = postings_library()
         parts = [_Part.of(segment) for segment in segments]
         eligible = sum(part.eligible for part in parts)
@@ -320,6 +359,21 @@ class Search:
             with ThreadPoolExecutor(threads()) as pool:
                 return list(pool.map(found, range(count)))
         return [found(row) for row in range(count)]
+
+
+class Searches:
+    """Searches of the same segments for any ``k``; the last one made is kept. Threads may share it."""
+
+    def __init__(self, segments: Sequence[SparseVectors]) -> None:
+        self._segments = segments
+        self._made: tuple[int, Search] | None = None
+
+    def __call__(self, queries_QV: csr_matrix, k: int, id_of: Callable[[int], str]) -> list[list[tuple[int, float]]]:
+        """Returns what ``Search`` does."""
+        made = self._made
+        if made is None or made[0] != k:
+            made = self._made = k, Search(self._segments, k)
+        return made[1](queries_QV, id_of)
 
 
 @dataclass(frozen=True)
@@ -393,7 +447,7 @@ class _Compiled:
             if part.chosen is not None:
                 given.chosen, given.chosen_count, given.chosen_cost = part.chosen.ctypes.data, part.eligible, part.cost
             first += given.count
-        self.searches = Searches(library, k, max(field.count for field in fields), fields[0].width)
+        self.searches = Runs(library, k, max(field.count for field in fields), fields[0].width)
 
     def __call__(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         terms = np.ascontiguousarray(terms, dtype=np.int32)

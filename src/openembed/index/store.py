@@ -17,8 +17,9 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,9 @@ import numpy as np
 from openembed.config import parse
 from openembed.documents import check_document
 from openembed.files import atomic_write, fsync_directory, remove_temporary
-from openembed.index import sparse
 from openembed.index.encoding import Encoders, count_of, encoded, encoders_by_kind, kind_of, vectors_by_kind
 from openembed.index.fields import FIELDS, Vectors
-from openembed.index.lexical import Analyzer, Bm25, analyzer
+from openembed.index.lexical import Analyzer
 from openembed.index.manifest import (
     EncodesDocuments,
     Kind,
@@ -43,6 +43,7 @@ from openembed.index.manifest import (
 )
 from openembed.index.searching import Condition, Hits, Searches, TermScore, TokenScore, refuse_string
 from openembed.index.segments import Segment, SegmentWriter
+from openembed.index.state import State
 from openembed.index.strings import named, write_array
 from openembed.index.tokens.files import TokenCoding
 from openembed.locks import exclusive
@@ -73,11 +74,13 @@ class Store(Searches):
     ``Store.create`` makes one, ``Store(directory)`` opens one; it has at most one model of each kind (dense, sparse), and
     without any it serves BM25 alone. Opening maps files
     and loads neither documents nor weights. A reader sees the state at its opening, whatever others write meanwhile, until
-    it calls ``refresh``; every change of its own includes the changes of others.
+    it calls ``refresh``; every change of its own includes the changes of others. Threads may share it: what is searched or read
+    while another thread changes the store is its state before, or after.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        self._opening = Lock()
         self._open()
 
     @classmethod
@@ -96,30 +99,30 @@ class Store(Searches):
         ``add`` raises.
         """
         store = cls.__new__(cls)
-        store.directory = Path(directory)
+        store.directory, store._opening = Path(directory), Lock()
         models = () if model is None else (model,) if isinstance(model, ModelInfo) else tuple(model)
         manifest = parse(Manifest, {"language": language, "models": models}, "models")
-        store._use(manifest, [])
+        store._state = State(store.directory, manifest, [])
         store.directory.mkdir(parents=True, exist_ok=True)
         with exclusive(store.directory):
             check_absent(store.directory)
             with store._cleaned():
-                if store._append(manifest, documents, {}, vectors_by_kind(vectors)) == 0:
+                if store._append(store._state, documents, {}, vectors_by_kind(vectors)) == 0:
                     write_manifest(store.directory, manifest)
         return store
 
     # ---- reading
 
     def __len__(self) -> int:
-        return int(sum(segment.live_N.sum() for segment in self._segments))
+        return int(sum(segment.live_N.sum() for segment in self._state.segments))
 
     def __contains__(self, identifier: str) -> bool:
-        return self._find(identifier) is not None
+        return self._state.find(identifier) is not None
 
     @property
     def models(self) -> dict[Kind, ModelInfo]:
         """Which models made the vectors, by kind; none when the store serves BM25 alone."""
-        return {model.kind: model for model in self._manifest.models}
+        return dict(self._state.models)
 
     @property
     def model(self) -> ModelInfo | None:
@@ -129,33 +132,33 @@ class Store(Searches):
     @property
     def empty(self) -> dict[Kind, int]:
         """How many live documents have no term, or no token vector, by kind; kinds without such documents are left out."""
+        state = self._state
         counts = {
-            kind: sum(int((segment.fields[kind].empty() & segment.live_N).sum()) for segment in self._segments)
-            for kind in self.models
+            kind: sum(int((segment.fields[kind].empty() & segment.live_N).sum()) for segment in state.segments)
+            for kind in state.models
         }
         return {kind: count for kind, count in counts.items() if count}
 
     @property
     def analyzer(self) -> Analyzer:
         """How the texts become BM25 terms."""
-        return self._analyzer
+        return self._state.analyzer
 
     def ids(self) -> Iterator[str]:
         """Yields the ids of the live documents, segment by segment."""
-        for segment in self._segments:
+        for segment in self._state.segments:
             for position in np.flatnonzero(segment.live_N):
                 yield segment.ids[int(position)]
 
     def document(self, identifier: str) -> Document:
         """Returns a document, read from disk; raises ``ValueError`` when there is none of that id."""
-        place = self._find(identifier)
-        if place is None:
-            raise ValueError(f"{self.directory}: no document with id {identifier!r}")
-        return self._segments[place[0]].document(place[1])
+        state = self._state
+        number, position = state.place(identifier)
+        return state.segments[number].document(position)
 
     def documents(self) -> Iterator[Document]:
         """Yields the live documents one by one, in the order of ``ids``."""
-        for segment in self._segments:
+        for segment in self._state.segments:
             yield from segment.live_documents()
 
     def rows(self, kind: Kind = "dense") -> Iterator[tuple[Document, Any]]:
@@ -163,19 +166,20 @@ class Store(Searches):
 
         Dense ones are float32 (width,), sparse ones (terms, weights). Raises ``ValueError`` when the store has none.
         """
-        self._model_of(kind)
-        return chain.from_iterable(segment.live_rows(kind) for segment in self._segments)
+        state = self._state
+        state.model_of(kind)
+        return chain.from_iterable(segment.live_rows(kind) for segment in state.segments)
 
     def refresh(self) -> bool:
         """Opens the newest state; returns whether there was a newer one."""
-        if read_manifest(self.directory).change == self._manifest.change:
+        if read_manifest(self.directory).change == self._state.manifest.change:
             return False
         self._open()
         return True
 
     def check_encoder(self, encoder: EncodesDocuments) -> None:
         """Raises ``ValueError`` when ``encoder`` is not the model that made the vectors of its kind."""
-        model = self._model_of(kind_of(encoder))
+        model = self._state.model_of(kind_of(encoder))
         if encoder.width != model.width:
             raise ValueError(
                 f"{self.directory}: vectors are {model.width} wide ({model.name}), the model given has {encoder.width}"
@@ -206,9 +210,9 @@ class Store(Searches):
         """
         encoders, given = encoders_by_kind(encoder), vectors_by_kind(vectors)
         self._check_given(encoders, given)
-        with self._change() as manifest:
-            count = self._append(manifest, documents, encoders, given, replace=replace, advance=advance)
-            if len(self._segments) > SEGMENTS:
+        with self._change() as state:
+            count = self._append(state, documents, encoders, given, replace=replace, advance=advance)
+            if len(self._state.segments) > SEGMENTS:
                 self._merge_smallest()
         return count
 
@@ -236,9 +240,9 @@ class Store(Searches):
 
     def check_addable(self, identifiers: Iterable[str], *, replace: bool = False) -> None:
         """Raises the ``ValueError`` that ``add`` would raise for these ids, before anything is encoded."""
-        seen: set[str] = set()
+        state, seen = self._state, set()
         for identifier in identifiers:
-            self._admit(identifier, seen, {}, replace)
+            _admit(state, identifier, seen, {}, replace)
 
     def delete(self, identifiers: Iterable[str]) -> int:
         """Deletes documents; returns how many. All or nothing: raises ``ValueError`` naming an id that is not there.
@@ -246,16 +250,16 @@ class Store(Searches):
         Raises ``TypeError`` for a bare string, whose characters would be taken for ids.
         """
         refuse_string(identifiers, "identifiers")
-        with self._change() as manifest:
+        with self._change() as state:
             positions: dict[int, list[int]] = {}
             wanted = dict.fromkeys(identifiers)
             for identifier in wanted:
-                place = self._find(identifier)
+                place = state.find(identifier)
                 if place is None:
                     raise ValueError(f"{self.directory}: no document with id {identifier!r}; nothing was deleted")
                 positions.setdefault(place[0], []).append(place[1])
             if wanted:
-                self._commit(manifest, self._with_deleted(manifest, positions))
+                self._commit(state.manifest, self._with_deleted(state, positions))
         return len(wanted)
 
     def compact(self, coding: TokenCoding | None = None) -> None:
@@ -264,35 +268,31 @@ class Store(Searches):
         ``coding``: how token vectors are coded now and in additions from now on, from the vectors as they are kept. Raises
         ``ValueError`` for it in a store without token vectors.
         """
-        with self._change() as manifest:
+        with self._change() as state:
+            manifest = state.manifest
             if coding is not None:
-                tokens = self._model_of("tokens").model_copy(update={"coding": coding})
+                tokens = state.model_of("tokens").model_copy(update={"coding": coding})
                 models = tuple(tokens if model.kind == "tokens" else model for model in manifest.models)
                 manifest = manifest.model_copy(update={"models": models})
-            whole = len(self._segments) <= 1 and all(segment.live_N.all() for segment in self._segments)
-            if not whole or manifest.models != self._manifest.models:
-                self._merge(manifest, range(len(self._segments)))
+            whole = len(state.segments) <= 1 and all(segment.live_N.all() for segment in state.segments)
+            if not whole or manifest.models != state.manifest.models:
+                self._merge(state, manifest, range(len(state.segments)))
 
     # ---- inside
 
-    def _open(self) -> None:
-        for attempt in range(3):
-            manifest = read_manifest(self.directory)
-            try:
-                segments = [self._open_segment(info, manifest.models) for info in manifest.segments]
-                break
-            except ValueError:  # a compaction may have removed what was just named; then the manifest has moved on
-                if attempt == 2 or read_manifest(self.directory).change == manifest.change:
-                    raise
-        self._use(manifest, segments)
-
-    def _use(self, manifest: Manifest, segments: list[Segment]) -> None:
-        self._manifest = manifest
-        self._segments = segments
-        self._starts = [0, *accumulate(segment.count for segment in segments)]
-        self._analyzer = analyzer(manifest.language)
-        self._bm25: Bm25 | None = None
-        self._sparse: dict[int, sparse.Search] = {}
+    def _open(self) -> State:
+        """Makes the newest state this store's, and returns it. One thread at a time: so none puts an older one in its place."""
+        with self._opening:
+            for attempt in range(3):
+                manifest = read_manifest(self.directory)
+                try:
+                    segments = [self._open_segment(info, manifest.models) for info in manifest.segments]
+                    break
+                except ValueError:  # a compaction may have removed what was just named; then the manifest has moved on
+                    if attempt == 2 or read_manifest(self.directory).change == manifest.change:
+                        raise
+            self._state = state = State(self.directory, manifest, segments)
+        return state
 
     def _open_segment(self, info: SegmentInfo, models: Sequence[ModelInfo]) -> Segment:
         directory = self.directory / "segments" / info.name
@@ -306,12 +306,12 @@ class Store(Searches):
         return segment
 
     @contextmanager
-    def _change(self) -> Iterator[Manifest]:
-        """Yields the newest manifest with the writer's lock held."""
+    def _change(self) -> Iterator[State]:
+        """Yields the newest state with the writer's lock held."""
         with exclusive(self.directory):
-            self._open()
+            state = self._open()
             with self._cleaned():
-                yield self._manifest
+                yield state
 
     @contextmanager
     def _cleaned(self) -> Iterator[None]:
@@ -329,7 +329,9 @@ class Store(Searches):
 
     def _remove_unnamed(self) -> None:
         remove_temporary(self.directory)
-        named = {info.name for info in self._manifest.segments} | {info.deleted for info in self._manifest.segments}
+        written = (self.directory / "manifest.json").exists()  # what is committed but could not be opened is named too
+        segments = (read_manifest(self.directory) if written else self._state.manifest).segments
+        named = {info.name for info in segments} | {info.deleted for info in segments}
         for folder in ("segments", "deleted"):
             for path in (self.directory / folder).glob("*"):
                 if path.name not in named:
@@ -337,7 +339,7 @@ class Store(Searches):
 
     def _append(
         self,
-        manifest: Manifest,
+        state: State,
         documents: Iterable[Document],
         encoders: Mapping[Kind, EncodesDocuments],
         vectors: Mapping[Kind, Vectors],
@@ -346,7 +348,7 @@ class Store(Searches):
         advance: Callable[[int], None] = lambda _n: None,
     ) -> int:
         """Commits a manifest with one more segment; returns its number of documents (of none, nothing is committed)."""
-        name = f"{manifest.change + 1:06d}"
+        manifest, name = state.manifest, f"{state.manifest.change + 1:06d}"
         writer = SegmentWriter(self.directory / "segments" / name, manifest.models)
         superseded: dict[int, list[int]] = {}
         seen: set[str] = set()
@@ -354,22 +356,22 @@ class Store(Searches):
         while chunk := list(islice(stream, CHUNK)):
             for document in chunk:
                 check_document(document, f"document {document.id!r}")
-                self._admit(document.id, seen, superseded, replace)
+                _admit(state, document.id, seen, superseded, replace)
             if not writer.ids:
                 self._check_given(encoders, vectors)
             part = slice(len(writer.ids), len(writer.ids) + len(chunk))
             own = {kind: FIELDS[kind].take(given, part) for kind, given in vectors.items()}
             own |= {m.kind: encoded(m, encoders[m.kind], chunk) for m in manifest.models if m.kind not in vectors}
-            writer.add(chunk, own, self._analyzer)
+            writer.add(chunk, own, state.analyzer)
             advance(len(chunk))
         for given in vectors.values():
             if count_of(given) != len(writer.ids):
                 raise ValueError(f"got {count_of(given)} vectors for {len(writer.ids)} documents; nothing was added")
         if writer.ids:
             writer.close()
-            kept = self._with_deleted(manifest, superseded)
+            kept = self._with_deleted(state, superseded)
             self._commit(manifest, (*kept, writer.info(name)))
-            self._warn_of_empty(self._segments[-1])
+            self._warn_of_empty(self._state.segments[-1])
         return len(writer.ids)
 
     def _warn_of_empty(self, segment: Segment) -> None:
@@ -382,19 +384,20 @@ class Store(Searches):
 
     def _merge_smallest(self) -> None:
         """Merges the smallest segments. What was added stays when this fails: the next addition tries again."""
-        smallest = sorted(range(len(self._segments)), key=lambda number: self._segments[number].count)
+        state = self._state
+        smallest = sorted(range(len(state.segments)), key=lambda number: state.segments[number].count)
         try:
-            self._merge(self._manifest, smallest[:SEGMENTS])
-        except OSError as error:
+            self._merge(state, state.manifest, smallest[:SEGMENTS])
+        except (OSError, ValueError) as error:
             logger.warning("%s: the documents were added, but segments could not be merged: %s", self.directory, error)
 
-    def _merge(self, manifest: Manifest, numbers: Iterable[int]) -> None:
-        """Commits a manifest where one new segment holds the live documents of the segments ``numbers``."""
+    def _merge(self, state: State, manifest: Manifest, numbers: Iterable[int]) -> None:
+        """Commits ``manifest``, but that one new segment holds the live documents of the segments ``numbers``."""
         name = f"{manifest.change + 1:06d}"
         writer = SegmentWriter(self.directory / "segments" / name, manifest.models)
         merged = set(numbers)
         for number in sorted(merged):
-            segment = self._segments[number]
+            segment = state.segments[number]
             live = np.flatnonzero(segment.live_N)
             for start in range(0, len(live), CHUNK):
                 chunk = live[start : start + CHUNK]
@@ -407,36 +410,22 @@ class Store(Searches):
             kept.append(writer.info(name))
         self._commit(manifest, tuple(kept))
 
-    def _with_deleted(self, manifest: Manifest, positions: dict[int, list[int]]) -> tuple[SegmentInfo, ...]:
+    def _with_deleted(self, state: State, positions: dict[int, list[int]]) -> tuple[SegmentInfo, ...]:
         """Returns the manifest's segments with further positions deleted, written to new files."""
-        segments = list(manifest.segments)
+        segments = list(state.manifest.segments)
         for number, added in positions.items():
-            live_N = self._segments[number].live_N.copy()
+            live_N = state.segments[number].live_N.copy()
             live_N[added] = False
-            name = f"{segments[number].name}-{manifest.change + 1:06d}.npy"
+            name = f"{segments[number].name}-{state.manifest.change + 1:06d}.npy"
             path = self.directory / "deleted" / name
             with named(path), atomic_write(path, "wb") as file:
                 write_array(file, np.flatnonzero(~live_N))
             segments[number] = segments[number].model_copy(update={"deleted": name})
         return tuple(segments)
 
-    def _admit(self, identifier: str, seen: set[str], superseded: dict[int, list[int]], replace: bool) -> None:
-        if identifier in seen:
-            raise ValueError(f"id {identifier!r} is given twice; nothing was added")
-        seen.add(identifier)
-        place = self._find(identifier)
-        if place is None:
-            return
-        if not replace:
-            raise ValueError(
-                f"{self.directory}: id {identifier!r} is already in the index; nothing was added "
-                "(replace=True, or --replace, puts new documents in the place of old ones)"
-            )
-        superseded.setdefault(place[0], []).append(place[1])
-
     def _check_given(self, encoders: Mapping[Kind, EncodesDocuments], vectors: Mapping[Kind, Vectors]) -> None:
         for kind in vectors:
-            self._model_of(kind)
+            self._state.model_of(kind)
         for encoder in encoders.values():
             self.check_encoder(encoder)
         for kind, model in self.models.items():
@@ -447,18 +436,19 @@ class Store(Searches):
         self, documents: list[Document], encoders: Mapping[Kind, EncodesDocuments], kinds: Sequence[Kind]
     ) -> dict[Kind, Vectors]:
         """Returns the vectors of documents that are there: those of unchanged texts as they are, the others encoded."""
-        places = [self._find(document.id) for document in documents]
+        state = self._state
+        places = [state.place(document.id) for document in documents]
         numbers, positions = np.array(places).T
-        texts = [self._segments[number].document(position).full_text for number, position in places]
+        texts = [state.segments[number].document(position).full_text for number, position in places]
         changed_N = np.array([old != document.full_text for old, document in zip(texts, documents, strict=True)])
         changed, updated = [document for document, new in zip(documents, changed_N, strict=True) if new], {}
         for encoder in encoders.values():
             self.check_encoder(encoder)
         for kind in kinds:
-            model, parts, rows = self._model_of(kind), [], []
+            model, parts, rows = state.model_of(kind), [], []
             for number in np.unique(numbers[~changed_N]):
                 rows.append(np.flatnonzero((numbers == number) & ~changed_N))
-                parts.append(self._segments[number].fields[kind].rows(positions[rows[-1]]))
+                parts.append(state.segments[number].fields[kind].rows(positions[rows[-1]]))
             if changed:
                 if kind not in encoders:
                     raise ValueError(f"{self.directory}: {len(changed)} texts changed; give the encoder ({model.name})")
@@ -467,22 +457,21 @@ class Store(Searches):
             updated[kind] = FIELDS[kind].take(FIELDS[kind].join(parts), np.argsort(np.concatenate(rows)))
         return updated
 
-    def _model_of(self, kind: Kind) -> ModelInfo:
-        if kind in self.models:
-            return self.models[kind]
-        if not self.models:
-            raise ValueError(f"{self.directory}: was built without a model, so it serves BM25 only; index with a model")
-        held, lacking = " and ".join(each.removesuffix("s") for each in self.models), kind.removesuffix("s")
-        raise ValueError(
-            f"{self.directory}: has no {lacking} vectors, only {held} ones; index with a model that gives {lacking} ones"
-        )
 
-    def _find(self, identifier: str) -> tuple[int, int] | None:
-        for number, segment in enumerate(self._segments):
-            position = segment.find(identifier)
-            if position is not None:
-                return number, position
-        return None
+def _admit(state: State, identifier: str, seen: set[str], superseded: dict[int, list[int]], replace: bool) -> None:
+    """Notes an id that is to be added, and which document it supersedes; raises ``ValueError`` for one that may not be."""
+    if identifier in seen:
+        raise ValueError(f"id {identifier!r} is given twice; nothing was added")
+    seen.add(identifier)
+    place = state.find(identifier)
+    if place is None:
+        return
+    if not replace:
+        raise ValueError(
+            f"{state.directory}: id {identifier!r} is already in the index; nothing was added "
+            "(replace=True, or --replace, puts new documents in the place of old ones)"
+        )
+    superseded.setdefault(place[0], []).append(place[1])
 
 
 def _checked(given: Document) -> Document:

@@ -1,4 +1,4 @@
-/* What scans share: the k-th greatest of some values, and, of int8 codes, the coding of a vector. */
+/* What scans share: float16 as float32, the k-th greatest of some values, and, of int8 codes, the coding of a vector. */
 #pragma once
 
 #include <math.h>
@@ -6,6 +6,14 @@
 #include <string.h>
 
 enum { LANES = 16 };
+
+/* A finite float16, exactly; without a branch, so that loops over it become vectors. */
+static inline float from_half(uint16_t half) {
+    union { uint32_t bits; float value; } wide = {(uint32_t)(half & 0x7fff) << 13};
+    wide.value *= 0x1p112f;
+    wide.bits |= (uint32_t)(half & 0x8000) << 16;
+    return wide.value;
+}
 
 /* The k-th greatest of ``count`` values, which are put in another order. */
 static inline float kth_greatest(float *values, int64_t count, int64_t k) {

@@ -84,12 +84,6 @@ typedef struct {
     int32_t places[BLOCK];
 } Block;
 
-/* A float16 that is not negative and finite, exactly. */
-static inline float from_half(uint16_t bits) {
-    union { uint32_t bits; float value; } wide = {(uint32_t)bits << 13};
-    return wide.value * 0x1p112f;
-}
-
 static void sink(float *heap, int64_t size, int64_t at) {
     for (;;) {
         int64_t least = at, left = 2 * at + 1;

@@ -125,18 +125,6 @@ EXPORT int openembed_tokens_scan(const Tokens *tokens, const Panel *panel, const
     return 0;
 }
 
-static float from_half(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff, bits;
-    float value;
-    if (rest < 0x400) { /* subnormal: rest * 2^-24 */
-        value = (float)rest * 5.9604645e-8f;
-        return sign ? -value : value;
-    }
-    bits = sign | ((rest << 13) + 0x38000000u);
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
 /* A token as float32, padded with zeros to a multiple of 16. */
 static void token_floats(const Tokens *tokens, int64_t at, float *value) {
     int64_t i = 0, width = tokens->width;

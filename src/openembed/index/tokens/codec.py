@@ -26,6 +26,8 @@ LANES = 16
 BLOCK = 16_384
 MEASURED = 20_000
 """Tokens whose residuals give the buckets."""
+MOST = 2**31 - 1
+"""Coded tokens of a segment: their places are kept as int32."""
 
 ResidualsStructure = structure("Residuals", "packed places codes owners centroids weights offsets", "width padded bits unit")
 
@@ -198,10 +200,22 @@ def clusters_for(tokens: int) -> int:
     return 2 ** max(0, int(np.log2(max(1.0, 8 * tokens**0.5)))) if tokens >= 64 else max(1, min(tokens, 8))
 
 
+def check_count(tokens: int) -> None:
+    """Raises ``ValueError`` for more tokens than a segment can have coded."""
+    if tokens > MOST:
+        raise ValueError(
+            f"{tokens:,} tokens to code for one segment; at most {MOST:,} can be: spread the documents over several indexes"
+        )
+
+
 def encode_tokens(
     codec: Codec, values_TD: np.ndarray, offsets_N1: np.ndarray, advance: Callable[[int], None] = lambda _n: None
 ) -> Residuals:
-    """Returns the coded tokens; they are read a block at a time, from a memory-mapped file too."""
+    """Returns the coded tokens; they are read a block at a time, from a memory-mapped file too.
+
+    Raises ``ValueError`` for more than ``MOST`` tokens, before any is coded.
+    """
+    check_count(len(values_TD))
     codes_T = np.empty(len(values_TD), dtype=np.int32)
     packed_TB = np.empty((len(values_TD), codec.padded * codec.bits // 8), dtype=np.uint8)
     for start in range(0, len(values_TD), BLOCK):
@@ -214,7 +228,11 @@ def encode_tokens(
 
 
 def arranged(codec: Codec, offsets_N1: np.ndarray, codes_T: np.ndarray, packed_TB: np.ndarray) -> Residuals:
-    """Returns coded tokens given in the order of the documents, put in the order of their centroids."""
+    """Returns coded tokens given in the order of the documents, put in the order of their centroids.
+
+    Raises ``ValueError`` for more than ``MOST`` tokens.
+    """
+    check_count(len(codes_T))
     offsets_N1 = np.ascontiguousarray(offsets_N1, dtype=np.int64)
     order_T = np.argsort(codes_T, kind="stable").astype(np.int32)
     places_T = np.empty(len(order_T), dtype=np.int32)

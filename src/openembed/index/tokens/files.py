@@ -24,7 +24,15 @@ from pydantic import Field, model_validator
 from openembed.config import Config, parse
 from openembed.files import read_json, write_json
 from openembed.index.strings import load_array, map_file, named, save_array
-from openembed.index.tokens.codec import Codec, Residuals, clusters_for, encode_tokens, map_residuals, write_residuals
+from openembed.index.tokens.codec import (
+    Codec,
+    Residuals,
+    check_count,
+    clusters_for,
+    encode_tokens,
+    map_residuals,
+    write_residuals,
+)
 from openembed.index.tokens.coding import WIDEST, check_vectors, code_rows, document_bounds, stride_of
 from openembed.index.tokens.exact import TokenMatrix
 from openembed.index.tokens.muvera import Encodings, EncodingSettings, map_encodings, write_encodings
@@ -88,12 +96,15 @@ class TokenWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._files = [(directory / name, (directory / name).open("wb")) for name in names]
         self._lengths: list[np.ndarray] = []
+        self._tokens = 0
 
     def add(self, documents: TokenVectors, name: Callable[[int], str] = "document {}".format) -> None:
-        """Appends documents. Raises ``ValueError`` for another width, what is not finite and what the precision cannot hold;
-        ``name`` says which of them it is.
+        """Appends documents. Raises ``ValueError`` for another width, what is not finite and what the precision cannot hold
+        (``name`` says which of them it is), and for more tokens than can be coded, where they are to be.
         """
         check_vectors(documents, self._width, name)
+        if self._settings.bits:
+            check_count(self._tokens + len(documents.values_TD))
         values_TD = np.ascontiguousarray(documents.values_TD, dtype=np.float32)
         if self._type == np.float16 and len(values_TD) and np.abs(values_TD).max() > np.finfo(np.float16).max:
             raise ValueError("a token vector has a component beyond 65,504; use precision='float32' or scale the vectors down")
@@ -101,6 +112,7 @@ class TokenWriter:
         rows = code_rows(kept_TD.astype(np.float32))
         bounds_N2 = document_bounds(rows, documents.offsets_N1)
         self._lengths.append(documents.lengths_N)
+        self._tokens += len(values_TD)
         for (path, file), array in zip(self._files, (kept_TD, rows.codes_TS, rows.scale_T, bounds_N2), strict=True):
             with named(path):
                 file.write(memoryview(array.reshape(-1)).cast("B") if array.size else b"")

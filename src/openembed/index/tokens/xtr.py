@@ -167,12 +167,11 @@ def _candidates(matrix: TokenMatrix, mask_N: np.ndarray, panel: Panel, count: in
     total = int(lengths_N[documents].sum())
     if token_library() is None or total <= count:
         return _by_products(matrix, documents, panel, count)
-    capacity = 16 * count + 4096
-    while True:
-        found = _scan(matrix, documents, panel, count, capacity)
-        if found is not None:
-            return found
-        capacity *= 2
+    enough = total + total // 4 + 64  # where a lane fills seven eighths of its room, the scan asks for more
+    capacity = min(16 * count + 4096, enough)
+    while (found := _scan(matrix, documents, panel, count, capacity)) is None:
+        capacity = min(2 * capacity, enough)
+    return found
 
 
 def _scan(
