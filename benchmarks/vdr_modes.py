@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 from equal_length import seed_scores
+from reports import machine
 from scipy.sparse import csr_matrix
-from sparse import machine
 
 import openembed
 from openembed.backbones.text import BackboneConfig
