@@ -178,6 +178,8 @@ def test_what_a_new_index_has_no_use_for_is_refused(cli, corpus, tmp_path):
     cli(*given, "bag", "--model", "words", "--precision", "uint8")
     kept = {kind: model.precision for kind, model in Store(tmp_path / "index").models.items()}
     assert kept == {"dense": "float32", "sparse": "uint8"}
+    with pytest.raises(ValueError, match="precision uint8: dense vectors are kept in float32; leave it out"):
+        describe_model("bag", BagOfWords(), precision="uint8")
 
 
 @pytest.mark.parametrize("kind", [WordWeights, WordTokens])

@@ -3,7 +3,7 @@
 An encoder whose head is a plain pooling mode, and whose pooled span sentence-transformers finds by itself, is described
 with its own modules and needs no remote code. Any other (latent attention, self-attention, spans that only offsets find)
 travels with one self-contained module file that ``SentenceTransformer(path, trust_remote_code=True)`` runs; where texts are
-repeated, or the vectors of tokens are of texts cut in a way it does not know, that file refuses.
+repeated, or the vectors of tokens are of texts cut, or less a prompt, in a way it does not know, that file refuses.
 """
 
 from __future__ import annotations

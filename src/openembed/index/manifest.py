@@ -112,6 +112,8 @@ def describe_model(
 
     The model is of the ``encoder``'s kind. ``precision``: of sparse weights and token vectors. ``coding``: of token vectors.
     """
+    if precision != "float32" and getattr(encoder, "kind", "dense") == "dense":
+        raise ValueError(f"precision {precision}: dense vectors are kept in float32; leave it out")
     values = {
         "name": str(Path(name).resolve()) if Path(name).exists() else name,
         "fingerprint": encoder.fingerprint,
