@@ -201,6 +201,8 @@ def test_options_that_cannot_be_meant_are_refused(run, files):
         run("convert", files / "model", files / "other", "--query-gate", "bag")
     with pytest.raises(ValueError, match=r'--document-gate .* write a gate, or settings such as "top_k=64,keep_own=true"'):
         run("convert", files / "model", files / "other", "--document-gate", "top_k=five")
+    with pytest.raises(ValueError, match="is the model itself, which would be replaced; give another folder"):
+        run("convert", files / "model", files / "model", "--query-gate", "bag_of_words")
     run("index", files / "corpus.txt", "-o", files / "index", "--model", files / "model", "--json")
     with pytest.raises(ValueError, match="--candidates 5 are fewer than the 10 documents asked for"):
         run("search", files / "index", "sun", "--rerank", files / "model", "--candidates", "5")

@@ -93,3 +93,36 @@ def test_the_recipes_of_xtr_score_by_retrieved_tokens_too():
     for name, tokens in (("xtr", 40_000), ("xtr_small", 1_000)):
         (method,) = load_recipe(name).stage["evaluate"].methods
         assert method == Xtr(tokens=tokens)
+
+
+def test_an_offset_that_is_not_there_cannot_be_calibrated(tmp_path):
+    table = """
+[encoder]
+backbone = { path = "openembed-nano" }
+head = { kind = "splade"%s }
+[source.pairs]
+path = "pairs.jsonl"
+[stage.train]
+do = "train"
+steps = 2
+calibrate = 0.03
+data.sources = ["pairs"]
+"""
+    path = tmp_path / "own.toml"
+    path.write_text(table % "")
+    with pytest.raises(ValueError, match=r"stage\.train\.calibrate: .*give encoder\.head\.offset = 0\.0"):
+        load_recipe(path)
+    path.write_text(table % ", offset = 0.0")
+    assert load_recipe(path).stage["train"].calibrate == 0.03
+
+
+def test_a_smoke_run_keeps_models_in_folders(tmp_path, monkeypatch):
+    (tmp_path / "tokens-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.toml").write_text("""
+[stage.index]
+do = "index"
+corpus = "corpus.jsonl"
+model = "tokens-model"
+""")
+    assert load_recipe(tmp_path / "own.toml", smoke=True).stage["index"].model == "tokens-model"

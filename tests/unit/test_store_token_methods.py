@@ -192,3 +192,17 @@ def test_what_is_no_method_is_refused_by_name():
             parse_method(text, "--method")
     assert Warp(probes=5.0) == Warp(probes=np.int64(5)) == Warp(probes=5)
     assert whole(5.5) == 5.5
+
+
+def test_coding_that_does_nothing_yet_and_vectors_that_are_gone_are_said(tmp_path, caplog):
+    store = Store.create(tmp_path / "whole", documents(range(50)), VECTORS.select(range(50)), model=model(TokenCoding(bits=4)))
+    assert "fewer than coded_from (2,000,000)" in caplog.text
+    assert store._state.segments[0].fields["tokens"].segment.info.bits is None
+    caplog.clear()
+    Store.create(tmp_path / "usual", documents(range(50)), VECTORS.select(range(50)), model=model())
+    assert not caplog.text
+    coded = model(TokenCoding(bits=4, keep_vectors=False, **CODED))
+    codes = Store.create(tmp_path / "codes", documents(range(50)), VECTORS.select(range(50)), model=coded)
+    with pytest.raises(ValueError, match="cannot be brought back; index again"):
+        codes.compact(TokenCoding(bits=4, **CODED))
+    assert not codes.models["tokens"].coding.keep_vectors

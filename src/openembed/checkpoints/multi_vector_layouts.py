@@ -59,7 +59,7 @@ def save_layout(encoder: Encoder, path: str | Path, layout: str, *, named_prompt
     if refused:
         raise ValueError(
             f"{LAYOUTS[layout]}'s layout cannot say what this model does, and would rank otherwise: {'; '.join(refused)}. "
-            "The default layout says it all."
+            "The layout openembed keeps everything."
         )
     sides = {side: _side(encoder, side) for side in SIDES}
     with whole_folder(path) as folder:

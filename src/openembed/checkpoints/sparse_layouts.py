@@ -48,7 +48,7 @@ def save_sparse_layout(encoder: Encoder, path: str | Path, layout: str) -> None:
     if reasons:
         raise ValueError(
             f"{LAYOUTS[layout]}'s layout cannot say what this model does, and would rank otherwise: {'; '.join(reasons)}. "
-            "The default layout says it all."
+            "The layout openembed keeps everything."
         )
     assert language_model is not None, "refused before"
     with whole_folder(path) as folder:

@@ -85,6 +85,8 @@ def convert(
     from openembed.layouts import check_layout
 
     check_layout(out, to, named_prompts=named_prompts)  # before seconds are spent on loading
+    if Path(model).exists() and Path(model).resolve() == out.resolve():
+        raise ValueError(f"{out}: is the model itself, which would be replaced; give another folder")
     given = {"query": query_gate, "document": document_gate}
     gates = {side: _gate(f"--{side}-gate", text) for side, text in given.items() if text is not None}
     encoder = openembed.load(model, "cpu", dtype, head={"kind": head} if head else None)
@@ -93,7 +95,8 @@ def convert(
     if as_json:
         print_json({"model": model, "out": str(out), "layout": to, "kind": encoder.kind})
     else:
-        sys.stdout.write(f"{out}: {model} in the layout of {to}\n")
+        said = "".join(f", {side} gate {text}" for side, text in given.items() if text is not None)
+        sys.stdout.write(f"{out}: {model} in the layout of {to}{said}\n")
 
 
 def _gate(option: str, text: str) -> Any:

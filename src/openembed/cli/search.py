@@ -298,7 +298,8 @@ def compact(
     store = Store(directory)
     present = store.models["tokens"].coding if "tokens" in store.models else None
     store.compact(coding_of(bits, coded_from, vectors, encodings, present))
-    _say(as_json, {"count": len(store)}, f"{len(store):,} documents in {directory}")
+    gone = "" if vectors is not False else "; coded token vectors are codes alone from now on, and scores are of these"
+    _say(as_json, {"count": len(store)}, f"{len(store):,} documents in {directory}{gone}")
 
 
 def _without(store: Store) -> str:

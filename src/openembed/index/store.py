@@ -266,12 +266,17 @@ class Store(Searches):
         """Copies the live documents into one segment and frees the space of deleted ones; encodes no text.
 
         ``coding``: how token vectors are coded now and in additions from now on, from the vectors as they are kept. Raises
-        ``ValueError`` for it in a store without token vectors.
+        ``ValueError`` for it in a store without token vectors, or where vectors are to be kept that are gone.
         """
         with self._change() as state:
             manifest = state.manifest
             if coding is not None:
                 tokens = state.model_of("tokens").model_copy(update={"coding": coding})
+                held = [segment.fields["tokens"].segment.info.vectors for segment in state.segments]
+                if coding.keep_vectors and not all(held):
+                    raise ValueError(
+                        f"{self.directory}: token vectors are kept as codes alone and cannot be brought back; index again"
+                    )
                 models = tuple(tokens if model.kind == "tokens" else model for model in manifest.models)
                 manifest = manifest.model_copy(update={"models": models})
             whole = len(state.segments) <= 1 and all(segment.live_N.all() for segment in state.segments)

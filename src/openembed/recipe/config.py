@@ -440,10 +440,17 @@ def check_references(recipe: Recipe) -> list[str]:
             problems += _wrong_source(earlier, f"stage.{name}", path)
         if isinstance(stage, TrainStage) and stage.start == BM25:
             problems.append(f"stage.{name}.start: BM25 has nothing to train (got 'bm25')")
+        if isinstance(stage, TrainStage) and stage.calibrate is not None and _without_offset(recipe, stage):
+            problems.append(f"stage.{name}.calibrate: sets the offset of a splade head; give encoder.head.offset = 0.0")
         problems += _wrong_tables(recipe, earlier, name, stage)
         if isinstance(stage, SearchStage) and not isinstance(earlier.get(stage.index), IndexStage):
             problems.append(f"stage.{name}.index: no earlier index stage of this name (got {stage.index!r})")
     return problems
+
+
+def _without_offset(recipe: Recipe, stage: TrainStage) -> bool:
+    encoder = recipe.encoder if stage.start == UNTRAINED else None
+    return encoder is not None and getattr(encoder.head, "offset", None) is None
 
 
 def _wrong_tables(recipe: Recipe, earlier: Mapping[str, StageConfig], name: str, stage: StageConfig) -> list[str]:

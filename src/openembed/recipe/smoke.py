@@ -5,6 +5,8 @@ It runs on a CPU, offline, in seconds, and shows that a recipe's parts fit toget
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from openembed.backbones.text import BackboneConfig
 from openembed.data.evaluation_texts import EvaluationSet
 from openembed.data.sources import SourceConfig
@@ -154,5 +156,6 @@ def _source(source: SourceConfig) -> SourceConfig:
 
 
 def _model(reference: str, recipe: Recipe) -> str:
-    """A stage, BM25 or the package's model as it is; one that would have to be downloaded becomes the untrained toy."""
-    return reference if reference in (UNTRAINED, BM25, RANDOM, NANO, *recipe.stage) else UNTRAINED
+    """A stage, BM25, the package's model or a folder as it is; what would have to be downloaded becomes the untrained toy."""
+    known = reference in (UNTRAINED, BM25, RANDOM, NANO, *recipe.stage) or Path(reference).is_dir()
+    return reference if known else UNTRAINED

@@ -5,6 +5,7 @@ This is what a store asks of a kind of vectors, and no more; how they are search
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ import numpy as np
 from openembed.index.tokens.files import TokenCoding, TokenSegment, TokenSettings, TokenWriter
 from openembed.progress import progress
 from openembed.token_vectors import TokenVectors
+
+logger = logging.getLogger(__name__)
 
 
 class TokenModel(Protocol):
@@ -29,7 +32,7 @@ class TokenFieldWriter:
 
     def __init__(self, directory: Path, model: TokenModel) -> None:
         self._writer = TokenWriter(directory, model.width, TokenSettings(precision=model.precision, **dict(model.coding)))
-        self._tokens = 0
+        self._coding, self._tokens = model.coding, 0
 
     def add(self, ids: Sequence[str], vectors: TokenVectors) -> None:
         """Appends the token vectors of these documents; raises ``ValueError`` naming one whose vectors cannot be kept."""
@@ -40,7 +43,16 @@ class TokenFieldWriter:
 
     def close(self) -> dict[str, Any]:
         """Writes what is left, and of a large segment its coded tokens; the segment says the rest of itself."""
-        with progress("cluster", self._tokens, "tokens") as advance:
+        usual, coding = TokenCoding(), self._coding
+        coded = bool(coding.bits) and self._tokens >= coding.coded_from
+        if not coded and (coding.bits, coding.keep_vectors) not in ((0, True), (usual.bits, usual.keep_vectors)):
+            logger.warning(
+                "%s tokens are fewer than coded_from (%s): this segment keeps its vectors and is not coded; "
+                "coded_from=1 (--coded-from 1) codes every one",
+                f"{self._tokens:,}",
+                f"{coding.coded_from:,}",
+            )
+        with progress("cluster", self._tokens, "tokens", show=coded) as advance:
             self._writer.close(advance)
         return {}
 
