@@ -33,6 +33,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def kind_required(schema: dict[str, Any]) -> None:
+    """Makes ``kind`` a required key of a JSON schema: told apart by it, a part of a union has a default in Python alone."""
+    schema["required"] = [*schema.get("required", []), "kind"]
+
+
 def chosen(config: Config) -> dict[str, Any]:
     """Returns the settings that differ from their defaults, nested, and every ``kind``, as plain JSON values.
 

@@ -58,6 +58,7 @@ SEMANTIC = {
     "duplicate_id",
     "invalid_filter",
     "instruction_too_long",
+    "method_not_available",
     "not_explained",
     "context_length_exceeded",
     "too_many_dimensions",

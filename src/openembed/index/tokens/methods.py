@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from openembed.config import Config, chosen, parse
+from openembed.config import Config, chosen, kind_required, parse
 from openembed.index.tokens.files import TokenCoding, TokenSegment
 from openembed.index.tokens.muvera import EncodingSettings, Muvera
 from openembed.index.tokens.plaid import Plaid
@@ -22,7 +22,7 @@ from openembed.index.tokens.xtr import Xtr
 __all__ = ["EXACT", "METHODS", "Exact", "Method", "Muvera", "Plaid", "Warp", "Xtr"]
 
 
-class Exact(Config):
+class Exact(Config, json_schema_extra=kind_required):
     """Every document is scored by MaxSim, none is passed over."""
 
     kind: Literal["exact"] = "exact"

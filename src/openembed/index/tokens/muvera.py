@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from scipy.linalg import hadamard
 
-from openembed.config import Config, Count
+from openembed.config import Config, Count, kind_required
 from openembed.index.strings import map_file, named
 from openembed.index.tokens.coding import WIDEST, Panel, code_rows, stride_of
 from openembed.index.tokens.exact import TokensStructure
@@ -78,7 +78,7 @@ class EncodingSettings(Config):
         return self.final or self.components
 
 
-class Muvera(Config):
+class Muvera(Config, json_schema_extra=kind_required):
     """How encodings are searched: so many ``candidates`` go on to be scored exactly."""
 
     kind: Literal["muvera"] = "muvera"

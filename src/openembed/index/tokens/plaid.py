@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from openembed.config import Config, Count
+from openembed.config import Config, Count, kind_required
 from openembed.index.tokens.codec import Residuals
 
 
-class Plaid(Config):
+class Plaid(Config, json_schema_extra=kind_required):
     """How PLAID searches. ``documents`` go on to be scored exactly: on their vectors where the segment has them, otherwise as
     reconstructed. ``probes``: nearest centroids of each query token; None: no document is passed over unseen. ``threshold``
     (the paper's t_cs): tokens of a centroid whose greatest product with the query's tokens is below it count for nothing in the

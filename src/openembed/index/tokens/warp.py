@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from openembed.config import Config, Count, CountFromZero
+from openembed.config import Config, Count, CountFromZero, kind_required
 from openembed.index.tokens.codec import Residuals
 from openembed.index.tokens.native import address, structure, token_library
 
@@ -27,7 +27,7 @@ SHARE, BEYOND = 0.02, 2
 times as many as are probed it is at least."""
 
 
-class Warp(Config):
+class Warp(Config, json_schema_extra=kind_required):
     """How WARP searches. ``reach``: None for ``SHARE`` of the tokens, and for more than the probed centroids hold: what is
     missing lies beyond these. WARP's own code takes a few thousand, often fewer than it probes, which puts documents that
     were found below those that were not (docs/log.md).

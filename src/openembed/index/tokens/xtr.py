@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from openembed.config import Config, Count, CountFromZero
+from openembed.config import Config, Count, CountFromZero, kind_required
 from openembed.index.tokens.codec import Residuals
 from openembed.index.tokens.coding import Panel, padded
 from openembed.index.tokens.exact import TokenMatrix
@@ -31,7 +31,7 @@ Imputation = Literal["last", "zero", "none"]
 HitsStructure = structure("Hits", "positions lower upper filled next floor", "k capacity")
 
 
-class Xtr(Config):
+class Xtr(Config, json_schema_extra=kind_required):
     """How XTR searches. ``imputation``: ``last`` counts what was not retrieved as the last product retrieved for that query
     token (the greatest it can be), ``zero`` as 0, and ``none`` leaves it out and divides by the number of query tokens
     found instead of all (times all, to stay on the scale of MaxSim).
